@@ -1,0 +1,1 @@
+"""Disentangled and balanced learning (DBL) in JAX."""

@@ -1,0 +1,334 @@
+"""Image operations: each a plain function, and a thin random one of it.
+
+Conventions, the same for all of them:
+
+* `image` is f32[H, W, 3], one RGB image with values in [0, 1]; `jax.vmap` makes
+  the batch, with other factors for each image.
+* Pixel (i, j) covers the square [i, i + 1] x [j, j + 1]; places and sizes are
+  in pixels, fractions allowed.
+* Nothing is clipped, so that operations can be multiplied together, as
+  `views.augment` does. Clip once, at the end.
+* `random_*` takes a typed key first, samples as torchvision does where nothing
+  else is said, and applies the plain function.
+* "Luma" is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), as in Pillow's
+  convert('L').
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+Number = jax.Array | float
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_RGB_TO_YIQ = np.array(
+  [LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32
+)
+_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
+# Full float32 on accelerators too, where the default is fewer bits.
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+def resize_matrix(
+  start: Number, size: Number, in_size: int, out_size: int
+) -> jax.Array:
+  """Antialiased bilinear resizing of one axis, as a matrix.
+
+  Row i holds the weights of the input pixels in output pixel i: a triangle
+  around c = start + (i + 1/2) size / out_size, of half-width
+  max(1, size / out_size), scaled to the sum 1. As Pillow's
+  `resize(..., BILINEAR, box=...)`, pixels just outside [start, start + size]
+  have their share.
+
+  Args:
+    start: where the stretch that is kept starts, in pixels, 0 <= start.
+    size: its length, start + size <= in_size.
+    in_size: pixels of the input.
+    out_size: pixels of the output.
+
+  Returns:
+    f32[out_size, in_size], rows sum to 1.
+  """
+  step = size / out_size
+  centre = start + (jnp.arange(out_size) + 0.5) * step
+  distance = jnp.abs((jnp.arange(in_size) + 0.5)[None, :] - centre[:, None])
+  weights = jnp.maximum(0.0, 1 - distance / jnp.maximum(step, 1.0))
+  return weights / weights.sum(axis=1, keepdims=True)
+
+
+def blur_matrix(sigma: Number, size: int, radius: int) -> jax.Array:
+  """Gaussian blur of one axis, f32[size, size]: see `gaussian_blur`."""
+  place = jnp.arange(size)
+  distance = place[:, None] - place[None, :]
+  # A sigma of 0 would give 0 / 0; 0.01 already is the identity in float32.
+  scaled = distance / jnp.maximum(sigma, 0.01)
+  weights = jnp.where(
+    jnp.abs(distance) <= radius, jnp.exp(-0.5 * scaled * scaled), 0.0
+  )
+  return weights / weights.sum(axis=1, keepdims=True)
+
+
+def apply_to_axes(
+  image: jax.Array, vertical: jax.Array, horizontal: jax.Array
+) -> jax.Array:
+  """A matrix for each axis, [h, H] and [w, W]: f32[H, W, 3] -> f32[h, w, 3]."""
+  return jnp.einsum(
+    "hH,wW,HWc->hwc", vertical, horizontal, image, precision=_EXACT
+  )
+
+
+def resized_crop(image: jax.Array, box: Box, out_size: int) -> jax.Array:
+  """The box, as an image of out_size x out_size; see `resize_matrix`.
+
+  Args:
+    image: f32[H, W, 3].
+    box: (y, x, height, width) in pixels, within the image.
+    out_size: side of the result.
+
+  Returns:
+    f32[out_size, out_size, 3].
+  """
+  y, x, height, width = box
+  return apply_to_axes(
+    image,
+    resize_matrix(y, height, image.shape[0], out_size),
+    resize_matrix(x, width, image.shape[1], out_size),
+  )
+
+
+def sample_box(
+  key: jax.Array,
+  height: int,
+  width: int,
+  scale: tuple[float, float],
+  ratio: tuple[float, float],
+) -> Box:
+  """A random box of an image, as in Inception and SimCLR.
+
+  The area is uniform in `scale`, as a fraction of the image, and width/height
+  log-uniform in `ratio`. Where torchvision tries again up to ten times if the
+  box does not fit, we shorten the side that is too long; and the box need not
+  fall on whole pixels.
+
+  Args:
+    key: typed key.
+    height: H of the image.
+    width: W of the image.
+    scale: range of the area, within (0, 1].
+    ratio: range of the aspect ratio.
+
+  Returns:
+    (y, x, height, width) in pixels, four f32[].
+  """
+  area, aspect, y, x = jax.random.uniform(key, (4,))
+  area = height * width * _between(area, *scale)
+  aspect = jnp.exp(_between(aspect, *map(math.log, ratio)))
+  box_height = jnp.minimum(jnp.sqrt(area / aspect), height)
+  box_width = jnp.minimum(jnp.sqrt(area * aspect), width)
+  y, x = y * (height - box_height), x * (width - box_width)
+  return y, x, box_height, box_width
+
+
+def random_resized_crop(
+  key: jax.Array,
+  image: jax.Array,
+  out_size: int,
+  scale: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> jax.Array:
+  """`resized_crop` to a box from `sample_box`."""
+  height, width, _ = image.shape
+  return resized_crop(
+    image, sample_box(key, height, width, scale, ratio), out_size
+  )
+
+
+def flip(image: jax.Array) -> jax.Array:
+  """Left becomes right."""
+  return image[:, ::-1]
+
+
+def random_flip(
+  key: jax.Array, image: jax.Array, probability: float = 0.5
+) -> jax.Array:
+  """`flip` with a probability."""
+  return jnp.where(jax.random.bernoulli(key, probability), flip(image), image)
+
+
+def rotate(image: jax.Array, degrees: Number) -> jax.Array:
+  """Turns an image about its centre, anticlockwise, keeping its size.
+
+  Bilinear; what comes from outside repeats the nearest edge pixel, so that no
+  black corners tell the encoder by how much the image was turned.
+
+  Args:
+    image: f32[H, W, 3].
+    degrees: the angle, f32[].
+
+  Returns:
+    f32[H, W, 3].
+  """
+  height, width, _ = image.shape
+  angle = jnp.deg2rad(degrees)
+  y = (jnp.arange(height) - (height - 1) / 2)[:, None]
+  x = (jnp.arange(width) - (width - 1) / 2)[None, :]
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  source_y = jnp.clip(sin * x + cos * y + (height - 1) / 2, 0, height - 1)
+  source_x = jnp.clip(cos * x - sin * y + (width - 1) / 2, 0, width - 1)
+  top = jnp.floor(source_y).astype(jnp.int32)
+  left = jnp.floor(source_x).astype(jnp.int32)
+  down, right = (source_y - top)[..., None], (source_x - left)[..., None]
+  below = jnp.minimum(top + 1, height - 1)
+  beside = jnp.minimum(left + 1, width - 1)
+  upper = image[top, left] * (1 - right) + image[top, beside] * right
+  lower = image[below, left] * (1 - right) + image[below, beside] * right
+  return upper * (1 - down) + lower * down
+
+
+def random_rotate(
+  key: jax.Array, image: jax.Array, max_degrees: float
+) -> jax.Array:
+  """`rotate` by an angle uniform in [-max_degrees, max_degrees]."""
+  return rotate(
+    image, jax.random.uniform(key, minval=-max_degrees, maxval=max_degrees)
+  )
+
+
+def gaussian_blur(image: jax.Array, sigma: Number, radius: int) -> jax.Array:
+  """Blurs with a Gaussian of weights exp(-d^2 / 2 sigma^2), |d| <= radius.
+
+  At the border the weights of the pixels that exist are scaled to the sum 1
+  (torchvision mirrors the image instead).
+
+  Args:
+    image: f32[H, W, 3].
+    sigma: standard deviation in pixels, f32[]; 0 leaves the image as it is.
+    radius: pixels to each side, static; 3 sigma holds 99.7 % of the weight.
+
+  Returns:
+    f32[H, W, 3].
+  """
+  height, width, _ = image.shape
+  return apply_to_axes(
+    image,
+    blur_matrix(sigma, height, radius),
+    blur_matrix(sigma, width, radius),
+  )
+
+
+def random_gaussian_blur(
+  key: jax.Array, image: jax.Array, sigma: tuple[float, float], radius: int
+) -> jax.Array:
+  """`gaussian_blur` with sigma uniform in a range, in pixels."""
+  drawn = jax.random.uniform(key, minval=sigma[0], maxval=sigma[1])
+  return gaussian_blur(image, drawn, radius)
+
+
+def brightness(image: jax.Array, factor: Number) -> jax.Array:
+  """factor x image: 0 is black, 1 the image."""
+  return factor * image
+
+
+def contrast(image: jax.Array, factor: Number) -> jax.Array:
+  """factor x image + (1 - factor) x its mean luma: 0 is one flat grey."""
+  mean = jnp.vdot(image.mean(axis=(0, 1)), LUMA, precision=_EXACT)
+  return factor * image + (1 - factor) * mean
+
+
+def saturation_matrix(factor: Number) -> jax.Array:
+  """`saturation` as f32[3, 3], for columns of RGB."""
+  luma = jnp.asarray(np.tile(LUMA, (3, 1)))
+  return factor * jnp.eye(3) + (1 - factor) * luma
+
+
+def hue_matrix(turns: Number) -> jax.Array:
+  """`hue` as f32[3, 3], for columns of RGB."""
+  angle = 2 * jnp.pi * turns
+  # The plane of I and Q runs the other way round than HSV's circle.
+  cos, sin = jnp.cos(angle), -jnp.sin(angle)
+  one, zero = jnp.ones_like(cos), jnp.zeros_like(cos)
+  rotation = jnp.array([[one, zero, zero], [zero, cos, -sin], [zero, sin, cos]])
+  rotated = jnp.matmul(rotation, _RGB_TO_YIQ, precision=_EXACT)
+  return jnp.matmul(_YIQ_TO_RGB, rotated, precision=_EXACT)
+
+
+def mix_channels(image: jax.Array, matrix: jax.Array) -> jax.Array:
+  """Each pixel's RGB column multiplied by f32[3, 3]."""
+  return jnp.einsum("hwc,dc->hwd", image, matrix, precision=_EXACT)
+
+
+def saturation(image: jax.Array, factor: Number) -> jax.Array:
+  """factor x image + (1 - factor) x luma of each pixel: 0 is grey."""
+  return mix_channels(image, saturation_matrix(factor))
+
+
+def grey(image: jax.Array) -> jax.Array:
+  """Luma in all three channels."""
+  return saturation(image, 0.0)
+
+
+def random_grey(
+  key: jax.Array, image: jax.Array, probability: float = 0.2
+) -> jax.Array:
+  """`grey` with a probability."""
+  return jnp.where(jax.random.bernoulli(key, probability), grey(image), image)
+
+
+def hue(image: jax.Array, turns: Number) -> jax.Array:
+  """Turns the colours about the grey axis, red towards green.
+
+  A rotation by 2 pi turns in the I-Q plane of YIQ (FCC NTSC). It keeps luma,
+  and it is linear, hence costs nothing when folded with other colour changes.
+  Pillow, torchvision and tf.image shift H of HSV instead, which keeps
+  max(R, G, B); both agree in direction, at 0 and at full turns, and differ most
+  for saturated colours.
+
+  Args:
+    image: f32[H, W, 3].
+    turns: fraction of the colour circle, f32[] in [-0.5, 0.5].
+
+  Returns:
+    f32[H, W, 3].
+  """
+  return mix_channels(image, hue_matrix(turns))
+
+
+def sample_jitter(
+  key: jax.Array, strength: float
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Random factors of SimCLR's colour jitter (Chen et al. 2020, appendix A).
+
+  Args:
+    key: typed key.
+    strength: s; 1 in the paper for ImageNet, 0.5 for CIFAR-10.
+
+  Returns:
+    Brightness, contrast and saturation factors, each uniform in
+    [max(0, 1 - 0.8 s), 1 + 0.8 s], and hue in turns, uniform in
+    [-0.2 s, 0.2 s]: four f32[].
+  """
+  *factors, turns = jax.random.uniform(key, (4,))
+  low, high = max(0.0, 1 - 0.8 * strength), 1 + 0.8 * strength
+  light, spread, colour = (_between(u, low, high) for u in factors)
+  return light, spread, colour, _between(turns, -0.2 * strength, 0.2 * strength)
+
+
+def random_jitter(
+  key: jax.Array, image: jax.Array, strength: float
+) -> jax.Array:
+  """Brightness, contrast, saturation, hue: factors from `sample_jitter`.
+
+  Always in this order, where torchvision shuffles the four: a fixed order is
+  one affine map, and each factor is random anyway.
+  """
+  light, spread, colour, turns = sample_jitter(key, strength)
+  image = contrast(brightness(image, light), spread)
+  return hue(saturation(image, colour), turns)
+
+
+def _between(uniform: jax.Array, low: float, high: float) -> jax.Array:
+  """From [0, 1) to [low, high)."""
+  return low + (high - low) * uniform

@@ -1,0 +1,242 @@
+"""Checkpoints: the only module that imports Orbax.
+
+Each step holds three items: `model` (parameters and batch-norm statistics,
+all that phase 2 and scripts need), `train` (the optimizer's state) and `meta`
+(config, class names, data). Kept are the two latest steps and the best on
+validation mean-class accuracy.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from dbl_jax.errors import UserError
+from dbl_jax.state import TrainState
+
+log = logging.getLogger(__name__)
+METRIC = "mean_class_accuracy"
+# What Orbax raises for truncated, emptied or missing files; it has no type
+# of its own for damage, and a cut array file raises a bare Exception.
+_DAMAGE = Exception
+
+
+def phase_dir(workdir: Path, phase: str) -> Path:
+  """Where the checkpoints of a phase are."""
+  return workdir / "checkpoints" / phase
+
+
+def open_manager(directory: Path) -> ocp.CheckpointManager:
+  """Opens, and makes if need be, the checkpoints of a phase.
+
+  Orbax with `best_fn` alone would delete the newest checkpoint, from which a
+  run resumes; the preservation policy keeps latest and best.
+
+  Args:
+    directory: as returned by `phase_dir`.
+
+  Returns:
+    The manager; close it.
+  """
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+      [
+        checkpoint_managers.LatestN(2),
+        checkpoint_managers.BestN(get_metric_fn=_metric, n=1),
+      ]
+    ),
+    best_fn=_metric,
+    best_mode="max",
+    cleanup_tmp_directories=True,
+  )
+  return ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+def _metric(metrics: dict[str, float]) -> float:
+  return metrics[METRIC]
+
+
+def save(
+  manager: ocp.CheckpointManager,
+  state: TrainState,
+  metrics: dict[str, float],
+  meta: dict[str, Any],
+) -> None:
+  """Saves a state in the background.
+
+  Args:
+    manager: of the phase.
+    state: of the training.
+    metrics: on validation, with `METRIC`.
+    meta: plain data, kept as JSON.
+  """
+  manager.save(
+    int(state.step),
+    args=ocp.args.Composite(
+      model=ocp.args.StandardSave(state.model()),
+      train=ocp.args.StandardSave(_leaves(state.opt_state)),
+      meta=ocp.args.JsonSave(meta),
+    ),
+    metrics=metrics,
+  )
+
+
+def _leaves(opt_state: Any) -> dict[str, jax.Array]:
+  """An optimizer's state by path; its own nodes are not all storable."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(opt_state)
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def restore_latest(
+  manager: ocp.CheckpointManager, state: TrainState
+) -> TrainState | None:
+  """The newest readable state, or None where nothing was saved yet.
+
+  Args:
+    manager: of the phase.
+    state: a fresh state, whose shapes and placement the result takes on.
+
+  Returns:
+    The state.
+
+  Raises:
+    UserError: if there are checkpoints and none can be read.
+  """
+  steps = sorted(manager.all_steps(), reverse=True)
+  like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+  damaged = []
+  for step in steps:
+    try:
+      items = manager.restore(
+        step,
+        args=ocp.args.Composite(
+          model=ocp.args.StandardRestore(like.model()),
+          train=ocp.args.StandardRestore(_leaves(like.opt_state)),
+        ),
+      )
+    except _DAMAGE as error:
+      log.warning(
+        "Checkpoint %s of step %d cannot be read (%s); trying the one before.",
+        manager.directory,
+        step,
+        _first_line(error),
+      )
+      damaged.append(step)
+      continue
+    for unreadable in damaged:  # else the step could not be saved again
+      manager.delete(unreadable)
+    return _with_step(state, step, items)
+  if steps:
+    raise UserError(
+      f"None of the checkpoints in {manager.directory} can be read (steps"
+      f" {', '.join(map(str, steps))}). Delete that folder to start the phase"
+      " over, or use another --workdir."
+    )
+  return None
+
+
+def _with_step(state: TrainState, step: int, items: Any) -> TrainState:
+  structure = jax.tree.structure(state.opt_state)
+  opt_state = jax.tree.unflatten(
+    structure, [items.train[name] for name in _leaves(state.opt_state)]
+  )
+  return TrainState(
+    step=jax.device_put(jax.numpy.int32(step), state.step.sharding),
+    params=items.model["params"],
+    batch_stats=items.model["batch_stats"],
+    opt_state=opt_state,
+  )
+
+
+def _first_line(error: BaseException) -> str:
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0][:200]
+
+
+def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
+  """Variables of a finished or running phase.
+
+  Args:
+    directory: as returned by `phase_dir`.
+    keep: 'best' on validation, or 'latest'.
+
+  Returns:
+    Variables as host arrays, and the step.
+
+  Raises:
+    UserError: if there is no checkpoint, or it is damaged.
+  """
+  with _reading(directory) as manager:
+    step = manager.best_step() if keep == "best" else manager.latest_step()
+    args = ocp.args.Composite(model=ocp.args.StandardRestore())
+    model = dict(manager.restore(step, args=args).model)
+  return jax.tree.map(np.asarray, model), step
+
+
+def load_meta(directory: Path) -> dict[str, Any]:
+  """What was kept with the newest checkpoint: config, class names, data.
+
+  Args:
+    directory: as returned by `phase_dir`.
+
+  Returns:
+    Plain data.
+
+  Raises:
+    UserError: if there is no checkpoint, or it is damaged.
+  """
+  with _reading(directory) as manager:
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    return manager.restore(manager.latest_step(), args=args).meta
+
+
+@contextlib.contextmanager
+def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
+  """A manager with at least one step; damage becomes a message."""
+  if not directory.is_dir():
+    raise UserError(
+      f"No checkpoint found: {directory} is not a folder. Expected the"
+      " workdir of a run that has saved at least once."
+    )
+  with open_manager(directory) as manager:
+    if manager.latest_step() is None:
+      raise UserError(f"No checkpoint found in {directory}: it is empty.")
+    try:
+      yield manager
+    except _DAMAGE as error:
+      raise UserError(
+        f"A checkpoint in {directory} cannot be read ({_first_line(error)})."
+        " Run the training again to replace it."
+      ) from error
+
+
+def load_encoder(init_from: str, phases: Sequence[str]) -> dict[str, Any]:
+  """The encoder another run trained.
+
+  Args:
+    init_from: workdir of that run.
+    phases: names of phases in their order; of those the run has, the first
+      is taken, which is where an encoder is trained.
+
+  Returns:
+    Variables of the encoder: 'params' and 'batch_stats'.
+
+  Raises:
+    UserError: if there is no checkpoint.
+  """
+  workdir = Path(init_from).expanduser()
+  for name in phases:
+    directory = phase_dir(workdir, name)
+    if directory.is_dir():
+      variables, _ = load_model(directory, "latest")
+      return {kind: tree["encoder"] for kind, tree in variables.items()}
+  raise UserError(
+    f"config.init_from={init_from} holds no checkpoint: expected the workdir"
+    f" of a run, with {phase_dir(workdir, phases[0])} in it."
+  )

@@ -1,0 +1,325 @@
+"""What a run is: defaults, the values left to the data set, and checks.
+
+A config is `ml_collections.ConfigDict` with `seed`, `init_from`, `data`,
+`model` and up to two phases, `pretrain` and `classify`. A phase says where on
+each axis a method lies: how many views, which augmentation, head and losses,
+the sampling exponent q, what is trained. The files in `configs/` fill it in.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from dbl_jax import losses, optim
+from dbl_jax.data import pipeline, sources
+from dbl_jax.errors import UserError
+from dbl_jax.models import model
+
+PHASES = ("pretrain", "classify")
+
+# SimCLR's family (Chen et al. 2020, appendix A), with crops of at least a
+# fifth of the face and the rotation of the paper's section 3.
+STRONG_AUGMENTATION = {
+  "crop_scale": (0.2, 1.0),
+  "crop_ratio": (3 / 4, 4 / 3),
+  "flip": 0.5,
+  "jitter_prob": 0.8,
+  "jitter_strength": 0.5,
+  "grey": 0.2,
+  "blur": 0.5,
+  "rotation": 10.0,
+}
+# For supervised training: what leaves the expression easy to read.
+WEAK_AUGMENTATION = {
+  "crop_scale": (0.6, 1.0),
+  "crop_ratio": (0.9, 1.1),
+  "flip": 0.5,
+  "jitter_prob": 0.8,
+  "jitter_strength": 0.25,
+  "grey": 0.0,
+  "blur": 0.0,
+  "rotation": 10.0,
+}
+
+
+def base() -> ConfigDict:
+  """What all systems share. Fields left None depend on the data set."""
+  return ConfigDict(
+    {
+      "seed": 0,
+      "init_from": "",  # workdir of a run whose encoder to start from
+      "data": {
+        "name": "synthetic_faces",
+        "dir": "",  # folder, zip or prepared .npz; not for synthetic faces
+        "image_size": config_dict.placeholder(int),
+        "validation_fraction": 0.1,
+        "split_seed": 0,  # not `seed`: seeds are compared on one split
+        "cache_dir": "",  # where prepared files go; the user's cache if empty
+        "input": "auto",  # 'resident', 'tf_data'
+        "num_train": 4000,  # these three: synthetic faces only
+        "num_test": 1200,
+        "image_seed": 0,
+      },
+      "model": {
+        "name": "resnet18",
+        "stem": "imagenet",  # 'small': 3x3 stride 1, no pooling
+        "dtype": "float32",  # 'bfloat16': compute only
+      },
+      "log_every": 10,  # steps
+      "tensorboard": True,
+    }
+  )
+
+
+def simclr() -> ConfigDict:
+  """Phase 1, disentangled features: the paper's section 4.1, eq. (1)-(3)."""
+  return ConfigDict(
+    {
+      "epochs": config_dict.placeholder(int),
+      "epochs_by_data": {"synthetic_faces": 8, "other": 200},
+      "batch_size": 128,
+      "views": 2,
+      "q": 1.0,
+      "augment": dict(STRONG_AUGMENTATION),
+      "head": {"name": "projection", "hidden": 512, "out": 128},
+      "losses": {"nt_xent": {"temperature": 0.1}},
+      "trained": ("encoder", "head"),
+      "optimizer": {
+        "name": "sgd",
+        "learning_rate": 0.4,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "warmup": 0.1,
+        "clip_norm": 0.0,
+      },
+      "predictor": "knn",  # how validation and the report classify
+      "evaluate_every": 1.0,  # epochs; also how often a checkpoint is saved
+      "keep": "latest",  # the checkpoint that goes on: 'latest' or 'best'
+    }
+  )
+
+
+def classifier() -> ConfigDict:
+  """Phase 2, balanced classifier: section 4.2, eq. (4)-(7)."""
+  return ConfigDict(
+    {
+      "epochs": config_dict.placeholder(int),
+      "epochs_by_data": {"synthetic_faces": 8, "other": 30},
+      "batch_size": 128,
+      "views": 1,
+      "q": 0.0,
+      "augment": dict(WEAK_AUGMENTATION),
+      "head": {"name": "mlp", "hidden": (256,)},
+      "losses": {"cross_entropy": {}},
+      "trained": ("head",),
+      "optimizer": {
+        "name": "adamw",
+        "learning_rate": 2e-3,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "warmup": 0.1,
+        "clip_norm": 0.0,
+      },
+      "predictor": "head",
+      "evaluate_every": 1.0,
+      "keep": "best",
+    }
+  )
+
+
+def supervised() -> ConfigDict:
+  """A classifier trained end to end: the axes of `classifier`, all trained."""
+  config = classifier()
+  config.epochs_by_data = {"synthetic_faces": 10, "other": 60}
+  config.q = 1.0
+  config.head.hidden = ()
+  config.trained = ("encoder", "head")
+  config.optimizer.update(name="sgd", learning_rate=0.1, weight_decay=5e-4)
+  return config
+
+
+def from_dict(fields: dict[str, Any]) -> ConfigDict:
+  """A resolved config read back from JSON, which has no tuples."""
+
+  def restored(value: Any) -> Any:
+    if isinstance(value, dict):
+      return {key: restored(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+  return ConfigDict(restored(fields))
+
+
+def phases(config: ConfigDict) -> list[str]:
+  """The phases a config has, in the order they run."""
+  return [name for name in PHASES if name in config]
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+  """Fills in what depends on the data set, and checks every field.
+
+  Args:
+    config: as the config file and the flags left it; not changed.
+
+  Returns:
+    A locked copy without empty fields.
+
+  Raises:
+    UserError: naming the first impossible field, its value and what it may be.
+  """
+  config = ConfigDict(config).copy_and_resolve_references()
+  with config.unlocked():
+    if not phases(config):
+      raise UserError(
+        "The config has no phase: give it `pretrain`, `classify` or both."
+      )
+    _check(config, "data.name", _one_of(*sources.SOURCES))
+    name = config.data.name
+    if config.data.image_size is None:
+      config.data.image_size = sources.SOURCES[name].image_size
+    for phase in phases(config):
+      by_data = config[phase].epochs_by_data
+      if config[phase].epochs is None:
+        config[phase].epochs = by_data.get(name, by_data.other)
+  for path, test in _tests(config):
+    _check(config, path, test)
+  return config
+
+
+# A test says whether a value is possible, and what is.
+_Test = tuple[Callable[[Any], bool], str]
+
+
+def _number(low: float, high: float = math.inf) -> _Test:
+  upto = "" if high == math.inf else f" and at most {high:g}"
+  return (
+    lambda value: isinstance(value, int | float) and low <= value <= high
+  ), f"a number of at least {low:g}{upto}"
+
+
+def _one_of(*names: str) -> _Test:
+  return lambda value: value in names, f"one of {', '.join(sorted(names))}"
+
+
+def _range(low: float, high: float) -> _Test:
+  def ordered(value: Any) -> bool:
+    return value is None or (
+      len(value) == 2 and low <= value[0] <= value[1] <= high
+    )
+
+  return ordered, f"two numbers from {low:g} to {high:g}, the smaller first"
+
+
+_EPSILON = 1e-6
+_COMMON: dict[str, _Test] = {
+  "seed": _number(0, 2**31 - 1),
+  "data.image_size": _number(16, 1024),
+  "data.validation_fraction": _number(0.01, 0.9),
+  "data.split_seed": _number(0),
+  "data.image_seed": _number(0),
+  "data.num_train": _number(14),
+  "data.num_test": _number(7),
+  "data.input": _one_of(*pipeline.FORMS),
+  "model.name": _one_of(*model.ENCODERS),
+  "model.stem": _one_of("imagenet", "small"),
+  "model.dtype": _one_of("float32", "bfloat16"),
+  "log_every": _number(1),
+}
+_PHASE: dict[str, _Test] = {
+  "epochs": _number(1),
+  "batch_size": _number(2),
+  "views": _number(1, 8),
+  "q": _number(0, 1),
+  "head.name": _one_of(*model.HEADS),
+  "optimizer.name": _one_of(*optim.NAMES),
+  "optimizer.learning_rate": _number(_EPSILON),
+  "optimizer.momentum": _number(0, 0.9999),
+  "optimizer.weight_decay": _number(0),
+  "optimizer.warmup": _number(0, 0.9),
+  "optimizer.clip_norm": _number(0),
+  "augment.crop_scale": _range(0.01, 1),
+  "augment.crop_ratio": _range(0.1, 10),
+  "augment.flip": _number(0, 1),
+  "augment.jitter_prob": _number(0, 1),
+  "augment.jitter_strength": _number(0, 1),
+  "augment.grey": _number(0, 1),
+  "augment.blur": _number(0, 1),
+  "augment.rotation": _number(0, 180),
+  "predictor": _one_of("head", "knn"),
+  "keep": _one_of("best", "latest"),
+  "evaluate_every": _number(0.01),
+}
+_TERM: dict[str, _Test] = {
+  "temperature": _number(1e-3),
+  "weight": _number(0),
+}
+
+
+def _tests(config: ConfigDict) -> Iterator[tuple[str, _Test]]:
+  yield from _COMMON.items()
+  for phase in phases(config):
+    for path, test in _PHASE.items():
+      yield f"{phase}.{path}", test
+    for name, options in config[phase].losses.items():
+      if name not in losses.TERMS:
+        raise UserError(
+          f"config.{phase}.losses names {name!r}; there are"
+          f" {', '.join(sorted(losses.TERMS))}."
+        )
+      for option in options:
+        if option in _TERM:
+          yield f"{phase}.losses.{name}.{option}", _TERM[option]
+
+
+def _check(config: ConfigDict, path: str, test: _Test) -> None:
+  value: Any = config
+  for part in path.split("."):
+    if part not in value:
+      raise UserError(f"config.{path} is missing. Expected {test[1]}.")
+    value = value[part]
+  possible, expected = test
+  try:
+    fine = possible(value)
+  except TypeError:
+    fine = False
+  if not fine:
+    raise UserError(
+      f"config.{path}={value!r} is impossible. Expected {expected}."
+    )
+
+
+def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+  """Every field's full name, such as 'pretrain.optimizer.learning_rate'."""
+  names = []
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      names += field_names(value, f"{prefix}{key}.")
+    else:
+      names.append(f"{prefix}{key}")
+  return names
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """The fields in which two configs differ, one line each."""
+  old, new = ConfigDict(old), ConfigDict(new)
+  flat_old = {name: _get(old, name) for name in field_names(old)}
+  flat_new = {name: _get(new, name) for name in field_names(new)}
+  absent = object()
+  lines = []
+  for name in sorted(flat_old | flat_new):
+    a, b = flat_old.get(name, absent), flat_new.get(name, absent)
+    if _plain(a) != _plain(b):
+      shown = ["absent" if value is absent else repr(value) for value in (a, b)]
+      lines.append(f"{name}: {shown[0]} -> {shown[1]}")
+  return lines
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+  for part in name.split("."):
+    config = config[part]
+  return config
+
+
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, tuple) else value

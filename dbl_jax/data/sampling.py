@@ -1,0 +1,191 @@
+"""Which images a step sees: pure numpy functions of (seed, step).
+
+Class j is drawn with probability p_j proportional to n_j^q (Kang et al. 2020,
+eq. (1)): q = 1 is instance sampling, where each image comes once per epoch in
+shuffled order; q = 1/2 is square-root sampling; q = 0 is the paper's
+class-balanced sampling, eq. (4). Nothing is remembered between steps, so a
+resumed run sees the batches an uninterrupted one would have seen, on any
+number of devices.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from dbl_jax.errors import UserError
+
+# One stream per purpose, so that no two draws share random bits.
+_SPLIT, _EPOCH, _STEP = range(3)
+
+
+class Sampler(NamedTuple):
+  """What a phase draws from, and how. Made by `make_sampler`.
+
+  Attributes:
+    order: int64[n], the training images sorted by class.
+    counts: int64[C], images per class; class j's are
+      order[starts[j] : starts[j] + counts[j]].
+    starts: int64[C].
+    q: sampling exponent, 0 (class-balanced) to 1 (instance).
+    batch_size: images per step over all devices.
+    seed: seed of the phase.
+  """
+
+  order: np.ndarray
+  counts: np.ndarray
+  starts: np.ndarray
+  q: float
+  batch_size: int
+  seed: int
+
+
+def make_sampler(
+  labels: np.ndarray, num_classes: int, q: float, batch_size: int, seed: int
+) -> Sampler:
+  """Sorts the training images by class, once.
+
+  Args:
+    labels: int[n], the class of each training image.
+    num_classes: number of classes C.
+    q: sampling exponent.
+    batch_size: images per step over all devices.
+    seed: seed of the phase, not negative.
+
+  Returns:
+    The sampler.
+
+  Raises:
+    UserError: if the batch is larger than the training part.
+  """
+  if batch_size > len(labels):
+    raise UserError(
+      f"batch_size={batch_size} is larger than the training part, which has"
+      f" {len(labels)} images. Set a batch_size of at most {len(labels)}."
+    )
+  counts = np.bincount(labels, minlength=num_classes)
+  return Sampler(
+    order=np.argsort(labels, kind="stable"),
+    counts=counts,
+    starts=np.cumsum(counts) - counts,
+    q=q,
+    batch_size=batch_size,
+    seed=seed,
+  )
+
+
+def _generator(seed: int, stream: int, counter: int) -> np.random.Generator:
+  return np.random.Generator(
+    np.random.Philox(key=[seed, (stream << 56) | counter])
+  )
+
+
+def class_probabilities(counts: np.ndarray, q: float) -> np.ndarray:
+  """p_j = n_j^q / sum_i n_i^q over the classes that have images.
+
+  Args:
+    counts: int[C], images per class; an empty class gets probability 0.
+    q: sampling exponent; 0 gives p_j = 1/C, the paper's eq. (4).
+
+  Returns:
+    float64[C], summing to 1.
+  """
+  counts = np.asarray(counts, np.float64)
+  weights = np.where(counts > 0, np.maximum(counts, 1) ** q, 0.0)
+  return weights / weights.sum()
+
+
+def steps_per_epoch(sampler: Sampler) -> float:
+  """Steps in which as many images are drawn as the training part holds."""
+  return len(sampler.order) / sampler.batch_size
+
+
+def num_steps(sampler: Sampler, epochs: float) -> int:
+  """Steps after which `epochs` times the training part has been drawn."""
+  return math.ceil(epochs * steps_per_epoch(sampler) - 1e-9)
+
+
+def batch_indices(sampler: Sampler, step: int) -> np.ndarray:
+  """The training images of one step.
+
+  Args:
+    sampler: what to draw from.
+    step: step number within the phase, from 0.
+
+  Returns:
+    int32[batch_size], indices into the training part.
+  """
+  if sampler.q == 1:
+    return _next_in_shuffled_epochs(sampler, step)
+  rng = _generator(sampler.seed, _STEP, step)
+  probabilities = class_probabilities(sampler.counts, sampler.q)
+  classes = rng.choice(
+    len(probabilities), size=sampler.batch_size, p=probabilities
+  )
+  members = rng.integers(sampler.counts[classes])
+  return sampler.order[sampler.starts[classes] + members].astype(np.int32)
+
+
+def _next_in_shuffled_epochs(sampler: Sampler, step: int) -> np.ndarray:
+  """Batches cut from one endless row of shuffled epochs, none left out."""
+  n = len(sampler.order)
+  places = step * sampler.batch_size + np.arange(sampler.batch_size)
+  epochs = places // n
+  batch = np.empty(sampler.batch_size, np.int32)
+  for epoch in np.unique(epochs):
+    chosen = epochs == epoch
+    batch[chosen] = _shuffled(n, sampler.seed, int(epoch))[places[chosen] % n]
+  return batch
+
+
+@functools.lru_cache(maxsize=4)
+def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
+  return _generator(seed, _EPOCH, epoch).permutation(n).astype(np.int32)
+
+
+def example_ids(indices: np.ndarray, num_images: int) -> np.ndarray:
+  """A number for each drawn example, from which its views are keyed.
+
+  The id of an image is its index, so that its view does not depend on where
+  in the batch, or on which device, it lies. An image drawn twice into one
+  batch gets another id the second time, and so another view.
+
+  Args:
+    indices: int32[B], as returned by `batch_indices`.
+    num_images: size of the training part.
+
+  Returns:
+    int32[B], unique within the batch.
+  """
+  order = np.argsort(indices, kind="stable")
+  ranked = indices[order]
+  first = np.searchsorted(ranked, ranked, side="left")
+  occurrence = np.empty_like(order)
+  occurrence[order] = np.arange(len(indices)) - first
+  return (indices + num_images * occurrence).astype(np.int32)
+
+
+def stratified_split(
+  labels: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Splits off a validation part, class by class.
+
+  Each class gives round(fraction * n_j) images, at least one where it has two
+  or more; a class with a single image keeps it for training.
+
+  Args:
+    labels: int[n].
+    fraction: share that goes to validation, 0 to 1.
+    seed: seed of the split.
+
+  Returns:
+    Sorted int64 indices of the training part and of the validation part.
+  """
+  validation = np.zeros(len(labels), bool)
+  for label in np.unique(labels):
+    members = np.flatnonzero(labels == label)
+    wanted = min(max(1, round(fraction * len(members))), len(members) - 1)
+    rng = _generator(seed, _SPLIT, int(label))
+    validation[rng.permutation(members)[:wanted]] = True
+  return np.flatnonzero(~validation), np.flatnonzero(validation)

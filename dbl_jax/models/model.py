@@ -1,0 +1,74 @@
+"""An encoder and a head, made from a config."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dbl_jax.models.heads import MLPHead, ProjectionHead
+from dbl_jax.models.resnet import ResNet18
+
+ENCODERS = {"resnet18": ResNet18}
+HEADS = {"mlp": MLPHead, "projection": ProjectionHead}
+
+# Pixels from 0 to 1 are brought near zero mean and unit deviation.
+_MEAN, _DEVIATION = 0.5, 0.25
+
+
+class Model(nn.Module):
+  """Encoder f, then head g or classifier.
+
+  Attributes:
+    encoder: images -> features f32[B, F].
+    head: features -> embeddings or logits f32[B, K].
+  """
+
+  encoder: nn.Module
+  head: nn.Module
+
+  def __call__(
+    self, images: jax.Array, train: bool, freeze_encoder: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """Runs encoder and head.
+
+    Args:
+      images: f32[B, H, W, 3], from 0 to 1.
+      train: batch norm uses the batch's statistics and updates its own.
+      freeze_encoder: the encoder runs as for evaluation whatever `train` says
+        (masks alone would let its running statistics drift), and no gradient
+        reaches it, so the compiler drops its backward pass.
+
+    Returns:
+      Features f32[B, F] and outputs f32[B, K].
+    """
+    normalised = (images - _MEAN) / _DEVIATION
+    features = self.encoder(normalised, train and not freeze_encoder)
+    if freeze_encoder:
+      features = jax.lax.stop_gradient(features)
+    features = features.astype(jnp.float32)
+    return features, self.head(features, train)
+
+
+def make_model(
+  encoder: Mapping[str, Any], head: Mapping[str, Any], num_classes: int
+) -> Model:
+  """Builds the model a config describes.
+
+  Args:
+    encoder: the config's `model`: name, dtype ('float32', 'bfloat16') and the
+      encoder's own options.
+    head: the phase's `head`: name and the head's own options.
+    num_classes: outputs of a classifier head.
+
+  Returns:
+    The model.
+  """
+  encoder, head = dict(encoder), dict(head)
+  dtype = jnp.dtype(encoder.pop("dtype"))
+  encoder_class = ENCODERS[encoder.pop("name")]
+  head_class = HEADS[head.pop("name")]
+  if "num_classes" in head_class.__dataclass_fields__:
+    head["num_classes"] = num_classes
+  return Model(encoder_class(dtype=dtype, **encoder), head_class(**head))

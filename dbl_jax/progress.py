@@ -1,0 +1,147 @@
+"""What a run says while it works: a line, a file, TensorBoard."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+  """Figures of a run: `metrics.jsonl` always, TensorBoard where possible."""
+
+  def __init__(self, workdir: Path, tensorboard: bool):
+    self._path = workdir / "metrics.jsonl"
+    self._writer = _summary_writer(workdir) if tensorboard else None
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    if self._writer is not None:
+      self._writer.close()
+
+  def rows(self) -> list[dict[str, Any]]:
+    """All rows so far."""
+    return read_rows(self._path)
+
+  def rewind(self, phase: str, step: int) -> None:
+    """Forgets what a resumed phase will do again: rows after `step`."""
+    kept = [
+      row for row in self.rows() if row["phase"] != phase or row["step"] <= step
+    ]
+    partial = self._path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    partial.replace(self._path)
+
+  def write(
+    self, phase: str, step: int, epoch: float, figures: dict[str, float]
+  ) -> None:
+    """Adds a row.
+
+    Args:
+      phase: name of the phase.
+      step: steps of the phase done.
+      epoch: the same in epochs.
+      figures: name -> value.
+    """
+    row = {"phase": phase, "step": step, "epoch": round(epoch, 4)} | figures
+    with self._path.open("a") as file:
+      file.write(json.dumps(row) + "\n")
+    if self._writer is not None:
+      named = {f"{phase}/{name}": value for name, value in figures.items()}
+      self._writer.write_scalars(step, named)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+  """Rows of a metrics.jsonl; a half-written line is left out.
+
+  Args:
+    path: the file; no file has no rows.
+
+  Returns:
+    The rows, in order.
+  """
+  if not path.exists():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      log.warning("%s: a line is damaged and left out.", path)
+  return rows
+
+
+def _summary_writer(workdir: Path) -> Any:
+  try:
+    from clu.metric_writers import SummaryWriter
+  except ImportError as error:
+    log.warning(
+      "No TensorBoard files: %s is not installed. Figures go to %s.",
+      error.name,
+      workdir / "metrics.jsonl",
+    )
+    return None
+  return SummaryWriter(str(workdir / "tensorboard"))
+
+
+class Progress:
+  """One line about where training is, how fast, and how long it will take."""
+
+  def __init__(self, phase: str, total: int, per_epoch: float, batch: int):
+    self._phase, self._total = phase, total
+    self._per_epoch, self._batch = per_epoch, batch
+    self._terminal = sys.stdout.isatty()
+    self._interval = 0.5 if self._terminal else 10.0
+    self._started: tuple[int, float] | None = None
+    self._shown = 0.0
+
+  def show(self, step: int, figures: dict[str, float], last: bool) -> None:
+    """Shows the line, if the last one is old enough.
+
+    Args:
+      step: steps of the phase done.
+      figures: those of the latest step.
+      last: show it whatever the time, and end the line.
+    """
+    now = time.perf_counter()
+    if self._started is None:  # the first steps hold compilation
+      self._started = (step, now)
+    if not last and now - self._shown < self._interval:
+      return
+    self._shown = now
+    steps, seconds = step - self._started[0], now - self._started[1]
+    pace = steps / seconds if steps and seconds else None
+    parts = [
+      f"{self._phase}",
+      f"epoch {step / self._per_epoch:.1f}/{self._total / self._per_epoch:.1f}",
+      f"step {step}/{self._total}",
+      f"loss {figures['loss']:.4f}",
+    ]
+    if pace:
+      left = (self._total - step) / pace
+      parts += [f"{pace * self._batch:.0f} images/s", f"{clock(left)} left"]
+    line = "  ".join(parts)
+    if self._terminal:
+      print(f"\r\033[K{line}", end="\n" if last else "", flush=True)
+    else:
+      print(line, flush=True)
+
+
+def clock(seconds: float) -> str:
+  """Seconds as h:mm:ss or m:ss."""
+  minutes, second = divmod(round(seconds), 60)
+  hours, minute = divmod(minutes, 60)
+  return (
+    f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+  )

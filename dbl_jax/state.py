@@ -1,0 +1,26 @@
+"""What a training step reads and writes: arrays, nothing else."""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """State of one phase.
+
+  Attributes:
+    step: int32[], steps done.
+    params: parameters, under 'encoder' and 'head'.
+    batch_stats: batch-norm running statistics, under the same keys.
+    opt_state: the optimizer's state, over trained leaves alone.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+  def model(self) -> dict[str, Any]:
+    """The variables a forward pass needs."""
+    return {"params": self.params, "batch_stats": self.batch_stats}

@@ -1,0 +1,48 @@
+"""Evaluates a finished run, also on another copy of the data.
+
+python scripts/evaluate.py --workdir=runs/dbl [--data_dir=D] [--split=test] \
+  [--out=DIR]
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from dbl_jax.errors import UserError
+from dbl_jax.main import parse_flags, speak_plainly
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Another copy of the data. Default: the run's own."
+)
+_SPLIT = flags.DEFINE_string("split", "test", "'train', 'validation', 'test'.")
+_OUT = flags.DEFINE_string(
+  "out", None, "Folder for the report. Default: WORKDIR/evaluation/SPLIT."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Restores, evaluates, prints."""
+  parse_flags(argv)
+  if _WORKDIR.value is None:
+    raise UserError("Which run? Give --workdir=runs/dbl or another.")
+  from dbl_jax import results
+
+  workdir = Path(_WORKDIR.value).expanduser()
+  out = Path(_OUT.value or workdir / "evaluation" / _SPLIT.value).expanduser()
+  metrics = results.evaluate_workdir(
+    workdir, _DATA_DIR.value, _SPLIT.value, out
+  )
+  for name, row in metrics["per_class"].items():
+    recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"
+    print(f"  {name:12} recall {recall:>6}  of {row['count']}")
+  print(
+    f"{metrics['split']}: {metrics['images']} images, overall accuracy"
+    f" {metrics['overall_accuracy']:.1%}, mean-class accuracy"
+    f" {metrics['mean_class_accuracy']:.1%}\nReport: {out / 'report.html'}"
+  )
+
+
+if __name__ == "__main__":
+  speak_plainly(main)
