@@ -7,7 +7,7 @@ the sampling exponent q, what is trained. The files in `configs/` fill it in.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -174,7 +174,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
       raise UserError(
         "The config has no phase: give it `pretrain`, `classify` or both."
       )
-    _check(config, "data.name", _one_of(*sources.SOURCES))
+    _check(config, "data.name", _one_of(sources.SOURCES))
     name = config.data.name
     if config.data.image_size is None:
       config.data.image_size = sources.SOURCES[name].image_size
@@ -198,7 +198,7 @@ def _number(low: float, high: float = math.inf) -> _Test:
   ), f"a number of at least {low:g}{upto}"
 
 
-def _one_of(*names: str) -> _Test:
+def _one_of(names: Collection[str]) -> _Test:
   return lambda value: value in names, f"one of {', '.join(sorted(names))}"
 
 
@@ -220,10 +220,10 @@ _COMMON: dict[str, _Test] = {
   "data.image_seed": _number(0),
   "data.num_train": _number(14),
   "data.num_test": _number(7),
-  "data.input": _one_of(*pipeline.FORMS),
-  "model.name": _one_of(*model.ENCODERS),
-  "model.stem": _one_of("imagenet", "small"),
-  "model.dtype": _one_of("float32", "bfloat16"),
+  "data.input": _one_of(pipeline.FORMS),
+  "model.name": _one_of(model.ENCODERS),
+  "model.stem": _one_of(("imagenet", "small")),
+  "model.dtype": _one_of(("float32", "bfloat16")),
   "log_every": _number(1),
 }
 _PHASE: dict[str, _Test] = {
@@ -231,8 +231,8 @@ _PHASE: dict[str, _Test] = {
   "batch_size": _number(2),
   "views": _number(1, 8),
   "q": _number(0, 1),
-  "head.name": _one_of(*model.HEADS),
-  "optimizer.name": _one_of(*optim.NAMES),
+  "head.name": _one_of(model.HEADS),
+  "optimizer.name": _one_of(optim.NAMES),
   "optimizer.learning_rate": _number(_EPSILON),
   "optimizer.momentum": _number(0, 0.9999),
   "optimizer.weight_decay": _number(0),
@@ -246,8 +246,8 @@ _PHASE: dict[str, _Test] = {
   "augment.grey": _number(0, 1),
   "augment.blur": _number(0, 1),
   "augment.rotation": _number(0, 180),
-  "predictor": _one_of("head", "knn"),
-  "keep": _one_of("best", "latest"),
+  "predictor": _one_of(("head", "knn")),
+  "keep": _one_of(("best", "latest")),
   "evaluate_every": _number(0.01),
 }
 _TERM: dict[str, _Test] = {

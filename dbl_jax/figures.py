@@ -2,8 +2,8 @@
 
 Figures are built through matplotlib's object interface, which shares no state
 between calls and needs no display. Names come from strangers' data sets, so
-every text that may hold one is drawn with `parse_math=False`: a lone dollar
-sign is then a dollar sign and not broken TeX.
+every text that may hold one is drawn with `parse_math=False`: dollar signs are
+then dollar signs and not broken TeX.
 """
 
 import io

@@ -21,6 +21,8 @@ _WORKDIR = flags.DEFINE_string(
   " one to go on where it stopped. Default: runs/<name of the config file>.",
 )
 
+_QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+
 
 def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   """Runs a program; the user's mistakes end it with one line and status 2.
@@ -32,7 +34,8 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   logging.getLogger("dbl_jax").setLevel(logging.INFO)
   for noisy in ("absl", "jax", "orbax"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  for name, value in _QUIET_TENSORFLOW.items():
+    os.environ.setdefault(name, value)
   try:
     program(sys.argv)
   except UserError as error:

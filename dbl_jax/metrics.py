@@ -71,35 +71,20 @@ def summarise(
       f"found {len(names)} class names for a confusion matrix of "
       f"{len(confusion)} classes"
     )
-  repeated = sorted({name for name in names if names.count(name) > 1})
+  repeated = [name for name in names if names.count(name) > 1]
   if repeated:
     raise UserError(
       f"found the class name {repeated[0]!r} more than once in {names}; "
       "expected different names: rename one of the classes"
     )
-  correct = np.diagonal(confusion)
-  count = confusion.sum(axis=1)
-  predicted = confusion.sum(axis=0)
-  recall = _ratio(correct, count)
-  precision = _ratio(correct, predicted)
-  f1 = _ratio(2 * correct, count + predicted)
+  correct, count = np.diagonal(confusion), confusion.sum(axis=1)
   images = int(count.sum())
-  per_class = {
-    name: {
-      "recall": float(recall[i]) if count[i] else None,
-      "precision": float(precision[i]),
-      "f1": float(f1[i]),
-      "count": int(count[i]),
-    }
-    for i, name in enumerate(names)
-  }
+  recall = _ratio(correct, count)[count > 0]
   return {
     "images": images,
     "overall_accuracy": float(correct.sum() / images) if images else None,
-    "mean_class_accuracy": (
-      float(recall[count > 0].mean()) if images else None
-    ),
-    "per_class": per_class,
+    "mean_class_accuracy": float(recall.mean()) if images else None,
+    "per_class": dict(zip(names, _per_class(confusion), strict=True)),
     "confusion_matrix": confusion.tolist(),
     "class_names": names,
   }
@@ -170,6 +155,24 @@ def mean_class_interval(
   below = np.sqrt(np.square(recall - lower).sum()) / recall.size
   above = np.sqrt(np.square(upper - recall).sum()) / recall.size
   return float(max(mean - below, 0.0)), float(min(mean + above, 1.0))
+
+
+def _per_class(confusion: np.ndarray) -> list[dict[str, float | int | None]]:
+  """The row of each class in `summarise`, in index order."""
+  correct = np.diagonal(confusion)
+  count, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+  recall = _ratio(correct, count)
+  precision = _ratio(correct, predicted)
+  f1 = _ratio(2 * correct, count + predicted)
+  return [
+    {
+      "recall": float(recall[i]) if count[i] else None,
+      "precision": float(precision[i]),
+      "f1": float(f1[i]),
+      "count": int(count[i]),
+    }
+    for i in range(len(count))
+  ]
 
 
 def _classes(name: str, values: ArrayLike, num_classes: int) -> np.ndarray:

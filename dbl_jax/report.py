@@ -33,8 +33,8 @@ def write(
   Args:
     out_dir: folder, made if missing.
     metrics: the result of `metrics.summarise` and, each optional, `dataset`,
-      `split`, `checkpoint_step` and `config`. Written in this order; numbers
-      that are not finite become null, for JSON has no word for them.
+      `split`, `checkpoint_step`, `predictor` and `config`. Written in the
+      order given, with null for numbers that are not finite.
     train_counts: training images of each class, or None.
     history: rows of `metrics.jsonl`, possibly none.
     view_pairs: (originals uint8[k, H, W, 3], first views f32[k, S, S, 3],
@@ -47,11 +47,7 @@ def write(
   plain = _plain(metrics)
   names = plain["class_names"]
   if train_counts is not None:
-    train_counts = [int(count) for count in train_counts]
-    if len(train_counts) != len(names):
-      raise ValueError(
-        f"found {len(train_counts)} training counts for {len(names)} classes"
-      )
+    train_counts = _counts(train_counts, len(names))
   out_dir = Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   numbers = json.dumps(plain, indent=2, allow_nan=False) + "\n"
@@ -60,16 +56,26 @@ def write(
     plain["confusion_matrix"], names, title
   )
   _replace(out_dir / "confusion_matrix.png", matrix)
-  sections = [
+  sections = (
     _headline(plain),
     _per_class(plain, train_counts),
     _confusion(plain),
     _curves(history),
     _views(view_pairs),
     _config(plain),
-  ]
+  )
   page = report_page.page(title, _facts(plain), sections)
   _replace(out_dir / "report.html", page.encode("utf-8", "xmlcharrefreplace"))
+
+
+def _counts(train_counts: Sequence[int], num_classes: int) -> list[int]:
+  """Training images of each class as Python's integers."""
+  counts = [int(count) for count in train_counts]
+  if len(counts) != num_classes:
+    raise ValueError(
+      f"found {len(counts)} training counts for {num_classes} classes"
+    )
+  return counts
 
 
 def _facts(metrics: Mapping[str, Any]) -> list[str]:
@@ -82,6 +88,8 @@ def _facts(metrics: Mapping[str, Any]) -> list[str]:
   facts.append(f"{metrics['images']:,} images")
   if metrics.get("checkpoint_step") is not None:
     facts.append(f"checkpoint at step {metrics['checkpoint_step']:,}")
+  if metrics.get("predictor") is not None:
+    facts.append(f"classified by {metrics['predictor']}")
   return facts
 
 

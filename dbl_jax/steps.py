@@ -111,7 +111,7 @@ def make_train_step(
     of_trained = jax.tree.map(
       lambda grad, keep: grad if keep else None, grads, trained
     )
-    figures["grad_norm"] = optax.global_norm(of_trained)
+    figures["grad_norm"] = optax.tree.norm(of_trained)
     figures["learning_rate"] = schedule(state.step)
     return TrainState(
       step=state.step + 1,

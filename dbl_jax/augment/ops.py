@@ -2,16 +2,16 @@
 
 Conventions, the same for all of them:
 
-* `image` is f32[H, W, 3], one RGB image with values in [0, 1]; `jax.vmap` makes
-  the batch, with other factors for each image.
+* `image` is f32[H, W, 3], one RGB image with values in [0, 1], and so is the
+  result, of the same shape where nothing else is said. `jax.vmap` makes the
+  batch, with other factors for each image.
 * Pixel (i, j) covers the square [i, i + 1] x [j, j + 1]; places and sizes are
   in pixels, fractions allowed.
 * Nothing is clipped, so that operations can be multiplied together, as
   `views.augment` does. Clip once, at the end.
-* `random_*` takes a typed key first, samples as torchvision does where nothing
-  else is said, and applies the plain function.
-* "Luma" is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), as in Pillow's
-  convert('L').
+* `random_*` takes a typed key, samples as torchvision does where nothing else
+  is said, and applies the plain function.
+* Luma is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), Pillow's convert('L').
 """
 
 import math
@@ -19,29 +19,33 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-Number = jax.Array | float
+Number = Array | float
+Box = tuple[Number, Number, Number, Number]
+Range = tuple[float, float]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_RGB_TO_YIQ = np.array(
-  [LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32
-)
-_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
+# FCC NTSC; its rows are luma, I and Q.
+_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_RGB = np.linalg.inv(_YIQ)
+# What a colour change does to luma, and to I and Q: kept, or a quarter turned.
+_GREY = np.tile(LUMA, (3, 1))
+_CHROMA = np.float32(_RGB[:, 1:] @ _YIQ[1:])
+_TURNED = np.float32(_RGB[:, 1:] @ [[0, 1], [-1, 0]] @ _YIQ[1:])
 # Full float32 on accelerators too, where the default is fewer bits.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 def resize_matrix(
   start: Number, size: Number, in_size: int, out_size: int
-) -> jax.Array:
+) -> Array:
   """Antialiased bilinear resizing of one axis, as a matrix.
 
   Row i holds the weights of the input pixels in output pixel i: a triangle
   around c = start + (i + 1/2) size / out_size, of half-width
-  max(1, size / out_size), scaled to the sum 1. As Pillow's
-  `resize(..., BILINEAR, box=...)`, pixels just outside [start, start + size]
-  have their share.
+  max(1, size / out_size), scaled to the sum 1. As in Pillow's
+  `resize(..., box=...)`, pixels just outside the stretch have their share.
 
   Args:
     start: where the stretch that is kept starts, in pixels, 0 <= start.
@@ -59,10 +63,9 @@ def resize_matrix(
   return weights / weights.sum(axis=1, keepdims=True)
 
 
-def blur_matrix(sigma: Number, size: int, radius: int) -> jax.Array:
+def blur_matrix(sigma: Number, size: int, radius: int) -> Array:
   """Gaussian blur of one axis, f32[size, size]: see `gaussian_blur`."""
-  place = jnp.arange(size)
-  distance = place[:, None] - place[None, :]
+  distance = jnp.arange(size)[:, None] - jnp.arange(size)[None, :]
   # A sigma of 0 would give 0 / 0; 0.01 already is the identity in float32.
   scaled = distance / jnp.maximum(sigma, 0.01)
   weights = jnp.where(
@@ -71,28 +74,16 @@ def blur_matrix(sigma: Number, size: int, radius: int) -> jax.Array:
   return weights / weights.sum(axis=1, keepdims=True)
 
 
-def apply_to_axes(
-  image: jax.Array, vertical: jax.Array, horizontal: jax.Array
-) -> jax.Array:
-  """A matrix for each axis, [h, H] and [w, W]: f32[H, W, 3] -> f32[h, w, 3]."""
-  return jnp.einsum(
-    "hH,wW,HWc->hwc", vertical, horizontal, image, precision=_EXACT
-  )
-
-
-def resized_crop(image: jax.Array, box: Box, out_size: int) -> jax.Array:
+def resized_crop(image: Array, box: Box, out_size: int) -> Array:
   """The box, as an image of out_size x out_size; see `resize_matrix`.
 
   Args:
     image: f32[H, W, 3].
     box: (y, x, height, width) in pixels, within the image.
-    out_size: side of the result.
-
-  Returns:
-    f32[out_size, out_size, 3].
+    out_size: side of the result, static.
   """
   y, x, height, width = box
-  return apply_to_axes(
+  return _apply_to_axes(
     image,
     resize_matrix(y, height, image.shape[0], out_size),
     resize_matrix(x, width, image.shape[1], out_size),
@@ -100,18 +91,13 @@ def resized_crop(image: jax.Array, box: Box, out_size: int) -> jax.Array:
 
 
 def sample_box(
-  key: jax.Array,
-  height: int,
-  width: int,
-  scale: tuple[float, float],
-  ratio: tuple[float, float],
+  key: Array, height: int, width: int, scale: Range, ratio: Range
 ) -> Box:
   """A random box of an image, as in Inception and SimCLR.
 
   The area is uniform in `scale`, as a fraction of the image, and width/height
-  log-uniform in `ratio`. Where torchvision tries again up to ten times if the
-  box does not fit, we shorten the side that is too long; and the box need not
-  fall on whole pixels.
+  log-uniform in `ratio`. Where torchvision draws again if the box does not fit,
+  the side that is too long is cut; and the box need not fall on whole pixels.
 
   Args:
     key: typed key.
@@ -133,12 +119,12 @@ def sample_box(
 
 
 def random_resized_crop(
-  key: jax.Array,
-  image: jax.Array,
+  key: Array,
+  image: Array,
   out_size: int,
-  scale: tuple[float, float] = (0.08, 1.0),
-  ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> jax.Array:
+  scale: Range = (0.08, 1.0),
+  ratio: Range = (3 / 4, 4 / 3),
+) -> Array:
   """`resized_crop` to a box from `sample_box`."""
   height, width, _ = image.shape
   return resized_crop(
@@ -146,30 +132,25 @@ def random_resized_crop(
   )
 
 
-def flip(image: jax.Array) -> jax.Array:
+def flip(image: Array) -> Array:
   """Left becomes right."""
   return image[:, ::-1]
 
 
-def random_flip(
-  key: jax.Array, image: jax.Array, probability: float = 0.5
-) -> jax.Array:
+def random_flip(key: Array, image: Array, probability: float = 0.5) -> Array:
   """`flip` with a probability."""
   return jnp.where(jax.random.bernoulli(key, probability), flip(image), image)
 
 
-def rotate(image: jax.Array, degrees: Number) -> jax.Array:
+def rotate(image: Array, degrees: Number) -> Array:
   """Turns an image about its centre, anticlockwise, keeping its size.
 
-  Bilinear; what comes from outside repeats the nearest edge pixel, so that no
-  black corners tell the encoder by how much the image was turned.
+  Bilinear. Corners repeat the nearest edge pixel: black ones would tell the
+  encoder by how much the image was turned.
 
   Args:
     image: f32[H, W, 3].
     degrees: the angle, f32[].
-
-  Returns:
-    f32[H, W, 3].
   """
   height, width, _ = image.shape
   angle = jnp.deg2rad(degrees)
@@ -188,117 +169,93 @@ def rotate(image: jax.Array, degrees: Number) -> jax.Array:
   return upper * (1 - down) + lower * down
 
 
-def random_rotate(
-  key: jax.Array, image: jax.Array, max_degrees: float
-) -> jax.Array:
+def random_rotate(key: Array, image: Array, max_degrees: float) -> Array:
   """`rotate` by an angle uniform in [-max_degrees, max_degrees]."""
   return rotate(
     image, jax.random.uniform(key, minval=-max_degrees, maxval=max_degrees)
   )
 
 
-def gaussian_blur(image: jax.Array, sigma: Number, radius: int) -> jax.Array:
+def gaussian_blur(image: Array, sigma: Number, radius: int) -> Array:
   """Blurs with a Gaussian of weights exp(-d^2 / 2 sigma^2), |d| <= radius.
 
-  At the border the weights of the pixels that exist are scaled to the sum 1
-  (torchvision mirrors the image instead).
+  At the border the remaining weights are scaled to the sum 1 (torchvision
+  mirrors the image instead).
 
   Args:
     image: f32[H, W, 3].
     sigma: standard deviation in pixels, f32[]; 0 leaves the image as it is.
     radius: pixels to each side, static; 3 sigma holds 99.7 % of the weight.
-
-  Returns:
-    f32[H, W, 3].
   """
   height, width, _ = image.shape
-  return apply_to_axes(
-    image,
-    blur_matrix(sigma, height, radius),
-    blur_matrix(sigma, width, radius),
+  return _apply_to_axes(
+    image, blur_matrix(sigma, height, radius), blur_matrix(sigma, width, radius)
   )
 
 
 def random_gaussian_blur(
-  key: jax.Array, image: jax.Array, sigma: tuple[float, float], radius: int
-) -> jax.Array:
+  key: Array, image: Array, sigma: Range, radius: int
+) -> Array:
   """`gaussian_blur` with sigma uniform in a range, in pixels."""
   drawn = jax.random.uniform(key, minval=sigma[0], maxval=sigma[1])
   return gaussian_blur(image, drawn, radius)
 
 
-def brightness(image: jax.Array, factor: Number) -> jax.Array:
+def brightness(image: Array, factor: Number) -> Array:
   """factor x image: 0 is black, 1 the image."""
   return factor * image
 
 
-def contrast(image: jax.Array, factor: Number) -> jax.Array:
+def contrast(image: Array, factor: Number) -> Array:
   """factor x image + (1 - factor) x its mean luma: 0 is one flat grey."""
   mean = jnp.vdot(image.mean(axis=(0, 1)), LUMA, precision=_EXACT)
   return factor * image + (1 - factor) * mean
 
 
-def saturation_matrix(factor: Number) -> jax.Array:
+def saturation_matrix(factor: Number) -> Array:
   """`saturation` as f32[3, 3], for columns of RGB."""
-  luma = jnp.asarray(np.tile(LUMA, (3, 1)))
-  return factor * jnp.eye(3) + (1 - factor) * luma
+  return factor * jnp.eye(3) + (1 - factor) * _GREY
 
 
-def hue_matrix(turns: Number) -> jax.Array:
+def hue_matrix(turns: Number) -> Array:
   """`hue` as f32[3, 3], for columns of RGB."""
   angle = 2 * jnp.pi * turns
-  # The plane of I and Q runs the other way round than HSV's circle.
-  cos, sin = jnp.cos(angle), -jnp.sin(angle)
-  one, zero = jnp.ones_like(cos), jnp.zeros_like(cos)
-  rotation = jnp.array([[one, zero, zero], [zero, cos, -sin], [zero, sin, cos]])
-  rotated = jnp.matmul(rotation, _RGB_TO_YIQ, precision=_EXACT)
-  return jnp.matmul(_YIQ_TO_RGB, rotated, precision=_EXACT)
+  return _GREY + jnp.cos(angle) * _CHROMA + jnp.sin(angle) * _TURNED
 
 
-def mix_channels(image: jax.Array, matrix: jax.Array) -> jax.Array:
-  """Each pixel's RGB column multiplied by f32[3, 3]."""
-  return jnp.einsum("hwc,dc->hwd", image, matrix, precision=_EXACT)
-
-
-def saturation(image: jax.Array, factor: Number) -> jax.Array:
+def saturation(image: Array, factor: Number) -> Array:
   """factor x image + (1 - factor) x luma of each pixel: 0 is grey."""
-  return mix_channels(image, saturation_matrix(factor))
+  return _mix_channels(image, saturation_matrix(factor))
 
 
-def grey(image: jax.Array) -> jax.Array:
+def grey(image: Array) -> Array:
   """Luma in all three channels."""
   return saturation(image, 0.0)
 
 
-def random_grey(
-  key: jax.Array, image: jax.Array, probability: float = 0.2
-) -> jax.Array:
+def random_grey(key: Array, image: Array, probability: float = 0.2) -> Array:
   """`grey` with a probability."""
   return jnp.where(jax.random.bernoulli(key, probability), grey(image), image)
 
 
-def hue(image: jax.Array, turns: Number) -> jax.Array:
+def hue(image: Array, turns: Number) -> Array:
   """Turns the colours about the grey axis, red towards green.
 
-  A rotation by 2 pi turns in the I-Q plane of YIQ (FCC NTSC). It keeps luma,
-  and it is linear, hence costs nothing when folded with other colour changes.
-  Pillow, torchvision and tf.image shift H of HSV instead, which keeps
-  max(R, G, B); both agree in direction, at 0 and at full turns, and differ most
-  for saturated colours.
+  A rotation by 2 pi turns in the I-Q plane of YIQ (FCC NTSC): linear, hence
+  free when folded with other colour changes, and it keeps luma. Torchvision and
+  tf.image shift H of HSV instead, which keeps max(R, G, B) and never leaves
+  [0, 1]; the two turn the same way and differ most for saturated colours.
 
   Args:
     image: f32[H, W, 3].
     turns: fraction of the colour circle, f32[] in [-0.5, 0.5].
-
-  Returns:
-    f32[H, W, 3].
   """
-  return mix_channels(image, hue_matrix(turns))
+  return _mix_channels(image, hue_matrix(turns))
 
 
 def sample_jitter(
-  key: jax.Array, strength: float
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  key: Array, strength: float
+) -> tuple[Array, Array, Array, Array]:
   """Random factors of SimCLR's colour jitter (Chen et al. 2020, appendix A).
 
   Args:
@@ -316,19 +273,28 @@ def sample_jitter(
   return light, spread, colour, _between(turns, -0.2 * strength, 0.2 * strength)
 
 
-def random_jitter(
-  key: jax.Array, image: jax.Array, strength: float
-) -> jax.Array:
+def random_jitter(key: Array, image: Array, strength: float) -> Array:
   """Brightness, contrast, saturation, hue: factors from `sample_jitter`.
 
-  Always in this order, where torchvision shuffles the four: a fixed order is
-  one affine map, and each factor is random anyway.
+  Always in this order, one affine map, where torchvision shuffles the four.
   """
   light, spread, colour, turns = sample_jitter(key, strength)
   image = contrast(brightness(image, light), spread)
   return hue(saturation(image, colour), turns)
 
 
-def _between(uniform: jax.Array, low: float, high: float) -> jax.Array:
+def _between(uniform: Array, low: float, high: float) -> Array:
   """From [0, 1) to [low, high)."""
   return low + (high - low) * uniform
+
+
+def _apply_to_axes(image: Array, vertical: Array, horizontal: Array) -> Array:
+  """A matrix for each axis, [h, H] and [w, W]: f32[h, w, 3]."""
+  return jnp.einsum(
+    "hH,wW,HWc->hwc", vertical, horizontal, image, precision=_EXACT
+  )
+
+
+def _mix_channels(image: Array, matrix: Array) -> Array:
+  """Each pixel's RGB column multiplied by f32[3, 3]."""
+  return jnp.einsum("hwc,dc->hwd", image, matrix, precision=_EXACT)

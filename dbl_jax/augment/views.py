@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.augment import ops
 from dbl_jax.errors import UserError
@@ -33,28 +34,30 @@ _DRAWS = (
 )
 # The side of the view that SimCLR states its blur for.
 _BLUR_SIDE = 224
+# Full float32 on accelerators too, where the default is fewer bits.
+_EXACT = jax.lax.Precision.HIGHEST
 
 
-def split_key(key: jax.Array) -> dict[str, jax.Array]:
+def split_key(key: Array) -> dict[str, Array]:
   """One key for each random decision about a view, by name."""
   return dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS)), strict=True))
 
 
 def augment(
-  keys: jax.Array,
-  images: jax.Array,
+  keys: Array,
+  images: Array,
   *,
   out_size: int,
-  crop_scale: tuple[float, float] | None = (0.08, 1.0),
-  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  crop_scale: ops.Range | None = (0.08, 1.0),
+  crop_ratio: ops.Range = (3 / 4, 4 / 3),
   flip: float = 0.5,
   jitter_prob: float = 0.8,
   jitter_strength: float = 0.5,
   grey: float = 0.2,
   blur: float = 0.5,
-  blur_sigma: tuple[float, float] = (0.1, 2.0),
+  blur_sigma: ops.Range = (0.1, 2.0),
   rotation: float = 0.0,
-) -> jax.Array:
+) -> Array:
   """A random view of each image: SimCLR's family, and rotation.
 
   In this order: rotation, crop and resize, flip, blur, colour jitter, grey
@@ -84,18 +87,20 @@ def augment(
     f32[B, out_size, out_size, 3] in [0, 1].
 
   Raises:
-    UserError: a probability or a range makes no sense.
+    UserError: a probability or a range is impossible.
   """
-  _check_probabilities(flip=flip, jitter_prob=jitter_prob, grey=grey, blur=blur)
-  _check_ranges(
-    crop_scale=crop_scale or (1.0, 1.0),
-    crop_ratio=crop_ratio,
-    blur_sigma=blur_sigma,
-  )
+  _check_amount("flip", flip, 1)
+  _check_amount("jitter_prob", jitter_prob, 1)
+  _check_amount("jitter_strength", jitter_strength, 2.5)
+  _check_amount("grey", grey, 1)
+  _check_amount("blur", blur, 1)
+  _check_amount("rotation", rotation, 180)
+  _check_range("crop_scale", crop_scale or (1.0, 1.0), 1)
+  _check_range("crop_ratio", crop_ratio)
+  _check_range("blur_sigma", blur_sigma)
   _, height, width, _ = images.shape
-  sigma = tuple(s * out_size / _BLUR_SIDE for s in blur_sigma)
 
-  def view(key: jax.Array, image: jax.Array) -> jax.Array:
+  def view(key: Array, image: Array) -> Array:
     keys = split_key(key)
     image = image.astype(jnp.float32)
     if rotation:
@@ -103,24 +108,31 @@ def augment(
     box = (0.0, 0.0, height, width)
     if crop_scale:
       box = ops.sample_box(keys["crop"], height, width, crop_scale, crop_ratio)
-    vertical, horizontal = _axes(keys, image, box, out_size, flip, blur, sigma)
+    vertical = ops.resize_matrix(box[0], box[2], height, out_size)
+    horizontal = ops.resize_matrix(box[1], box[3], width, out_size)
+    if flip:
+      mirrored = jax.random.bernoulli(keys["flip"], flip)
+      horizontal = jnp.where(mirrored, horizontal[::-1], horizontal)
+    if blur:
+      kernel = _kernel(keys, out_size, blur, blur_sigma)
+      vertical = _matmul(kernel, vertical)
+      horizontal = _matmul(kernel, horizontal)
     pixels = _apply_to_axes(image, vertical / 255, horizontal)
-    if (jitter_prob and jitter_strength) or grey:
-      pixels = _colour(keys, pixels, jitter_prob, jitter_strength, grey)
+    pixels = _colour(keys, pixels, jitter_prob, jitter_strength, grey)
     return jnp.clip(pixels.transpose(0, 2, 1), 0.0, 1.0)
 
   return jax.vmap(view)(keys, images)
 
 
 def make_views(
-  step_key: jax.Array,
-  ids: jax.Array,
-  images: jax.Array,
+  step_key: Array,
+  ids: Array,
+  images: Array,
   *,
   num_views: int,
   out_size: int,
   **family: Any,
-) -> jax.Array:
+) -> Array:
   """Several random views of each example of a batch.
 
   The key of view v of example i is fold_in(fold_in(step_key, ids[i]), v), so
@@ -144,14 +156,14 @@ def make_views(
   """
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, ids)
 
-  def one(view: jax.Array) -> jax.Array:
+  def one(view: Array) -> Array:
     own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, view)
     return augment(own, images, out_size=out_size, **family)
 
   return jax.vmap(one)(jnp.arange(num_views))
 
 
-def plain(images: jax.Array, out_size: int) -> jax.Array:
+def plain(images: Array, out_size: int) -> Array:
   """The images as they are, for evaluation; resized only if they must be.
 
   Args:
@@ -171,39 +183,19 @@ def plain(images: jax.Array, out_size: int) -> jax.Array:
   )
 
 
-def _axes(
-  keys: dict[str, jax.Array],
-  image: jax.Array,
-  box: ops.Box,
-  out_size: int,
-  flip: float,
-  blur: float,
-  sigma: tuple[float, float],
-) -> tuple[jax.Array, jax.Array]:
-  """Crop, resize, flip and blur of each axis, f32[out_size, H] and [.., W]."""
-  y, x, box_height, box_width = box
-  vertical = ops.resize_matrix(y, box_height, image.shape[0], out_size)
-  horizontal = ops.resize_matrix(x, box_width, image.shape[1], out_size)
-  if flip:
-    flipped = jax.random.bernoulli(keys["flip"], flip)
-    horizontal = jnp.where(flipped, horizontal[::-1], horizontal)
-  if blur:
-    blurred = jax.random.bernoulli(keys["blur"], blur)
-    drawn = jax.random.uniform(keys["sigma"], minval=sigma[0], maxval=sigma[1])
-    kernel = ops.blur_matrix(
-      jnp.where(blurred, drawn, 0.0), out_size, blur_radius(sigma)
-    )
-    vertical, horizontal = (
-      _matmul(kernel, vertical),
-      _matmul(kernel, horizontal),
-    )
-  return vertical, horizontal
+def _kernel(
+  keys: dict[str, Array], out_size: int, blur: float, blur_sigma: ops.Range
+) -> Array:
+  """Blur of one axis, or the identity, f32[out_size, out_size]."""
+  low, high = (sigma * out_size / _BLUR_SIDE for sigma in blur_sigma)
+  blurred = jax.random.bernoulli(keys["blur"], blur)
+  sigma = jax.random.uniform(keys["sigma"], minval=low, maxval=high)
+  sigma = jnp.where(blurred, sigma, 0.0)
+  return ops.blur_matrix(sigma, out_size, radius=math.ceil(4 * high))
 
 
-def _apply_to_axes(
-  image: jax.Array, vertical: jax.Array, horizontal: jax.Array
-) -> jax.Array:
-  """`ops.apply_to_axes` as two plain products, f32[out, 3, out] (y, RGB, x)."""
+def _apply_to_axes(image: Array, vertical: Array, horizontal: Array) -> Array:
+  """Both axes as two plain products: f32[H, W, 3] -> f32[out, RGB, out]."""
   height, width, _ = image.shape
   rows = image.transpose(0, 2, 1).reshape(height, 3 * width)
   rows = _matmul(vertical, rows).reshape(-1, width)
@@ -211,29 +203,30 @@ def _apply_to_axes(
 
 
 def _colour(
-  keys: dict[str, jax.Array],
-  pixels: jax.Array,
+  keys: dict[str, Array],
+  pixels: Array,
   jitter_prob: float,
   jitter_strength: float,
   grey: float,
-) -> jax.Array:
+) -> Array:
   """Jitter and grey as one affine map of f32[y, RGB, x]."""
-  jittered = jax.random.bernoulli(keys["jitter"], jitter_prob)
-  light, spread, colour, turns = ops.sample_jitter(
-    keys["factors"], jitter_strength
-  )
-  light, spread, colour = (
-    jnp.where(jittered, factor, 1.0) for factor in (light, spread, colour)
-  )
-  turns = jnp.where(jittered, turns, 0.0)
-  greyed = jax.random.bernoulli(keys["grey"], grey)
-  last = ops.saturation_matrix(jnp.where(greyed, 0.0, 1.0))
-  matrix = _matmul(
-    last, _matmul(ops.hue_matrix(turns), ops.saturation_matrix(colour))
-  )
-  # Saturation, hue and grey keep greys as they are, so contrast's stays b.
-  mean = light * jnp.vdot(pixels.mean(axis=(0, 2)), ops.LUMA)
-  matrix, offset = light * spread * matrix, (1 - spread) * mean
+  matrix, offset = jnp.eye(3), 0.0
+  if jitter_prob and jitter_strength:
+    jittered = jax.random.bernoulli(keys["jitter"], jitter_prob)
+    factors = ops.sample_jitter(keys["factors"], jitter_strength)
+    light, spread, colour, turns = (
+      jnp.where(jittered, factor, neutral)
+      for factor, neutral in zip(factors, (1.0, 1.0, 1.0, 0.0), strict=True)
+    )
+    matrix = _matmul(ops.hue_matrix(turns), ops.saturation_matrix(colour))
+    matrix = light * spread * matrix
+    # Saturation, hue and grey map greys to themselves, and so contrast's.
+    mean = jnp.vdot(pixels.mean(axis=(0, 2)), ops.LUMA, precision=_EXACT)
+    offset = (1 - spread) * light * mean
+  if grey:
+    greyed = jax.random.bernoulli(keys["grey"], grey)
+    last = ops.saturation_matrix(jnp.where(greyed, 0.0, 1.0))
+    matrix = _matmul(last, matrix)
   red, green, blue = pixels[:, 0], pixels[:, 1], pixels[:, 2]
   # Written out: XLA's product with a 3 x 3 matrix is slow on CPU.
   return jnp.stack(
@@ -241,30 +234,24 @@ def _colour(
   )
 
 
-def blur_radius(sigma: tuple[float, float]) -> int:
-  """Radius of the kernel, 4 times the greatest sigma, in pixels."""
-  return max(1, math.ceil(4 * sigma[1]))
+def _matmul(a: Array, b: Array) -> Array:
+  return jnp.matmul(a, b, precision=_EXACT)
 
 
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-  """In full float32 on accelerators too, where the default is fewer bits."""
-  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+def _check_amount(name: str, value: float, highest: float) -> None:
+  if not 0 <= value <= highest:
+    raise UserError(
+      f"Augmentation option {name} is {value!r}: set it to a number from 0"
+      f" (off) to {highest}."
+    )
 
 
-def _check_probabilities(**options: float) -> None:
-  for name, value in options.items():
-    if not 0 <= value <= 1:
-      raise UserError(
-        f"Augmentation option {name}={value} is no probability: set it to a"
-        " number from 0 (off) to 1 (always)."
-      )
-
-
-def _check_ranges(**options: tuple[float, float]) -> None:
-  for name, (low, high) in options.items():
-    if not 0 < low <= high or (name == "crop_scale" and high > 1):
-      raise UserError(
-        f"Augmentation option {name}={(low, high)} is no range: give (low,"
-        " high) with 0 < low <= high"
-        + (" <= 1." if name == "crop_scale" else ".")
-      )
+def _check_range(name: str, value: Any, highest: float = math.inf) -> None:
+  match value:
+    case (low, high) if 0 < low <= high <= highest:
+      return
+  limit = "" if highest == math.inf else f" <= {highest}"
+  raise UserError(
+    f"Augmentation option {name} is {value!r}: set it to a pair (low, high)"
+    f" with 0 < low <= high{limit}."
+  )

@@ -1,7 +1,12 @@
 """Features of drawn faces: folds, nose, eyes, brows, beard and mouth.
 
-Each function paints one feature onto a `face_scene.Frame`; `g` holds the
-geometry that `shape` derives from action units and identity.
+`p` holds identity and nuisances, `au` the action units (see
+`face_parameters`), `g` the geometry made from both. Numbers of action units
+are FACS's: 1 and 2 raise the inner and outer brow, 4 lowers and knits the
+brows, 5 raises the upper lid, 6 raises the cheek, 7 tightens the lids, 9
+wrinkles the nose, 10 raises the upper lip, 12 pulls and 15 depresses the lip
+corners, 17 raises the chin, 20 stretches and 23 tightens the lips, 25 parts
+them, 26 drops the jaw, 43 closes the eyes.
 """
 
 from types import SimpleNamespace
@@ -11,44 +16,53 @@ import numpy as np
 from dbl_jax.data.face_scene import Frame
 
 
-def shape(p: SimpleNamespace, au: dict) -> SimpleNamespace:
-  """Feature geometry (float32[B, 1, 1] each) from action units.
-
-  Numbers are FACS action units: 1 and 2 raise the inner and outer brow, 4
-  lowers and knits the brows, 5 raises the upper lid, 6 raises the cheek, 7
-  tightens the lids, 9 wrinkles the nose, 10 raises the upper lip, 12 pulls
-  and 15 depresses the lip corners, 17 raises the chin, 20 stretches and 23
-  tightens the lips, 25 parts them, 26 drops the jaw, 43 closes the eyes.
+def draw(f: Frame, p: SimpleNamespace, au: dict[int, np.ndarray]) -> None:
+  """Paints all features onto a head.
 
   Args:
-    p: identity and scene, see `synthetic_faces`.
-    au: action unit number -> float32[B, 1, 1] intensity, 0 to about 1.2.
+    f: canvas with the bare head on it, painted in place.
+    p: `face_parameters.nuisances` of the block.
+    au: `face_parameters.expression` of the block.
   """
-  g = SimpleNamespace()
+  g = SimpleNamespace(nose_y=p.nose_y - 0.035 * au[9] - 0.01 * au[10])
+  _upper_geometry(g, p, au)
+  _mouth_geometry(g, p, au)
+  _upper_folds(f.rows(0.05, 0.75), p, au, g)
+  _lower_folds(f.rows(0.3, 1), p, au, g)
+  _cheeks(f, p, au)
+  _beard(f.rows(0.4, 1), p)
+  _nose(f.rows(0.2, 0.85), p, au, g)
+  _eyes(f.rows(0.1, 0.78), p, g)
+  _mouth(f.rows(0.42, 1), p, g)
+  _brows(f.rows(0, 0.7), p, g)
+
+
+def _upper_geometry(g: SimpleNamespace, p: SimpleNamespace, au: dict) -> None:
   # Together with 4, unit 1 wins: the inner brow goes up, not down.
   lowered = au[4] * (1 - 0.65 * np.clip(au[1], 0, 1)) + 0.35 * au[9]
   g.inner = 0.145 * au[1] - 0.145 * lowered
   g.outer = 0.135 * au[2] - 0.015 * lowered - 0.03 * au[1] * (1 - au[2])
-  # The brow pulls the lid along: inner corners up in grief, down in anger.
-  g.lid_slant = 0.65 * lowered - 0.35 * au[1] * (1 - np.clip(au[2], 0, 1))
-  g.brow_base = p.brow_y
   g.brow_y = p.brow_y - 0.5 * (g.inner + g.outer)
   g.brow_x = p.brow_x - 0.035 * au[4]
+  # The brow pulls the lid along: inner corners up in grief, down in anger.
+  g.lid_slant = 0.65 * lowered - 0.35 * au[1] * (1 - np.clip(au[2], 0, 1))
   narrow = 1 - 0.42 * au[7] - 0.30 * au[6] - 0.30 * au[9] - 0.55 * au[43]
   g.lid_up = np.clip(p.lid * narrow + 0.46 * au[5], 0.03, 1.0)
   squint = 1 - 0.55 * au[7] - 0.60 * au[6] - 0.40 * au[9] - 0.2 * au[43]
   g.lid_low = np.clip(0.33 * squint + 0.14 * au[5], 0.02, 0.6)
-  g.lid_skew = 0.5 * p.asym
-  g.nose_y = p.nose_y - 0.035 * au[9] - 0.01 * au[10]
-  g.mouth_y = p.mouth_y - 0.02 * au[17] - 0.02 * au[10] - 0.02 * au[9]
-  g.mouth_w = p.mouth_w * (
-    1 + 0.36 * au[12] + 0.34 * au[20] - 0.10 * au[23] - 0.20 * au[26]
-    - 0.08 * au[17] + 0.12 * au[10]
-  )  # fmt: skip
-  g.corner = p.mouth_bias - 0.125 * au[12] + 0.045 * au[15] + 0.02 * au[17]
+
+
+def _mouth_geometry(g: SimpleNamespace, p: SimpleNamespace, au: dict) -> None:
+  g.mouth_y = p.mouth_y - 0.02 * (au[9] + au[10] + au[17])
+  widen = 0.36 * au[12] + 0.34 * au[20] + 0.12 * au[10]
+  purse = 0.08 * au[17] + 0.10 * au[23] + 0.20 * au[26]
+  g.mouth_w = p.mouth_w * (1 + widen - purse)
+  # The lips' line is a parabola; depressed corners bend down at the end.
+  g.corner = (
+    p.mouth_bias - 0.125 * au[12] + 0.045 * au[15] + 0.02 * (au[17] + au[23])
+  )
   g.corner_end = 0.075 * au[15] + 0.025 * au[20]
-  gape = 0.045 * au[25] + 0.29 * au[26] + 0.05 * au[25] * au[12]
-  gape = gape + 0.05 * au[25] * au[20]
+  gape = 0.29 * au[26] + au[25] * (0.045 + 0.05 * (au[12] + au[20]))
   g.open_up = 0.22 * gape + 0.035 * au[10] * au[25]
   g.open_low = 0.78 * gape + 0.045 * au[12] * au[25]
   g.square_lips = np.clip(0.9 * au[20] + 0.5 * au[10] + 0.5 * au[23], 0, 1)
@@ -56,67 +70,68 @@ def shape(p: SimpleNamespace, au: dict) -> SimpleNamespace:
   g.lip_up = p.lip_t * thin
   g.lip_bottom = 1.35 * p.lip_t * thin * (1 + 0.25 * au[17])
   g.lip_low = g.mouth_y + g.open_low + g.lip_bottom
-  g.teeth = np.clip(0.5 * g.open_up + 0.055 - 0.03 * au[26], 0, 1) * (
-    au[25] > 0.25
-  ) * np.clip(au[12] + au[20] + au[10] + 0.4, 0, 1)  # fmt: skip
+  bared = np.clip(au[12] + au[20] + au[10] + 0.4, 0, 1) * (au[25] > 0.25)
+  g.teeth = np.clip(0.5 * g.open_up + 0.055 - 0.03 * au[26], 0, 1) * bared
   g.low_teeth = 0.035 * np.clip(au[20] + au[23], 0, 1) * (au[25] > 0.4)
-  return g
 
 
-def folds(f: Frame, p: SimpleNamespace, au: dict, g: SimpleNamespace) -> None:
-  """Wrinkles, cheeks and nose: everything that only shades the skin."""
-  m, s = np.abs(f.u), np.square
-  up = f.rows(0.05, 0.75)
-  um, uv = np.abs(up.u), up.v
+def _upper_folds(
+  f: Frame, p: SimpleNamespace, au: dict, g: SimpleNamespace
+) -> None:
+  """Forehead, glabella, sockets, bags, crow's feet and nose wrinkles."""
+  m, v, s = np.abs(f.u), f.v, np.square
   raised = np.clip(0.5 * (au[1] + au[2]), 0, 1) + 0.05 * p.age
-  fade = np.clip(1.25 - um / 0.34, 0, 1) * raised * 0.42
-  arch = uv + 0.25 * s(up.u) - g.brow_y
-  dark = fade * up.stroke(arch + 0.15, 0.022)
-  dark += fade * up.stroke(arch + 0.235, 0.020)
-  knit = np.clip(au[4] + 0.5 * au[9], 0, 1) * 0.65
-  dark += (
-    knit * up.stroke(um - 0.05, 0.022) * up.stroke(uv - g.brow_y - 0.05, 0.10)
-  )
-  # Sockets, then the bags and crow's feet that a raised cheek makes.
-  ex, ey = um - p.eye_x, uv - p.eye_y
+  fade = np.clip(1.25 - m / 0.34, 0, 1) * (0.42 * raised)
+  arch = v + 0.25 * s(f.u) - g.brow_y
+  dark = fade * (f.stroke(arch + 0.15, 0.022) + f.stroke(arch + 0.235, 0.02))
+  knit = 0.65 * np.clip(au[4] + 0.5 * au[9], 0, 1)
+  between = f.stroke(m - 0.05, 0.022) * f.stroke(v - g.brow_y - 0.05, 0.10)
+  dark += knit * between
+  ex, ey = m - p.eye_x, v - p.eye_y
   dark += 0.17 * np.exp(-s(ex / 0.19) - s((ey + 0.05) / 0.12))
-  bag = np.clip(0.04 + 0.25 * p.age + 0.6 * au[6] + 0.4 * au[7], 0, 0.7) * 0.6
-  dark += bag * up.stroke(ey - 0.12 + 0.9 * s(ex), 0.022) * np.clip(2.5 - np.abs(ex) / 0.07, 0, 1)
-  foot = np.clip(au[6], 0, 1) * 0.45 * np.clip(1 - np.abs(ex - 0.23) / 0.07, 0, 1)
-  dark += foot * up.stroke(np.abs(ey + 0.01) - 0.35 * (ex - 0.14), 0.016)
-  # Nose wrinkles run across the bridge and down its sides.
-  nosed = np.clip(au[9], 0, 1.1) * 0.62 * np.clip(1.2 - um / 0.15, 0, 1)
+  bag = np.clip(0.04 + 0.25 * p.age + 0.6 * au[6] + 0.4 * au[7], 0, 0.7)
+  reach = np.clip(2.5 - np.abs(ex) / 0.07, 0, 1)
+  dark += 0.6 * bag * reach * f.stroke(ey - 0.12 + 0.9 * s(ex), 0.022)
+  feet = np.clip(1 - np.abs(ex - 0.23) / 0.07, 0, 1)
+  feet = feet * (0.45 * np.clip(au[6], 0, 1))
+  dark += feet * f.stroke(np.abs(ey + 0.01) - 0.35 * (ex - 0.14), 0.016)
+  wrinkled = np.clip(1.2 - m / 0.15, 0, 1) * (0.62 * np.clip(au[9], 0, 1.1))
   for offset in (-0.10, -0.035, 0.03):
-    dark += nosed * up.stroke(uv - offset - 3.2 * s(um), 0.018)
-  up.darken(np.clip(dark, 0, 0.8))
-  lower = f.rows(0.3, 1)
-  lm, lv = m[:, -lower.x.shape[1] :], lower.v
-  span = g.mouth_y - g.nose_y
-  along = np.clip((lv - g.nose_y + 0.05) / (span + 0.05), 0, 1.2)
-  path = 0.10 + (g.mouth_w + 0.055 - 0.10) * (along * (1.7 - 0.7 * along))
+    dark += wrinkled * f.stroke(v - offset - 3.2 * s(m), 0.018)
+  f.darken(np.clip(dark, 0, 0.8))
+
+
+def _lower_folds(
+  f: Frame, p: SimpleNamespace, au: dict, g: SimpleNamespace
+) -> None:
+  """Nasolabial folds, the line above the chin, marionette lines."""
+  m, v = np.abs(f.u), f.v
+  start = g.nose_y - 0.05
+  along = np.clip((v - start) / (g.mouth_y - start), 0, 1.2)
+  path = 0.10 + (g.mouth_w - 0.045) * along * (1.7 - 0.7 * along)
   fold = 0.06 + 0.22 * p.age + 0.55 * au[12] + 0.65 * au[9] + 0.55 * au[10]
-  edge = np.clip(along * 8, 0, 1) * np.clip((1.2 - along) * 6, 0, 1)
-  dark = np.clip(fold, 0, 0.8) * 0.6 * edge * lower.stroke(lm - path, 0.024)
-  chin_line = lv - g.lip_low - 0.055 - 0.8 * s(lower.u)
-  dark += (0.16 + 0.3 * au[17]) * lower.stroke(chin_line, 0.03) * np.clip(
-    2 - lm / 0.1, 0, 1
-  )
-  droop = np.clip(au[15], 0, 1) * 0.5
-  dark += droop * lower.stroke(lm - g.mouth_w - 0.02, 0.022) * lower.stroke(
-    lv - g.mouth_y - 0.13, 0.07
-  )
-  lower.darken(np.clip(dark, 0, 0.8))
-  # Cheek apples: rosy, and bulging upwards in a smile.
-  apple = np.exp(-s((m - 0.34) / 0.15) - s((f.v - 0.19 + 0.05 * au[6]) / 0.12))
+  ends = np.clip(along * 8, 0, 1) * np.clip((1.2 - along) * 6, 0, 1)
+  dark = 0.6 * np.clip(fold, 0, 0.8) * ends * f.stroke(m - path, 0.024)
+  line = f.stroke(v - g.lip_low - 0.055 - 0.8 * np.square(f.u), 0.03)
+  dark += (0.16 + 0.3 * au[17]) * line * np.clip(2 - m / 0.1, 0, 1)
+  droop = f.stroke(m - g.mouth_w - 0.02, 0.022)
+  droop = droop * f.stroke(v - g.mouth_y - 0.13, 0.07)
+  dark += 0.5 * np.clip(au[15], 0, 1) * droop
+  f.darken(np.clip(dark, 0, 0.8))
+
+
+def _cheeks(f: Frame, p: SimpleNamespace, au: dict) -> None:
+  """Rosy apples, which a raised cheek lifts and lights."""
+  across = np.square((np.abs(f.u) - 0.34) / 0.15)
+  apple = np.exp(-across - np.square((f.v - 0.19 + 0.05 * au[6]) / 0.12))
   rosy = apple * (p.rosy + 0.10 * au[12])
   f.rgb[:, 0] += 0.05 * apple * au[6]
   f.rgb[:, 1] *= 1 - 0.5 * rosy
   f.rgb[:, 2] *= 1 - 0.45 * rosy
 
 
-def nose(f: Frame, p: SimpleNamespace, au: dict, g: SimpleNamespace) -> None:
+def _nose(f: Frame, p: SimpleNamespace, au: dict, g: SimpleNamespace) -> None:
   """Bridge shaded on the side away from the light, wings and nostrils."""
-  f = f.rows(0.2, 0.85)
   s = np.square
   u = f.u - 0.35 * p.yaw * np.clip(f.v + 0.2, 0, 0.5)
   m, v = np.abs(u), f.v - g.nose_y
@@ -135,15 +150,14 @@ def nose(f: Frame, p: SimpleNamespace, au: dict, g: SimpleNamespace) -> None:
   f.rgb += (0.10 * shine)[:, None] * (1 - f.rgb)
 
 
-def eyes(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
+def _eyes(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
   """Almond whites with iris, pupil, highlight, lids and crease."""
-  f = f.rows(0.1, 0.78)
   s, k = np.square, np.float32(1) / p.eye_w
   side = np.sign(f.u)
   a = (np.abs(f.u) - p.eye_x) * k
   b = (f.v - p.eye_y) * k + p.eye_tilt * a
   arc = np.clip(1 - s(a), 0, 1)
-  upper = -g.lid_up * (1 + g.lid_skew * side) * arc * (1 + g.lid_slant * a)
+  upper = -g.lid_up * (1 + 0.5 * p.asym * side) * arc * (1 + g.lid_slant * a)
   lower = g.lid_low * arc
   across = f.fill((1 - np.abs(a)) * p.eye_w)
   white = f.fill(np.minimum(b - upper, lower - b) * p.eye_w) * across
@@ -163,22 +177,20 @@ def eyes(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
   f.darken(np.clip(0.40 * crease + 0.45 * rim, 0, 0.8))
 
 
-def brows(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
+def _brows(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
   """Tapered arcs whose inner and outer ends move on their own."""
-  f = f.rows(0, 0.7)
   side = np.sign(f.u)
   t = (np.abs(f.u) - g.brow_x) / p.brow_w
   inner, outer = np.square((1 - t) / 2), np.square((1 + t) / 2)
   rise = g.inner * inner + g.outer * (1 + p.asym * side) * outer
-  line = g.brow_base + 0.02 * outer - rise - p.arch * (1 - np.square(t))
+  line = p.brow_y + 0.02 * outer - rise - p.arch * (1 - np.square(t))
   thick = p.brow_t * (1 - 0.55 * np.clip(t, 0, 1))
   hair = f.fill(thick - np.abs(f.v - line)) * f.fill((1 - np.abs(t)) * 0.3)
   f.paint(hair * p.brow_dense, p.brow_colour)
 
 
-def beard(f: Frame, p: SimpleNamespace) -> None:
+def _beard(f: Frame, p: SimpleNamespace) -> None:
   """Moustache and beard of a random density, on some faces."""
-  f = f.rows(0.4, 1)
   m = np.abs(f.u)
   inside = np.sqrt(np.square(f.x / (p.head_w - 0.02)) + np.square(f.y / 0.8))
   # Below a line that rises from the upper lip to the sideburns.
@@ -187,17 +199,18 @@ def beard(f: Frame, p: SimpleNamespace) -> None:
   f.paint(mask * p.beard, p.hair * 0.85)
 
 
-def mouth(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
+def _mouth(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
   """Lips around a dark opening with teeth and tongue."""
-  f = f.rows(0.42, 1)
   t = f.u / g.mouth_w
   t2 = np.clip(np.square(t), 0, 1.3)
   skew = 1 + p.asym * np.clip(t, -1, 1)
   line = g.mouth_y + skew * t2 * (g.corner + g.corner_end * t2)
   bow = np.clip(1 - t2, 0, 1)
   gap = bow * (1 + g.square_lips * t2)
-  lip_top = line - g.open_up * gap - g.lip_up * bow * (
-    1 - 0.25 * np.exp(-np.square(t / 0.2))
+  lip_top = (
+    line
+    - g.open_up * gap
+    - g.lip_up * bow * (1 - 0.25 * np.exp(-np.square(t / 0.2)))
   )
   low_inner = line + g.open_low * gap
   lip_end = low_inner + g.lip_bottom * bow

@@ -10,13 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 
-SKIN = ((255, 222, 196), (241, 200, 166), (222, 170, 128), (186, 130, 92),
-         (140, 92, 62), (98, 64, 46))  # fmt: skip
-HAIR = ((24, 20, 20), (52, 36, 28), (98, 64, 38), (142, 74, 38),
-         (206, 170, 104), (148, 146, 144), (222, 214, 204))  # fmt: skip
-IRIS = ((52, 32, 20), (96, 60, 32), (92, 104, 60), (84, 122, 152))
-
-
 # Largest blur sigma as a fraction of the image size.
 BLUR_MAX = 0.016
 
@@ -39,7 +32,7 @@ class Frame:
   v: np.ndarray
   pixel: float
 
-  def rows(self, first: float, last: float) -> 'Frame':
+  def rows(self, first: float, last: float) -> "Frame":
     """A view of the rows between two fractions of the image height."""
     size = self.x.shape[1]
     part = slice(int(first * size), int(np.ceil(last * size)))
@@ -65,15 +58,6 @@ class Frame:
     """Darkens skin; blood keeps the red up, so red falls less."""
     for channel, weight in enumerate((0.72, 0.96, 1.0)):
       self.rgb[:, channel] *= 1 - np.float32(weight) * amount
-
-
-def palette(colours, position: np.ndarray) -> np.ndarray:
-  """Colours of float32[B, 3, 1, 1] at a fractional place in [0, 1]."""
-  table = np.asarray(colours, np.float32) / 255
-  place = position.reshape(-1) * (len(table) - 1)
-  low = np.minimum(place.astype(int), len(table) - 2)
-  part = (place - low)[:, None]
-  return (table[low] * (1 - part) + table[low + 1] * part)[:, :, None, None]
 
 
 def frame_of(p: SimpleNamespace, size: int) -> Frame:
@@ -213,7 +197,7 @@ def _blur(rgb: np.ndarray, sigma: np.ndarray) -> np.ndarray:
   for axis in (2, 3):
     pad = [(0, 0)] * 4
     pad[axis] = (reach, reach)
-    wide, length = np.pad(rgb, pad, mode='edge'), rgb.shape[axis]
+    wide, length = np.pad(rgb, pad, mode="edge"), rgb.shape[axis]
     rgb = np.zeros_like(rgb)
     for tap in range(2 * reach + 1):
       window = [slice(None)] * 4

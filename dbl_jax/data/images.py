@@ -106,7 +106,7 @@ def decode_all(
 
 
 def _to_rgb(image: Image.Image, origin: str) -> Image.Image:
-  # Loaded here: inside the block below a cut-off image would go unnoticed.
+  # Loaded before the block below, which must not swallow a decoder's error.
   image.load()
   # Broken EXIF beside a sound picture: viewers show the picture.
   with contextlib.suppress(Exception):

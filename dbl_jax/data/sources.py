@@ -1,6 +1,7 @@
 """The data sets, by name, and the file each is prepared into."""
 
 import hashlib
+import inspect
 import logging
 import os
 import time
@@ -10,7 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbl_jax.data import prepared, sampling, synthetic_faces
+from dbl_jax.data import (
+  face_features,
+  face_scene,
+  prepared,
+  sampling,
+  synthetic_faces,
+)
 from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError
 
@@ -23,10 +30,12 @@ class Source(NamedTuple):
   Attributes:
     fingerprint: options -> a string that changes when the data would.
     read: options, fingerprint -> the data set, with parts 'train' and 'test'.
+    image_size: in pixels, unless the config sets it.
   """
 
   fingerprint: Callable[[Any], str]
   read: Callable[[Any, str], Dataset]
+  image_size: int
 
 
 def load(options: Any) -> Dataset:
@@ -126,9 +135,10 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
 
 def _synthetic_fingerprint(options: Any) -> str:
   # The code is the data: other drawing code must not find the old file.
-  code = b"".join(path.read_bytes() for path in synthetic_faces.source_files())
+  modules = (synthetic_faces, face_scene, face_features)
+  code = "".join(inspect.getsource(module) for module in modules)
   what = f"{options.num_train} {options.num_test} {options.image_seed}"
-  return hashlib.sha256(code + what.encode()).hexdigest()
+  return hashlib.sha256((code + what).encode()).hexdigest()
 
 
 def _read_synthetic(options: Any, fingerprint: str) -> Dataset:
@@ -172,6 +182,8 @@ def _directory(options: Any) -> str:
 
 
 SOURCES: dict[str, Source] = {
-  "raf_db": Source(_raf_db_fingerprint, _read_raf_db),
-  "synthetic_faces": Source(_synthetic_fingerprint, _read_synthetic),
+  "raf_db": Source(_raf_db_fingerprint, _read_raf_db, image_size=100),
+  "synthetic_faces": Source(
+    _synthetic_fingerprint, _read_synthetic, image_size=48
+  ),
 }

@@ -1,30 +1,26 @@
-"""Convolutions as matrix products, for CPUs.
+"""Convolutions as chunked matrix products, for CPUs.
 
 XLA's own convolutions are slow on CPU, most of all the gradient with respect
-to the kernel (4 to 6 GFLOP/s where a matrix product does 100). Here a
-convolution is: gather windows of the input, multiply by the kernel, put the
-products in place. Two forms do so,
+to the kernel (about 5 GFLOP/s, where matrix products reach 100). Here a
+convolution gathers windows of its input, multiplies them by matrices made of
+the kernel and puts the products in place. `winograd` does so for 3x3 kernels
+with stride 1 and padding 1, `im2col` for all others, over chunks of the batch
+small enough for the windows to stay in the cache.
 
-* `_Winograd`, F(2x2, 3x3), for 3x3 kernels with stride 1 and padding 1:
-  Lavin and Gray 2016, "Fast algorithms for convolutional neural networks",
-  section 4.1;
-* `_Im2col` for everything else,
-
-over chunks of the batch small enough for the windows to stay in the cache.
-All arithmetic is float32, whatever the inputs' type.
+All arithmetic is float32, whatever the type of the inputs: bfloat16 products
+are no faster on CPU.
 """
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-# Of windows, per chunk. From 2 to 16 MiB the speed hardly changes.
+from dbl_jax.models import im2col, winograd
+
+# Of windows, per chunk. Speed hardly changes from 2 to 16 MiB.
 CHUNK_BYTES = 8 << 20
 
 
@@ -35,50 +31,91 @@ def forward(
 
   Args:
     x: [B, H, W, C].
-    kernel: [K, K, C, F], of x's dtype.
+    kernel: [K, K, C, F].
     stride: step in both directions, in pixels.
     padding: zeros on each of the four sides, in pixels.
 
   Returns:
     [B, (H + 2 padding - K) // stride + 1, likewise for W, F], of x's dtype.
   """
-  form = _choose(x.shape, kernel.shape, stride, padding)
-  matrices = form.kernel_to_matrices(kernel.astype(jnp.float32))
+  form = _form(x, kernel, stride, padding)
+  matrices = form.matrices(kernel.astype(jnp.float32))
 
-  def chunk_forward(carry: None, xs: tuple) -> tuple[None, jax.Array]:
-    windows = form.windows(xs[0].astype(jnp.float32))
-    return carry, form.output(_matmul(windows, matrices)).astype(x.dtype)
+  def step(carry: None, chunk: jax.Array) -> tuple[None, jax.Array]:
+    y = form.convolve(chunk.astype(jnp.float32), matrices)
+    return carry, y.astype(x.dtype)
 
-  return _over_chunks(chunk_forward, None, (x,), form.bytes_per_image)[1]
+  return _scan_chunks(step, None, x, form.window_bytes)[1]
 
 
 def backward(
   x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, padding: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Gradients of sum(dy * forward(x, kernel)).
+  """Gradients of sum(dy * forward(x, kernel)) by x and by kernel.
 
   Args:
-    x: [B, H, W, C], as in `forward`.
+    x: [B, H, W, C].
     kernel: [K, K, C, F].
-    dy: like forward's output.
-    stride: as in `forward`.
-    padding: as in `forward`.
+    dy: like the output of `forward`.
+    stride: as for `forward`.
+    padding: as for `forward`.
 
   Returns:
-    Gradients with respect to x and kernel, of their shapes and dtypes.
+    Gradients by x and by kernel, of their shapes and dtypes.
   """
-  form = _choose(x.shape, kernel.shape, stride, padding)
-  input_gradient = form.input_gradient(kernel.astype(jnp.float32))
+  form = _form(x, kernel, stride, padding)
+  transposed = form.transposed_matrices(kernel.astype(jnp.float32))
 
-  def chunk_backward(total: jax.Array, xs: tuple) -> tuple:
-    x, dy = (array.astype(jnp.float32) for array in xs)
-    total = total + _matmul_tn(form.windows(x), form.output_transposed(dy))
-    return total, input_gradient(dy).astype(xs[0].dtype)
+  def step(total: jax.Array, chunk: tuple) -> tuple[jax.Array, jax.Array]:
+    x_chunk, dy_chunk = (part.astype(jnp.float32) for part in chunk)
+    total = total + form.matrices_gradient(x_chunk, dy_chunk)
+    dx = form.convolve_transposed(dy_chunk, transposed)
+    return total, dx.astype(x.dtype)
 
-  total, dx = _over_chunks(
-    chunk_backward,
-    jnp.zeros(form.matrices_shape, jnp.float32),
-    (x, dy),
-    form.bytes_per_image,
-  )
-  return dx, form.matrices_to_kernel_gradient(total).astype(kernel.dtype)
+  matrices = jax.eval_shape(form.matrices, kernel.astype(jnp.float32))
+  total = jnp.zeros(matrices.shape, jnp.float32)
+  total, dx = _scan_chunks(step, total, (x, dy), form.window_bytes)
+  return dx, form.kernel_gradient(total).astype(kernel.dtype)
+
+
+def _form(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: int
+) -> winograd.Winograd | im2col.Im2Col:
+  if kernel.shape[:2] == (3, 3) and stride == padding == 1:
+    return winograd.Winograd(x.shape, kernel.shape)
+  return im2col.Im2Col(x.shape, kernel.shape, stride, padding)
+
+
+def images_per_chunk(batch: int, bytes_per_image: int) -> int:
+  """How many images to convolve at a time.
+
+  On several devices all of them: a batch split over devices would otherwise
+  be gathered chunk by chunk, and each device's share is small.
+  """
+  if jax.device_count() > 1 or not isinstance(batch, int):
+    return batch
+  most = min(batch, max(1, CHUNK_BYTES // bytes_per_image))
+  divisors = [size for size in range(1, most + 1) if batch % size == 0]
+  # A divisor needs no padding, yet a much smaller one wastes more than that.
+  return divisors[-1] if 2 * divisors[-1] > most else most
+
+
+def _scan_chunks(
+  step: Callable[[Any, Any], tuple[Any, jax.Array]],
+  carry: Any,
+  arrays: Any,
+  bytes_per_image: int,
+) -> tuple[Any, jax.Array]:
+  """`lax.scan` over chunks of the leading axis, padded with zeros to fit."""
+  batch = jax.tree.leaves(arrays)[0].shape[0]
+  size = images_per_chunk(batch, bytes_per_image)
+  if size == batch:
+    return step(carry, arrays)
+  count = -(-batch // size)
+
+  def split(array: jax.Array) -> jax.Array:
+    padding = [(0, count * size - batch)] + [(0, 0)] * (array.ndim - 1)
+    return jnp.pad(array, padding).reshape(count, size, *array.shape[1:])
+
+  carry, out = lax.scan(step, carry, jax.tree.map(split, arrays))
+  return carry, out.reshape(count * size, *out.shape[2:])[:batch]

@@ -56,31 +56,38 @@ def load(
   key = hashlib.sha256(state.encode()).hexdigest()[:32]
   directory = Path(cache_dir).resolve() / "tfds" / key
   examples = _examples(layout, directory)
-  origins = {record.name: record.origin for record in layout.records}
   try:
-    decoded = images.decode_all(
-      [
-        (origins[example.name], lambda data=example.data: data)
-        for part in examples.values()
-        for example in part
-      ],
-      image_size,
-      progress,
-    )
+    parts = _decode(examples, layout, image_size, progress)
   except UserError:
     # Nobody will ask for this build again once the image is mended.
     shutil.rmtree(directory, ignore_errors=True)
     raise
+  warnings = layout_lib.count_warnings(layout)
+  return layout_lib.CLASS_NAMES, parts, warnings
+
+
+def _decode(
+  examples: dict[str, list[_Example]],
+  layout: layout_lib.Layout,
+  image_size: int,
+  progress: Callable[[int, int], None] | None,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  origins = {record.name: record.origin for record in layout.records}
+  decoded = images.decode_all(
+    [
+      (origins[example.name], lambda data=example.data: data)
+      for part in examples.values()
+      for example in part
+    ],
+    image_size,
+    progress,
+  )
   parts, start = {}, 0
   for split, part in examples.items():
     labels = np.array([example.label for example in part], np.int32)
     parts[split] = (decoded[start : start + len(part)], labels)
     start += len(part)
-  return (
-    layout_lib.CLASS_NAMES,
-    parts,
-    layout_lib.count_warnings(layout),
-  )
+  return parts
 
 
 def _examples(

@@ -1,0 +1,98 @@
+"""ResNet-18: He et al. 2016, "Deep Residual Learning", table 1."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dbl_jax.models.conv import Conv2D
+from dbl_jax.models.pooling import max_pool
+
+# Momentum and epsilon are torchvision's. The running variance is that of the
+# batch over B, as flax has it; PyTorch multiplies it by B / (B - 1). Statistics
+# are float32 whatever the dtype, and of the whole batch on several devices.
+_BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+# Kernel size and stride of the first convolution.
+_STEMS = {"imagenet": (7, 2), "small": (3, 1)}
+
+
+class ResidualBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut, He et al. 2016, eq. (1) and (2).
+
+  Attributes:
+    features: output channels.
+    strides: of the first convolution, in pixels.
+    zero_init_residual: the last batch norm's scale starts at zero, so that the
+      block starts as its shortcut (Goyal et al. 2017, section 5.1).
+    dtype: of the computation and the output.
+  """
+
+  features: int
+  strides: int = 1
+  zero_init_residual: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
+    conv = functools.partial(Conv2D, self.features, dtype=self.dtype)
+    norm = functools.partial(_BatchNorm, not train, dtype=self.dtype)
+    if self.zero_init_residual:
+      last_scale = nn.initializers.zeros
+    else:
+      last_scale = nn.initializers.ones
+
+    y = conv(kernel_size=3, strides=self.strides, name="conv1")(x)
+    y = nn.relu(norm(name="norm1")(y))
+    y = conv(kernel_size=3, name="conv2")(y)
+    y = norm(scale_init=last_scale, name="norm2")(y)
+    if x.shape[-1] != self.features or self.strides > 1:
+      x = conv(kernel_size=1, strides=self.strides, name="shortcut_conv")(x)
+      x = norm(name="shortcut_norm")(x)
+    return nn.relu(x + y)
+
+
+class ResNet18(nn.Module):
+  """The encoder: images to features.
+
+  Attributes:
+    stem: 'imagenet', a 7x7 convolution with stride 2 and max-pooling, which
+      divides height and width by 4 (11,176,512 parameters); or 'small', one
+      3x3 convolution, for images of about 32 pixels (11,168,832 parameters).
+    zero_init_residual: see `ResidualBlock`.
+    dtype: of the computation; parameters and statistics stay float32.
+  """
+
+  stem: str = "imagenet"
+  zero_init_residual: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Encodes images.
+
+    Args:
+      x: f32[B, H, W, 3], normalised.
+      train: batch norm uses the batch's statistics and updates its own.
+
+    Returns:
+      f32[B, 512], averages over the last map.
+    """
+    size, strides = _STEMS[self.stem]
+    x = Conv2D(64, size, strides, dtype=self.dtype, name="stem")(x)
+    x = _BatchNorm(not train, dtype=self.dtype, name="stem_norm")(x)
+    x = nn.relu(x)
+    if self.stem == "imagenet":
+      x = max_pool(x)
+    for stage, features in enumerate((64, 128, 256, 512), 1):
+      for block in (1, 2):
+        x = ResidualBlock(
+          features,
+          strides=2 if stage > 1 and block == 1 else 1,
+          zero_init_residual=self.zero_init_residual,
+          dtype=self.dtype,
+          name=f"stage{stage}_block{block}",
+        )(x, train)
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

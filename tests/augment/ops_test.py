@@ -1,0 +1,293 @@
+"""Image operations against Pillow, scipy, dm_pix and plain numpy."""
+
+import functools
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from PIL import Image, ImageEnhance
+
+from dbl_jax.augment import ops
+
+HEIGHT, WIDTH = 30, 26
+PIL_STEP = 1.5 / 255  # Pillow rounds to whole levels, here and there twice.
+
+
+def smooth_image(seed):
+  """Random colours that change slowly enough to interpolate, f32 levels."""
+  pixels = np.random.default_rng(seed).random((HEIGHT, WIDTH, 3))
+  pixels = scipy.ndimage.gaussian_filter(pixels, (1, 1, 0), mode="wrap")
+  low, high = pixels.min(), pixels.max()
+  levels = np.round(255 * (pixels - low) / (high - low))
+  return np.float32(levels / 255)
+
+
+def to_pil(image):
+  return Image.fromarray(np.uint8(np.round(255 * image)))
+
+
+def from_pil(picture):
+  return np.asarray(picture, np.float32) / 255
+
+
+def pil_resized_crop(image, box, out_size):
+  y, x, height, width = box
+  channels = [
+    Image.fromarray(np.ascontiguousarray(image[..., c]), "F").resize(
+      (out_size, out_size),
+      Image.Resampling.BILINEAR,
+      box=(x, y, x + width, y + height),
+    )
+    for c in range(3)
+  ]
+  return np.stack([np.asarray(c) for c in channels], axis=-1)
+
+
+def scipy_rotate(image, degrees):
+  return scipy.ndimage.rotate(
+    image, degrees, axes=(1, 0), reshape=False, order=1, mode="nearest"
+  )
+
+
+def scipy_blur(image, sigma, radius):
+  blur = functools.partial(
+    scipy.ndimage.gaussian_filter,
+    sigma=(sigma, sigma, 0),
+    radius=(radius, radius, 0),
+    mode="constant",
+  )
+  return blur(image) / blur(np.ones_like(image))
+
+
+def numpy_hue(image, turns):
+  """Pixel by pixel through YIQ, as the definition reads."""
+  to_yiq = np.array(
+    [
+      [0.299, 0.587, 0.114],
+      [0.5959, -0.2746, -0.3213],
+      [0.2115, -0.5227, 0.3112],
+    ]
+  )
+  out = np.empty_like(image)
+  for place in np.ndindex(image.shape[:2]):
+    luma, i, q = to_yiq @ image[place]
+    turned = (i + 1j * q) * np.exp(-2j * np.pi * turns)
+    out[place] = np.linalg.solve(to_yiq, [luma, turned.real, turned.imag])
+  return out
+
+
+def enhance(kind):
+  return lambda image, factor: from_pil(kind(to_pil(image)).enhance(factor))
+
+
+def pil_grey(image):
+  return from_pil(to_pil(image).convert("L").convert("RGB"))
+
+
+CASES = [
+  # name, function of the image, reference, its arguments, tolerance
+  (
+    "enlarge",
+    ops.resized_crop,
+    pil_resized_crop,
+    ((3.3, 5.1, 9.2, 8.7), 24),
+    1e-5,
+  ),
+  (
+    "shrink",
+    ops.resized_crop,
+    pil_resized_crop,
+    ((0.0, 0.0, 30.0, 26.0), 11),
+    1e-5,
+  ),
+  (
+    "squeeze",
+    ops.resized_crop,
+    pil_resized_crop,
+    ((1.5, 20.0, 28.0, 6.0), 16),
+    1e-5,
+  ),
+  (
+    "corner",
+    ops.resized_crop,
+    pil_resized_crop,
+    ((22.5, 18.25, 7.5, 7.75), 16),
+    1e-5,
+  ),
+  ("flip", ops.flip, np.fliplr, (), 0.0),
+  ("turn left", ops.rotate, scipy_rotate, (20.0,), 1e-5),
+  ("turn right", ops.rotate, scipy_rotate, (-63.0,), 1e-5),
+  ("weak blur", ops.gaussian_blur, scipy_blur, (0.6, 3), 1e-5),
+  ("strong blur", ops.gaussian_blur, scipy_blur, (2.5, 6), 1e-5),
+  (
+    "darker",
+    ops.brightness,
+    enhance(ImageEnhance.Brightness),
+    (0.6,),
+    PIL_STEP,
+  ),
+  (
+    "lighter",
+    ops.brightness,
+    enhance(ImageEnhance.Brightness),
+    (1.4,),
+    PIL_STEP,
+  ),
+  ("flatter", ops.contrast, enhance(ImageEnhance.Contrast), (0.4,), PIL_STEP),
+  ("steeper", ops.contrast, enhance(ImageEnhance.Contrast), (1.6,), PIL_STEP),
+  ("paler", ops.saturation, enhance(ImageEnhance.Color), (0.3,), PIL_STEP),
+  ("richer", ops.saturation, enhance(ImageEnhance.Color), (1.7,), PIL_STEP),
+  ("grey", ops.grey, pil_grey, (), PIL_STEP),
+  ("hue up", ops.hue, numpy_hue, (0.1,), 1e-5),
+  ("hue down", ops.hue, numpy_hue, (-0.4,), 1e-5),
+]
+
+
+@pytest.mark.parametrize("transform", ["plain", "jit", "vmap"])
+@pytest.mark.parametrize(
+  ("function", "reference", "arguments", "tolerance"),
+  [case[1:] for case in CASES],
+  ids=[case[0] for case in CASES],
+)
+def test_operation_equals_its_reference(
+  function, reference, arguments, tolerance, transform
+):
+  images = np.stack([smooth_image(seed) for seed in (0, 1)])
+  run = lambda image: function(image, *arguments)  # noqa: E731
+  if transform == "vmap":
+    found = jax.jit(jax.vmap(run))(images)
+  else:
+    run = jax.jit(run) if transform == "jit" else run
+    found = np.stack([run(jnp.asarray(image)) for image in images])
+  expected = np.stack([reference(image, *arguments) for image in images])
+  assert found.dtype == np.float32
+  if reference is not numpy_hue:  # the others stay in [0, 1], or clip
+    found = np.clip(found, 0, 1)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=max(tolerance, 1e-7))
+
+
+def test_factors_may_differ_within_a_batch():
+  images = np.stack([smooth_image(seed) for seed in (0, 1)])
+  turns = jnp.array([0.1, -0.3])
+  found = jax.vmap(ops.hue)(images, turns)
+  for row, image, turn in zip(found, images, (0.1, -0.3), strict=True):
+    np.testing.assert_allclose(row, numpy_hue(image, turn), atol=1e-5)
+
+
+def test_dm_pix_agrees():
+  image = smooth_image(3)
+  np.testing.assert_allclose(
+    ops.grey(image)[..., :1],
+    dm_pix.rgb_to_grayscale(image, luma_standard="rec601"),
+    atol=2e-4,  # its weights have four digits
+  )
+  grey = np.asarray(ops.grey(image))
+  np.testing.assert_allclose(
+    ops.contrast(grey, 0.3), dm_pix.adjust_contrast(grey, 0.3), atol=1e-6
+  )
+  blurred = dm_pix.gaussian_blur(image, 1.2, 11, padding="VALID")
+  np.testing.assert_allclose(
+    ops.gaussian_blur(image, 1.2, 5)[5:-5, 5:-5], blurred, atol=1e-5
+  )
+
+
+def test_rotation_turns_as_pillow_does():
+  image = smooth_image(4)
+  expected = from_pil(to_pil(image).rotate(25, Image.Resampling.BILINEAR))
+  middle = np.s_[8:-8, 8:-8]
+  np.testing.assert_allclose(
+    ops.rotate(image, 25.0)[middle], expected[middle], atol=0.02
+  )
+
+
+def test_hue_turns_the_way_hsv_does():
+  pale = 0.5 + 0.1 * (smooth_image(5) - 0.5)
+
+  def colour(image):
+    return np.ravel(image - image.mean(axis=-1, keepdims=True))
+
+  def cosine(a, b):
+    return a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+
+  for turns in (-0.15, 0.1, 1 / 3):
+    expected = colour(dm_pix.adjust_hue(pale, turns))
+    assert cosine(colour(ops.hue(pale, turns)), expected) > 0.8
+    assert cosine(colour(ops.hue(pale, -turns)), expected) < 0.6
+
+
+def test_neutral_arguments_change_nothing():
+  image = jnp.asarray(smooth_image(6))
+  for neutral in (
+    ops.brightness(image, 1.0),
+    ops.contrast(image, 1.0),
+    ops.saturation(image, 1.0),
+    ops.hue(image, 0.0),
+    ops.rotate(image, 0.0),
+    ops.gaussian_blur(image, 0.0, 3),
+    ops.random_jitter(jax.random.key(0), image, 0.0),
+  ):
+    np.testing.assert_allclose(neutral, image, atol=2e-6)
+
+
+def draw(function, *arguments, n=4000):
+  keys = jax.random.split(jax.random.key(7), n)
+  drawn = jax.jit(jax.vmap(lambda key: function(key, *arguments)))(keys)
+  return jax.tree.map(np.asarray, drawn)
+
+
+def test_boxes_lie_in_the_image_with_uniform_area_and_log_uniform_ratio():
+  scale, ratio = (0.1, 0.5), (3 / 4, 4 / 3)
+  y, x, height, width = draw(ops.sample_box, 100, 100, scale, ratio)
+  assert min(y.min(), x.min()) >= 0
+  assert max((y + height).max(), (x + width).max()) <= 100 + 1e-3
+  area = height * width / 100**2
+  log_ratio = np.log(width / height) / np.log(4 / 3)
+  for uniform in ((area - 0.1) / 0.4, (log_ratio + 1) / 2):
+    shares = np.histogram(uniform, bins=5, range=(0, 1))[0] / 4000
+    np.testing.assert_allclose(shares, 0.2, atol=0.03)
+  for place in (y / (100 - height), x / (100 - width)):
+    np.testing.assert_allclose(place.mean(), 0.5, atol=0.03)
+
+
+def test_boxes_that_do_not_fit_are_cut():
+  _, x, height, width = draw(ops.sample_box, 20, 40, (0.9, 1.0), (1.0, 1.0))
+  np.testing.assert_allclose(height, 20, rtol=1e-6)
+  assert np.all(width < 30)
+  assert np.all(x + width <= 40 + 1e-4)
+
+
+def test_jitter_has_the_ranges_of_simclr():
+  light, spread, colour, turns = draw(ops.sample_jitter, 0.5)
+  for factor in (light, spread, colour):
+    np.testing.assert_allclose(factor.min(), 0.6, atol=0.01)
+    np.testing.assert_allclose(factor.max(), 1.4, atol=0.01)
+    np.testing.assert_allclose(factor.mean(), 1.0, atol=0.02)
+  np.testing.assert_allclose((turns.min(), turns.max()), (-0.1, 0.1), atol=0.01)
+  assert abs(np.corrcoef(light, spread)[0, 1]) < 0.05
+  assert draw(ops.sample_jitter, 2.0)[0].min() >= 0
+
+
+def test_random_operations_happen_as_often_as_told():
+  image = jnp.asarray(smooth_image(8)[:2, :2])
+  for function in (ops.random_flip, ops.random_grey):
+    for probability in (0.0, 0.3, 1.0):
+      found = draw(function, image, probability)
+      changed = np.any(found != np.asarray(image), axis=(1, 2, 3))
+      np.testing.assert_allclose(changed.mean(), probability, atol=0.03)
+
+
+def test_random_operations_stay_within_their_range():
+  image = jnp.asarray(smooth_image(9))
+  key = jax.random.key(3)
+  found = ops.random_rotate(key, image, 10.0)
+  degrees = jax.random.uniform(key, minval=-10.0, maxval=10.0)
+  np.testing.assert_allclose(found, scipy_rotate(image, degrees), atol=1e-5)
+  found = ops.random_gaussian_blur(key, image, (0.5, 1.5), 6)
+  sigma = jax.random.uniform(key, minval=0.5, maxval=1.5)
+  np.testing.assert_allclose(found, scipy_blur(image, sigma, 6), atol=1e-5)
+  found = jax.jit(ops.random_resized_crop, static_argnums=2)(key, image, 12)
+  assert found.shape == (12, 12, 3)
+  assert 0 <= found.min() <= found.max() <= 1

@@ -1,0 +1,63 @@
+"""Input: both forms give the same batches, from any step on."""
+
+import numpy as np
+import pytest
+
+from dbl_jax import sharding
+from dbl_jax.data import pipeline, sampling
+from dbl_jax.data.prepared import Part
+
+
+@pytest.fixture(scope="module")
+def part():
+  rng = np.random.default_rng(0)
+  labels = np.repeat(range(3), (40, 20, 4)).astype(np.int32)
+  return Part(rng.integers(0, 256, (64, 8, 8, 3), np.uint8), labels)
+
+
+def drawn(part, form, start, stop, q=0.0):
+  mesh = sharding.make_mesh()
+  sampler = sampling.make_sampler(part.labels, 3, q, 16, seed=1)
+  feed = pipeline.make_feed(part, sampler, mesh, form)
+  assert (feed.resident is not None) == (form != "tf_data")
+  return [
+    (
+      np.asarray(pipeline.gather(feed.resident, batch)),
+      np.asarray(batch["id"]),
+      np.asarray(batch["label"]),
+    )
+    for batch in pipeline.batches(feed, start, stop)
+  ]
+
+
+@pytest.mark.parametrize("q", [0.0, 1.0])
+def test_tf_data_and_resident_images_are_the_same(part, q):
+  resident = drawn(part, "resident", 0, 6, q)
+  streamed = drawn(part, "tf_data", 0, 6, q)
+  assert len(resident) == len(streamed) == 6
+  for left, right in zip(resident, streamed, strict=True):
+    for a, b in zip(left, right, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("form", ["resident", "tf_data"])
+def test_a_later_start_goes_on_where_an_earlier_one_was(part, form):
+  whole, rest = drawn(part, form, 0, 5), drawn(part, form, 3, 5)
+  for left, right in zip(whole[3:], rest, strict=True):
+    for a, b in zip(left, right, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_images_and_labels_belong_together(part):
+  for images, ids, labels in drawn(part, "auto", 0, 4):
+    index = ids % 64
+    np.testing.assert_array_equal(images, part.images[index])
+    np.testing.assert_array_equal(labels, part.labels[index])
+
+
+def test_batches_are_spread_over_all_devices(part):
+  mesh = sharding.make_mesh()
+  sampler = sampling.make_sampler(part.labels, 3, 1.0, 16, seed=1)
+  feed = pipeline.make_feed(part, sampler, mesh, "auto")
+  batch = next(pipeline.batches(feed, 0, 1))
+  assert len(batch["index"].sharding.device_set) == 8

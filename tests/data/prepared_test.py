@@ -1,0 +1,68 @@
+"""The prepared file: whole, checked, and data alone."""
+
+import numpy as np
+import pytest
+
+from dbl_jax.data import prepared
+from dbl_jax.errors import UserError
+
+
+@pytest.fixture
+def dataset():
+  rng = np.random.default_rng(0)
+  parts = {
+    name: prepared.Part(
+      rng.integers(0, 256, (n, 8, 8, 3), np.uint8),
+      rng.integers(0, 2, n).astype(np.int32),
+    )
+    for name, n in (("train", 20), ("test", 5))
+  }
+  return prepared.Dataset("faces", ("a", "ü"), parts, "f00", ("beware",))
+
+
+def test_round_trip(tmp_path, dataset):
+  path = tmp_path / "new" / "faces.npz"
+  prepared.save(path, dataset)
+  loaded = prepared.load(path)
+  assert loaded._replace(parts=None) == dataset._replace(parts=None)
+  for name, part in dataset.parts.items():
+    for old, new in zip(part, loaded.parts[name], strict=True):
+      np.testing.assert_array_equal(old, new)
+      assert old.dtype == new.dtype
+  assert [p.name for p in path.parent.iterdir()] == ["faces.npz"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text", "pickle"])
+def test_damage_is_seen(tmp_path, dataset, damage):
+  path = tmp_path / "faces.npz"
+  prepared.save(path, dataset)
+  data = bytearray(path.read_bytes())
+  if damage == "flip":
+    data[len(data) // 3] ^= 1
+  elif damage == "cut":
+    data = data[: len(data) // 2]
+  elif damage == "empty":
+    data = b""
+  elif damage == "text":
+    data = b"hello"
+  path.write_bytes(data)
+  if damage == "pickle":
+    with path.open("wb") as file:
+      np.savez(file, meta=np.array([{"a": 1}], dtype=object))
+  with pytest.raises(UserError, match=r"faces\.npz is not a prepared"):
+    prepared.load(path)
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, dataset, monkeypatch):
+  path = tmp_path / "faces.npz"
+  prepared.save(path, dataset)
+  before = path.read_bytes()
+
+  def fails(*_args, **_arrays):
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(np, "savez", fails)
+  with pytest.raises(OSError, match="No space"):
+    prepared.save(path, dataset)
+  assert path.read_bytes() == before
+  assert len(list(tmp_path.iterdir())) == 1

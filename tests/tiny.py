@@ -1,0 +1,47 @@
+"""A run small enough for tests: a two-layer encoder on a few small faces.
+
+Also a config file: `--config=tests/tiny.py` runs it from the command line.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dbl_jax import config as configs
+from dbl_jax.models import model
+
+
+class TinyEncoder(nn.Module):
+  stem: str = "imagenet"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Conv(8, (3, 3), (4, 4), name="conv")(x)
+    x = nn.BatchNorm(not train, momentum=0.9, name="norm")(x)
+    return nn.relu(x).mean(axis=(1, 2))
+
+
+model.ENCODERS["tiny"] = TinyEncoder
+
+
+def get_config() -> ConfigDict:
+  config = configs.base()
+  config.pretrain = configs.simclr()
+  config.classify = configs.classifier()
+  config.data.update(num_train=150, num_test=40, image_size=16)
+  config.model.name = "tiny"
+  for name in ("pretrain", "classify"):
+    config[name].epochs = 2
+    config[name].batch_size = 32
+  config.pretrain.head.update(hidden=16, out=8)
+  config.classify.head.hidden = (16,)
+  config.log_every = 2
+  config.tensorboard = False
+  return config
+
+
+def get_resolved(**data) -> ConfigDict:
+  config = get_config()
+  config.data.update(data)
+  return configs.resolve(config)

@@ -1,0 +1,253 @@
+"""Runs from start to report, as a user starts them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+from dbl_jax import checkpoint, results, train
+from dbl_jax import config as configs
+from dbl_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+  """A finished run: config, workdir, metrics."""
+  config = tiny.get_resolved(cache_dir=cache)
+  workdir = tmp_path_factory.mktemp("run")
+  return config, workdir, train.train_and_evaluate(config, workdir)
+
+
+def model_of(workdir, phase="classify", keep="latest"):
+  return checkpoint.load_model(checkpoint.phase_dir(workdir, phase), keep)
+
+
+def assert_same_model(one, other):
+  assert one[1] == other[1]
+  jax.tree.map(np.testing.assert_array_equal, one[0], other[0])
+
+
+def test_a_run_leaves_what_it_promises(finished):
+  config, workdir, metrics = finished
+  names = {path.name for path in workdir.iterdir()}
+  assert names >= {
+    "metrics.json", "metrics.jsonl", "confusion_matrix.png", "report.html",
+    "checkpoints", "config.json",
+  }  # fmt: skip
+  stored = json.loads((workdir / "metrics.json").read_text())
+  assert stored["dataset"] == "synthetic_faces"
+  assert stored["split"] == "test"
+  assert stored["images"] == 40 == np.sum(stored["confusion_matrix"])
+  assert stored["config"]["data"]["num_train"] == 150
+  assert stored["overall_accuracy"] == metrics["overall_accuracy"]
+  assert set(stored["per_class"]) == set(stored["class_names"])
+  rows = [
+    json.loads(line)
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
+  assert {row["phase"] for row in rows} == {"pretrain", "classify"}
+  assert any("knn_mean_class_accuracy" in row for row in rows)
+  assert any("val_mean_class_accuracy" in row for row in rows)
+
+
+def test_the_reported_checkpoint_is_the_best_on_validation(finished):
+  _, workdir, metrics = finished
+  rows = [
+    json.loads(line)
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
+  scores = {
+    row["step"]: row["val_mean_class_accuracy"]
+    for row in rows
+    if "val_mean_class_accuracy" in row
+  }
+  assert scores[metrics["checkpoint_step"]] == max(scores.values())
+
+
+def test_phase_2_kept_the_encoder_of_phase_1(finished):
+  _, workdir, _ = finished
+  before, after = model_of(workdir, "pretrain"), model_of(workdir)
+  for kind in ("params", "batch_stats"):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      before[0][kind]["encoder"],
+      after[0][kind]["encoder"],
+    )
+
+
+def test_a_finished_run_is_not_trained_again(finished, capsys):
+  config, workdir, metrics = finished
+  before = (workdir / "metrics.jsonl").read_text()
+  assert train.train_and_evaluate(config, workdir) == metrics
+  assert (workdir / "metrics.jsonl").read_text() == before
+  assert "going on from step" in capsys.readouterr().out
+
+
+def test_both_phases_apart_equal_both_at_once(finished, cache, tmp_path):
+  """configs/simclr.py, then configs/classifier.py, is configs/dbl.py."""
+  config, workdir, _ = finished
+  first, second = (
+    config.copy_and_resolve_references().unlock() for _ in range(2)
+  )
+  del first.classify
+  train.train_and_evaluate(first, tmp_path / "one")
+  del second.pretrain
+  second.init_from = str(tmp_path / "one")
+  train.train_and_evaluate(second, tmp_path / "two")
+  assert_same_model(
+    model_of(workdir, "pretrain"), model_of(tmp_path / "one", "pretrain")
+  )
+  assert_same_model(model_of(workdir), model_of(tmp_path / "two"))
+
+
+def test_evaluate_restores_the_run_s_result(finished, tmp_path):
+  _, workdir, metrics = finished
+  again = results.evaluate_workdir(workdir, None, "test", tmp_path)
+  assert again == metrics
+  assert (tmp_path / "report.html").exists()
+  validation = results.evaluate_workdir(workdir, None, "validation", tmp_path)
+  assert validation["split"] == "validation"
+  with pytest.raises(UserError, match="--split=tset: no such part"):
+    results.evaluate_workdir(workdir, None, "tset", tmp_path)
+
+
+def test_another_config_in_the_same_workdir_is_refused(finished):
+  config, workdir, _ = finished
+  other = config.copy_and_resolve_references()
+  other.classify.batch_size = 16
+  with pytest.raises(UserError, match="classify.batch_size: 32 -> 16"):
+    train.train_and_evaluate(other, workdir)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+  finished, cache, tmp_path, caplog
+):
+  config, workdir, metrics = finished
+  copy = tmp_path / "copy"
+  subprocess.run(["cp", "-r", workdir, copy], check=True)
+  steps = copy / "checkpoints" / "classify"
+  newest = max(int(p.name) for p in steps.iterdir() if p.name.isdigit())
+  for path in (steps / str(newest)).rglob("*"):
+    if path.is_file() and path.stat().st_size:
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  assert train.train_and_evaluate(config, copy) == metrics
+  assert "cannot be read" in caplog.text
+  assert_same_model(model_of(copy), model_of(workdir))
+
+
+def test_without_a_readable_checkpoint_nothing_starts_over(finished, tmp_path):
+  config, workdir, _ = finished
+  copy = tmp_path / "copy"
+  subprocess.run(["cp", "-r", workdir, copy], check=True)
+  for path in (copy / "checkpoints" / "classify").rglob("*"):
+    if path.is_file():
+      path.write_bytes(b"")
+  with pytest.raises(UserError, match="None of the checkpoints"):
+    train.train_and_evaluate(config, copy)
+
+
+def test_loss_that_is_not_finite_stops_the_run(cache, tmp_path):
+  config = tiny.get_resolved(cache_dir=cache)
+  config.classify.optimizer.update(name="sgd", learning_rate=1e30)
+  with pytest.raises(UserError, match=r"classify: .* at step \d+\. Last good"):
+    train.train_and_evaluate(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"classify.batch_size": 512}, "batch_size=512 is larger"),
+    ({"classify.batch_size": 36}, "does not divide over 8 devices"),
+    ({"init_from": "nowhere"}, "holds no checkpoint"),
+    ({"classify.trained": ("tail",)}, "'tail' matches no parameter"),
+    ({"data.name": "raf_db"}, "needs --config.data.dir"),
+  ],
+)
+def test_impossible_runs_are_refused(cache, tmp_path, change, message):
+  config = tiny.get_resolved(cache_dir=cache)
+  for name, value in change.items():
+    config.update_from_flattened_dict({name: value})
+  with pytest.raises(UserError, match=message):
+    train.train_and_evaluate(config, tmp_path)
+
+
+def test_a_frozen_fresh_encoder_is_refused(cache, tmp_path):
+  config = tiny.get_resolved(cache_dir=cache).unlock()
+  del config.pretrain
+  with pytest.raises(UserError, match="none to start from"):
+    train.train_and_evaluate(config, tmp_path)
+
+
+def test_an_encoder_of_another_architecture_is_refused(
+  finished, cache, tmp_path
+):
+  _, workdir, _ = finished
+  config = tiny.get_resolved(cache_dir=cache).unlock()
+  del config.pretrain
+  config.update(init_from=str(workdir))
+  config.model.name = "resnet18"
+  with pytest.raises(UserError, match="another architecture"):
+    train.train_and_evaluate(config, tmp_path)
+
+
+def start_process(workdir, cache):
+  return subprocess.Popen(
+    [
+      sys.executable, "-m", "dbl_jax.main", "--config=tests/tiny.py",
+      f"--workdir={workdir}", f"--config.data.cache_dir={cache}",
+      "--config.pretrain.epochs=3", "--config.classify.epochs=60",
+    ],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )  # fmt: skip
+
+
+def test_a_killed_run_ends_as_if_never_killed(cache, tmp_path):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  assert start_process(whole, cache).wait(120) == 0
+  process = start_process(killed, cache)
+  saved = killed / "checkpoints" / "classify"
+  deadline = time.monotonic() + 120
+  while not list(saved.glob("[0-9]*")):
+    assert process.poll() is None, process.stdout.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (killed / "metrics.json").exists()
+  process = start_process(killed, cache)
+  assert process.wait(120) == 0
+  assert "classify: going on from step" in process.stdout.read()
+  assert_same_model(model_of(whole), model_of(killed))
+  assert_same_model(
+    model_of(whole, keep="best"), model_of(killed, keep="best")
+  )
+  for name in ("metrics.json", "metrics.jsonl"):
+    assert (whole / name).read_text() == (killed / name).read_text()
+
+
+def test_configs_of_the_project_resolve():
+  for path in sorted((ROOT / "configs").glob("*.py")):
+    scope = {}
+    exec(compile(path.read_text(), path, "exec"), scope)
+    config = configs.resolve(scope["get_config"]())
+    assert configs.phases(config)
+    for phase in configs.phases(config):
+      assert config[phase].epochs >= 1
+      assert config[phase].batch_size >= 2
