@@ -7,7 +7,9 @@ validation mean-class accuracy.
 """
 
 import contextlib
+import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ METRIC = "mean_class_accuracy"
 # What Orbax raises for truncated, emptied or missing files; it has no type
 # of its own for damage, and a cut array file raises a bare Exception.
 _DAMAGE = Exception
+_DAMAGED = "damaged."
 
 
 def phase_dir(workdir: Path, phase: str) -> Path:
@@ -93,6 +96,54 @@ def _leaves(opt_state: Any) -> dict[str, jax.Array]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
+def set_aside_damaged(directory: Path) -> None:
+  """Renames steps whose metadata cannot be read, so that Orbax can open.
+
+  Args:
+    directory: as returned by `phase_dir`.
+
+  Raises:
+    UserError: if steps had to be set aside and none is left.
+  """
+  for path in _steps(directory):
+    try:
+      json.loads((path / "_CHECKPOINT_METADATA").read_text())
+      json.loads((path / "metrics" / "metrics").read_text())[METRIC]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      _set_aside(path, error)
+  _check_some_left(directory)
+
+
+def _steps(directory: Path) -> list[Path]:
+  paths = directory.glob("[0-9]*") if directory.is_dir() else ()
+  return [path for path in paths if path.name.isdigit()]
+
+
+def _set_aside(path: Path, error: BaseException) -> None:
+  """Moves a step out of the way; without that it could not be saved again."""
+  kept = path.with_name(f"{_DAMAGED}{path.name}")
+  if kept.exists():
+    shutil.rmtree(kept)
+  path.rename(kept)
+  log.warning(
+    "The checkpoint %s cannot be read (%s). It is now %s; going on from the"
+    " one before.",
+    path,
+    _first_line(error),
+    kept.name,
+  )
+
+
+def _check_some_left(directory: Path) -> None:
+  damaged = list(directory.glob(f"{_DAMAGED}*"))
+  if damaged and not _steps(directory):
+    raise UserError(
+      f"None of the checkpoints in {directory} can be read"
+      f" ({', '.join(sorted(path.name for path in damaged))}). Delete that"
+      " folder to start the phase over, or use another --workdir."
+    )
+
+
 def restore_latest(
   manager: ocp.CheckpointManager, state: TrainState
 ) -> TrainState | None:
@@ -108,36 +159,19 @@ def restore_latest(
   Raises:
     UserError: if there are checkpoints and none can be read.
   """
-  steps = sorted(manager.all_steps(), reverse=True)
   like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-  damaged = []
-  for step in steps:
+  args = ocp.args.Composite(
+    model=ocp.args.StandardRestore(like.model()),
+    train=ocp.args.StandardRestore(_leaves(like.opt_state)),
+  )
+  directory = Path(manager.directory)
+  while (step := manager.latest_step()) is not None:
     try:
-      items = manager.restore(
-        step,
-        args=ocp.args.Composite(
-          model=ocp.args.StandardRestore(like.model()),
-          train=ocp.args.StandardRestore(_leaves(like.opt_state)),
-        ),
-      )
+      return _with_step(state, step, manager.restore(step, args=args))
     except _DAMAGE as error:
-      log.warning(
-        "Checkpoint %s of step %d cannot be read (%s); trying the one before.",
-        manager.directory,
-        step,
-        _first_line(error),
-      )
-      damaged.append(step)
-      continue
-    for unreadable in damaged:  # else the step could not be saved again
-      manager.delete(unreadable)
-    return _with_step(state, step, items)
-  if steps:
-    raise UserError(
-      f"None of the checkpoints in {manager.directory} can be read (steps"
-      f" {', '.join(map(str, steps))}). Delete that folder to start the phase"
-      " over, or use another --workdir."
-    )
+      _set_aside(directory / str(step), error)
+      _check_some_left(directory)
+      manager.reload()
   return None
 
 
@@ -204,16 +238,18 @@ def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
       f"No checkpoint found: {directory} is not a folder. Expected the"
       " workdir of a run that has saved at least once."
     )
-  with open_manager(directory) as manager:
-    if manager.latest_step() is None:
-      raise UserError(f"No checkpoint found in {directory}: it is empty.")
-    try:
+  try:
+    with open_manager(directory) as manager:
+      if manager.latest_step() is None:
+        raise UserError(f"No checkpoint found in {directory}: it is empty.")
       yield manager
-    except _DAMAGE as error:
-      raise UserError(
-        f"A checkpoint in {directory} cannot be read ({_first_line(error)})."
-        " Run the training again to replace it."
-      ) from error
+  except UserError:
+    raise
+  except _DAMAGE as error:
+    raise UserError(
+      f"A checkpoint in {directory} cannot be read ({_first_line(error)})."
+      " Run the training again to replace it."
+    ) from error
 
 
 def load_encoder(init_from: str, phases: Sequence[str]) -> dict[str, Any]:

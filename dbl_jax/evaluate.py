@@ -42,10 +42,10 @@ def make_forward(
       batch = images[start : start + size]
       padding = np.zeros((size - len(batch), *batch.shape[1:]), batch.dtype)
       padded = jax.device_put(np.concatenate([batch, padding]), placement)
-      outputs = eval_step(variables, padded)
-      done.append([np.asarray(array)[: len(batch)] for array in outputs])
-    features, outputs = (np.concatenate(rows) for rows in zip(*done))
-    return features, outputs
+      arrays = jax.device_get(eval_step(variables, padded))
+      done.append([array[: len(batch)] for array in arrays])
+    features, outputs = zip(*done, strict=True)
+    return np.concatenate(features), np.concatenate(outputs)
 
   return forward
 

@@ -98,9 +98,9 @@ def _summary_writer(workdir: Path) -> Any:
 class Progress:
   """One line about where training is, how fast, and how long it will take."""
 
-  def __init__(self, phase: str, total: int, per_epoch: float, batch: int):
-    self._phase, self._total = phase, total
-    self._per_epoch, self._batch = per_epoch, batch
+  def __init__(self, phase: str, epochs: float, total: int, batch: int):
+    self._phase, self._epochs, self._total = phase, epochs, total
+    self._per_epoch, self._batch = total / epochs, batch
     self._terminal = sys.stdout.isatty()
     self._interval = 0.5 if self._terminal else 10.0
     self._started: tuple[int, float] | None = None

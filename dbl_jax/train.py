@@ -180,7 +180,9 @@ def run_phase(
   state = checkpoint.restore_latest(manager, trainer.state) or trainer.state
   start, total = int(state.step), trainer.total
   per_epoch = sampling.steps_per_epoch(trainer.feed.sampler)
-  progress = Progress(trainer.name, total, per_epoch, trainer.phase.batch_size)
+  progress = Progress(
+    trainer.name, trainer.phase.epochs, total, trainer.phase.batch_size
+  )
   journal.rewind(trainer.name, start)
   if start:
     print(f"{trainer.name}: going on from step {start} of {total}", flush=True)
@@ -284,18 +286,17 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """
   workdir = workdir.expanduser().resolve()
   _remember(config, workdir)
+  encoder = None
+  if config.init_from:
+    encoder = checkpoint.load_encoder(config.init_from, configs.PHASES)
   dataset = sources.load(config.data)
   mesh = sharding.make_mesh()
   print(_headline(config, dataset, mesh), flush=True)
-  encoder = (
-    checkpoint.load_encoder(config.init_from, configs.PHASES)
-    if config.init_from
-    else None
-  )
   with Journal(workdir, config.tensorboard) as journal:
     for name in configs.phases(config):
       trainer = make_trainer(config, name, dataset, mesh, encoder)
       directory = checkpoint.phase_dir(workdir, name)
+      checkpoint.set_aside_damaged(directory)
       with checkpoint.open_manager(directory) as manager:
         meta = {
           "config": config.to_dict(),

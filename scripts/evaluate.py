@@ -9,8 +9,8 @@ from pathlib import Path
 
 from absl import flags
 
+from dbl_jax.cli import parse_flags, speak_plainly
 from dbl_jax.errors import UserError
-from dbl_jax.main import parse_flags, speak_plainly
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
 _DATA_DIR = flags.DEFINE_string(

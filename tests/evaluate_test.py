@@ -47,9 +47,7 @@ def test_knn_votes_as_written(forward):
     forward, train, images[20:], 3, neighbours=5, temperature=0.1
   )
   colours = images.mean(axis=(1, 2))
-  expected = literal_knn(
-    colours[:20], train.labels, colours[20:], 5, 0.1, 3
-  )
+  expected = literal_knn(colours[:20], train.labels, colours[20:], 5, 0.1, 3)
   np.testing.assert_allclose(scores, expected, rtol=1e-3)
 
 

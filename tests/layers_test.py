@@ -10,10 +10,10 @@ ROOT = Path(dbl_jax.__file__).parent
 # Each module may import from layers before its own.
 LAYERS = [
   ["errors"],
-  ["losses", "metrics", "optim", "sharding", "figures", "models", "augment"],
-  ["state", "data", "report", "progress"],
-  ["config", "checkpoint", "steps"],
-  ["evaluate"],
+  ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
+  ["state", "data", "figures", "report_page"],
+  ["config", "checkpoint", "steps", "figures_training"],
+  ["evaluate", "report", "cli"],
   ["results"],
   ["train"],
   ["main"],

@@ -10,7 +10,10 @@ from dbl_jax import optim
 from dbl_jax.errors import UserError
 
 PARAMS = {
-  "encoder": {"conv": {"kernel": jnp.ones((3, 3))}, "bn": {"bias": jnp.ones(3)}},
+  "encoder": {
+    "conv": {"kernel": jnp.ones((3, 3))},
+    "bn": {"bias": jnp.ones(3)},
+  },
   "head": {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}},
 }
 GRADS = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), PARAMS)
@@ -66,9 +69,7 @@ def test_decay_is_for_matrices_alone(name):
 def test_clipping_sees_trained_leaves_alone():
   clipped, _ = one_update(("head",), clip_norm=1e-3)
   step = 1 - np.asarray(clipped["head"]["dense"]["kernel"])
-  np.testing.assert_allclose(
-    np.sqrt(8) * step, 0.1 * 1.9 * 1e-3, rtol=1e-2
-  )
+  np.testing.assert_allclose(np.sqrt(8) * step, 0.1 * 1.9 * 1e-3, rtol=1e-2)
 
 
 def test_schedule_warms_up_to_the_scaled_peak_and_ends_at_zero():

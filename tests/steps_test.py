@@ -82,7 +82,8 @@ def test_phase_2_has_no_optimizer_state_for_the_encoder(
   config, dataset, some_encoder
 ):
   trainer = start(config, dataset, "classify", encoder=some_encoder)
-  in_head = {leaf.shape for leaf in jax.tree.leaves(trainer.state.params["head"])}
+  head = trainer.state.params["head"]
+  in_head = {leaf.shape for leaf in jax.tree.leaves(head)}
   shapes = {leaf.shape for leaf in jax.tree.leaves(trainer.state.opt_state)}
   assert shapes <= in_head | {()}
 

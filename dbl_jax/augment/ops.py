@@ -93,18 +93,17 @@ def resized_crop(image: Array, box: Box, out_size: int) -> Array:
 def sample_box(
   key: Array, height: int, width: int, scale: Range, ratio: Range
 ) -> Box:
-  """A random box of an image, as in Inception and SimCLR.
+  """A box (Szegedy et al. 2015, SimCLR): uniform area, log-uniform ratio.
 
-  The area is uniform in `scale`, as a fraction of the image, and width/height
-  log-uniform in `ratio`. Where torchvision draws again if the box does not fit,
-  the side that is too long is cut; and the box need not fall on whole pixels.
+  Where torchvision draws again if the box does not fit, the side that is too
+  long is cut; and the box need not fall on whole pixels.
 
   Args:
     key: typed key.
     height: H of the image.
     width: W of the image.
-    scale: range of the area, within (0, 1].
-    ratio: range of the aspect ratio.
+    scale: range of the area, as a fraction of the image, within (0, 1].
+    ratio: range of width / height.
 
   Returns:
     (y, x, height, width) in pixels, four f32[].

@@ -1,8 +1,9 @@
 """Canvas, surroundings, head, hair, accessories and camera of drawn faces.
 
 Coordinates are head units: the image spans [-1, 1] in x (right) and y (down)
-before the pose is undone. A plane is float32[B, S, S]; a per-image parameter
-is float32[B, 1, 1]; a colour is float32[B, 3, 1, 1] in [0, 1].
+before the pose is undone. In every function `p` is a block's nuisances and
+`au` its expression (see `face_parameters`). A plane is float32[B, S, S], a
+per-image parameter float32[B, 1, 1], a colour float32[B, 3, 1, 1] in [0, 1].
 """
 
 import dataclasses
@@ -87,7 +88,7 @@ def background(f: Frame, p: SimpleNamespace) -> None:
   f.paint(0.7 * f.fill(p.bar_w - bar), p.bar_colour)
 
 
-def head_field(f: Frame, p: SimpleNamespace, au: dict) -> np.ndarray:
+def _head_field(f: Frame, p: SimpleNamespace, au: dict) -> np.ndarray:
   """Plane that is 0 at the head's centre, 1 on its outline (elliptic)."""
   jaw = np.maximum(f.y, 0)
   tall = np.where(f.y > 0, p.chin * (1 + 0.15 * au[26]), np.float32(0.80))
@@ -103,7 +104,7 @@ def body(f: Frame, p: SimpleNamespace, au: dict) -> np.ndarray:
   low = f.rows(0.5, 1)
   shoulder = 0.78 + 0.55 * np.square(low.x) + 0.03 * p.chin
   cloth = low.fill(low.y - shoulder)
-  head = head_field(f, p, au)
+  head = _head_field(f, p, au)
   long = np.where(f.y > 0, p.hair_len, np.float32(0.86))
   back = np.square(f.x / (p.head_w * p.hair_full)) + np.square(f.y / long)
   f.paint(f.fill((1 - np.sqrt(back)) * 0.6) * p.haired, p.hair * 0.72)
@@ -172,8 +173,19 @@ def accessories(f: Frame, p: SimpleNamespace) -> None:
   f.paint(mask, p.hand_colour * relief[:, None])
 
 
-def camera(rgb: np.ndarray, p: SimpleNamespace, noise: np.ndarray):
-  """Light falloff, contrast, cast, grey, blur and noise; gives uint8 BHWC."""
+def camera(
+  rgb: np.ndarray, p: SimpleNamespace, noise: np.ndarray
+) -> np.ndarray:
+  """Takes the picture: light, colour cast, grey, blur, noise and contrast.
+
+  Args:
+    rgb: float32[B, 3, S, S] painted canvas.
+    p: nuisances of the block.
+    noise: float32[B, 3, S, S] standard normal.
+
+  Returns:
+    uint8[B, S, S, 3].
+  """
   size = rgb.shape[-1]
   grid = np.linspace(-1, 1, size, dtype=np.float32)
   ramp = 1 + p.fall_x * grid[None, None, :] + p.fall_y * grid[None, :, None]

@@ -26,7 +26,7 @@ RAF_DB_TEST_COUNTS = (329, 74, 160, 1185, 478, 162, 680)
 # Faces are made in fixed blocks of consecutive indices, whatever range is
 # asked for: so a face does not depend on the range, and neither do the
 # floating-point operations that draw it.
-_BLOCK = 16
+_BLOCK = 8
 # Split -> stream of faces, class frequencies.
 _SPLITS = {"train": (0, RAF_DB_TRAIN_COUNTS), "test": (1, RAF_DB_TEST_COUNTS)}
 

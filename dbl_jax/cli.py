@@ -1,0 +1,98 @@
+"""What every command line shares: plain words for the user's mistakes."""
+
+import difflib
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from dbl_jax.errors import UserError
+
+_QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+
+
+def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
+  """Runs a program; the user's mistakes end it with one line and status 2.
+
+  Args:
+    program: takes the command line.
+  """
+  logging.basicConfig(level=logging.WARNING, format="%(message)s")
+  logging.getLogger("dbl_jax").setLevel(logging.INFO)
+  for noisy in ("absl", "jax", "orbax"):
+    logging.getLogger(noisy).setLevel(logging.ERROR)
+  for name, value in _QUIET_TENSORFLOW.items():
+    os.environ.setdefault(name, value)
+  try:
+    program(sys.argv)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print("\nStopped. Run the same command to go on.", file=sys.stderr)
+    sys.exit(130)
+
+
+def parse_flags(argv: Sequence[str]) -> None:
+  """Reads the command line.
+
+  Args:
+    argv: program name and flags.
+
+  Raises:
+    UserError: naming an unknown flag, field or file, or a value of the wrong
+      type.
+  """
+  if {"--help", "-h", "--helpfull"} & set(argv):
+    print(sys.modules["__main__"].__doc__)
+    print(flags.FLAGS.main_module_help())
+    sys.exit(0)
+  for argument in argv[1:]:
+    if argument.startswith("--config="):
+      _check_config_path(argument.removeprefix("--config="))
+  try:
+    rest = flags.FLAGS(list(argv))
+  except flags.Error as error:
+    raise UserError(f"{error}. See --help.") from error
+  except (AttributeError, KeyError) as error:
+    raise UserError(_unknown_field(argv)) from error
+  if len(rest) > 1:
+    raise UserError(
+      f"Unexpected argument {rest[1]!r}: flags are given as --name=value."
+    )
+
+
+def _unknown_field(argv: Sequence[str]) -> str:
+  """Says which override names no field, and what may be meant."""
+  from dbl_jax import config as configs
+
+  path = next(a for a in argv if a.startswith("--config=")).split("=", 1)[1]
+  get_config = runpy.run_path(path.split(":")[0])["get_config"]
+  names = configs.field_names(get_config(*path.split(":")[1:]))
+  given = (a for a in argv if a.startswith("--config."))
+  fields = [a.removeprefix("--config.").split("=")[0] for a in given]
+  unknown = next(
+    (f for f in fields if not any(f"{n}.".startswith(f"{f}.") for n in names)),
+    fields[0],
+  )
+  near = difflib.get_close_matches(unknown, names, n=3, cutoff=0.5)
+  hint = f"Did you mean {' or '.join(near)}?" if near else "See the file."
+  return f"{path} has no field {unknown!r}. {hint}"
+
+
+def _check_config_path(path: str) -> None:
+  found = Path(path.split(":")[0])
+  if found.is_file():
+    return
+  near = sorted(str(p) for p in Path("configs").glob("*.py"))
+  hint = (
+    f"There are {', '.join(near)}."
+    if near
+    else "There is no folder configs/ here: run from the project's root, or"
+    " give the path of your own config file."
+  )
+  raise UserError(f"--config={path}: no such file. {hint}")

@@ -1,0 +1,101 @@
+"""Projection and classifier heads."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dbl_jax.models.heads import MLPHead, ProjectionHead
+
+FEATURES = jax.random.normal(jax.random.key(0), (32, 20)) + 1
+
+
+def count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_projection_is_dense_norm_relu_dense_norm():
+  head = ProjectionHead(hidden=16, out=8)
+  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  params = variables["params"]
+  assert jax.tree.map(jnp.shape, params) == {
+    "dense1": {"kernel": (20, 16)},
+    "norm1": {"scale": (16,), "bias": (16,)},
+    "dense2": {"kernel": (16, 8)},
+    "norm2": {"scale": (8,)},
+  }
+  z, _ = head.apply(variables, FEATURES, train=True, mutable=["batch_stats"])
+
+  def normalise(h):
+    return (h - h.mean(0, keepdims=True)) / h.std(0, keepdims=True)
+
+  h = nn.relu(normalise(FEATURES @ params["dense1"]["kernel"]))
+  expected = normalise(h @ params["dense2"]["kernel"])
+  np.testing.assert_allclose(z, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("layers", "dense"), [(1, 512 * 128), (3, 589_824)])
+def test_projection_of_other_depths(layers, dense):
+  head = ProjectionHead(layers=layers)
+  features = jnp.zeros((2, 512))
+  variables = jax.eval_shape(head.init, jax.random.key(0), features, False)
+  norms = 2 * 512 * (layers - 1) + 128
+  assert count(variables["params"]) == dense + norms
+
+
+def test_projection_updates_statistics_in_training_alone():
+  head = ProjectionHead(hidden=16, out=8)
+  variables = head.init(jax.random.key(1), FEATURES, train=False)
+
+  def statistics_after(train):
+    _, updated = head.apply(
+      variables, FEATURES, train=train, mutable=["batch_stats"]
+    )
+    return updated["batch_stats"]
+
+  before = variables["batch_stats"]
+  jax.tree.map(np.testing.assert_array_equal, statistics_after(False), before)
+  changed = jax.tree.map(
+    lambda new, old: bool((new != old).any()), statistics_after(True), before
+  )
+  assert all(jax.tree.leaves(changed))
+
+
+def test_mlp_is_linear_without_hidden_layers():
+  head = MLPHead(7, hidden=())
+  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  params = variables["params"]["logits"]
+  expected = FEATURES @ params["kernel"] + params["bias"][None]
+  logits = head.apply(variables, FEATURES, train=True)
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_mlp_has_the_widths_asked_for():
+  head = MLPHead(7, hidden=(16, 12))
+  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  assert count(variables["params"]) == 21 * 16 + 17 * 12 + 13 * 7
+  assert head.apply(variables, FEATURES, train=False).shape == (32, 7)
+
+
+def test_dropout_drops_in_training_alone():
+  head = MLPHead(7, dropout=0.5)
+  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  evaluated = head.apply(variables, FEATURES, train=False)
+  trained = [
+    head.apply(
+      variables, FEATURES, train=True, rngs={"dropout": jax.random.key(seed)}
+    )
+    for seed in (2, 3)
+  ]
+  assert (evaluated != trained[0]).any()
+  assert (trained[0] != trained[1]).any()
+
+
+@pytest.mark.parametrize("head", [ProjectionHead(), MLPHead(7)], ids=str)
+def test_output_is_float32(head):
+  features = FEATURES.astype(jnp.bfloat16)
+  z, _ = jax.eval_shape(
+    lambda: head.init_with_output(jax.random.key(0), features, train=False)
+  )
+  assert z.dtype == jnp.float32

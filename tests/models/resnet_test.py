@@ -1,0 +1,170 @@
+"""ResNet-18: its published size, and the network on both convolutions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dbl_jax import sharding
+from dbl_jax.models import conv, cpu_conv
+from dbl_jax.models.resnet import ResidualBlock, ResNet18
+
+IMAGES = jax.random.normal(jax.random.key(0), (6, 32, 32, 3))
+
+
+def shapes(model, images=IMAGES):
+  return jax.eval_shape(
+    lambda: model.init(jax.random.key(0), images, train=False)
+  )
+
+
+def initialise(model, images):
+  return jax.jit(model.init, static_argnames="train")(
+    jax.random.key(1), images, train=False
+  )
+
+
+def count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def make_step(model):
+  """(variables, images) -> output, gradients by parameters, statistics."""
+
+  def step(variables, images):
+    def loss(params):
+      output, updated = model.apply(
+        variables | {"params": params}, images, True, mutable=["batch_stats"]
+      )
+      weights = jnp.cos(jnp.arange(output.size)).reshape(output.shape)
+      return jnp.sum(output * weights), (output, updated["batch_stats"])
+
+    gradients, (output, statistics) = jax.grad(loss, has_aux=True)(
+      variables["params"]
+    )
+    return output, gradients, statistics
+
+  return step
+
+
+def assert_trees_close(actual, expected, tolerance):
+  """Errors are measured against the norm of each leaf."""
+
+  def check(path, ours, reference):
+    error = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+    assert error < tolerance, f"{jax.tree_util.keystr(path)}: {error:.1e}"
+
+  jax.tree.map_with_path(check, actual, expected)
+
+
+@pytest.mark.parametrize(
+  ("stem", "parameters"), [("imagenet", 11_176_512), ("small", 11_168_832)]
+)
+def test_parameter_count_is_the_published_one(stem, parameters):
+  # torchvision: 11,689,512 with the 513,000 of its 1000-class layer.
+  variables = shapes(ResNet18(stem=stem))
+  assert count(variables["params"]) == parameters
+  assert count(variables["batch_stats"]) == 9600
+
+
+def test_parameters_have_stable_names():
+  params = shapes(ResNet18())["params"]
+  blocks = [f"stage{i}_block{j}" for i in range(1, 5) for j in (1, 2)]
+  assert sorted(params) == sorted(["stem", "stem_norm", *blocks])
+  convolutions = {"conv1", "norm1", "conv2", "norm2"}
+  assert set(params["stage1_block1"]) == convolutions
+  shortcut = {"shortcut_conv", "shortcut_norm"}
+  assert set(params["stage2_block1"]) == convolutions | shortcut
+  assert params["stem"]["kernel"].shape == (7, 7, 3, 64)
+
+
+def test_network_is_the_same_on_both_convolutions(monkeypatch):
+  model = ResNet18()
+  variables = initialise(model, IMAGES)
+  with monkeypatch.context() as patch:
+    patch.setattr(cpu_conv, "images_per_chunk", lambda *_: 4)
+    fast = jax.jit(make_step(model))(variables, IMAGES)
+  with monkeypatch.context() as patch:
+    patch.setattr(conv, "conv2d", conv._lax_conv)
+    plain = jax.jit(make_step(model))(variables, IMAGES)
+  assert fast[0].shape == (6, 512)
+  assert_trees_close(fast, plain, 2e-3)
+
+
+def test_block_on_several_devices_equals_one():
+  model = ResidualBlock(8, strides=2)
+  images = jax.random.normal(jax.random.key(0), (16, 9, 9, 4))
+  variables = initialise(model, images)
+  expected = jax.jit(make_step(model))(variables, images)
+  mesh = sharding.make_mesh()
+  actual = jax.jit(make_step(model))(
+    jax.device_put(variables, sharding.replicated(mesh)),
+    jax.device_put(images, sharding.batched(mesh)),
+  )
+  assert len(actual[0].sharding.device_set) == 8
+  assert_trees_close(actual, expected, 1e-4)
+
+
+def test_bfloat16_keeps_parameters_statistics_and_output_float32():
+  model = ResNet18(dtype=jnp.bfloat16)
+  variables = shapes(model)
+  results = jax.eval_shape(make_step(model), variables, IMAGES)
+  for leaf in jax.tree.leaves((variables, results)):
+    assert leaf.dtype == jnp.float32
+
+
+def test_bfloat16_is_close_to_float32():
+  images = jax.random.normal(jax.random.key(0), (16, 9, 9, 4))
+  variables = initialise(ResidualBlock(8, strides=2), images)
+  steps = [
+    jax.jit(make_step(ResidualBlock(8, strides=2, dtype=dtype)))
+    for dtype in (jnp.bfloat16, jnp.float32)
+  ]
+  half, single = (step(variables, images) for step in steps)
+  assert half[0].dtype == jnp.bfloat16
+  assert_trees_close(half, single, 5e-2)
+
+
+def test_statistics_change_in_training_alone():
+  model = ResidualBlock(8, strides=2)
+  images = jax.random.normal(jax.random.key(0), (16, 9, 9, 4)) + 1
+  variables = initialise(model, images)
+  before = variables["batch_stats"]
+
+  def statistics_after(train):
+    return model.apply(variables, images, train, mutable=["batch_stats"])[1][
+      "batch_stats"
+    ]
+
+  jax.tree.map(np.testing.assert_array_equal, statistics_after(False), before)
+  after = statistics_after(True)
+  assert all(
+    bool((new != old).all())
+    for new, old in zip(
+      jax.tree.leaves(after), jax.tree.leaves(before), strict=True
+    )
+  )
+  y = conv.conv2d(images, variables["params"]["conv1"]["kernel"], 2, 1)
+  mean, variance = y.mean((0, 1, 2)), y.var((0, 1, 2))  # biased, as flax's
+  np.testing.assert_allclose(after["norm1"]["mean"], 0.1 * mean, atol=1e-5)
+  np.testing.assert_allclose(
+    after["norm1"]["var"], 0.9 + 0.1 * variance, rtol=1e-4
+  )
+
+
+def test_evaluation_of_an_image_does_not_depend_on_the_batch():
+  model = ResidualBlock(8)
+  images = jax.random.normal(jax.random.key(0), (5, 6, 6, 4))
+  variables = initialise(model, images)
+  together = model.apply(variables, images, False)
+  alone = model.apply(variables, images[:1], False)
+  np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+
+
+def test_zero_init_residual_starts_as_the_shortcut():
+  model = ResidualBlock(4, zero_init_residual=True)
+  images = jax.random.uniform(jax.random.key(0), (3, 6, 6, 4))
+  variables = initialise(model, images)
+  np.testing.assert_array_equal(model.apply(variables, images, False), images)
+  params = shapes(ResNet18(zero_init_residual=True))["params"]
+  assert count(params) == 11_176_512
