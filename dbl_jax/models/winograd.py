@@ -78,19 +78,22 @@ def _half(pixels: int) -> int:
   return -(-pixels // 2)
 
 
+# Each transform works along one direction, then along the other. Stacking in
+# between, not once at the end, halves the time to compile.
+
+
 def _windows(x: jax.Array) -> jax.Array:
-  """B^T d B of all tiles, [16, B * tiles, C]."""
+  """B^T d B of all tiles: [B, H, W, C] -> [16, B * tiles, C]."""
   _, height, width, channels = x.shape
-  odd_height, odd_width = height % 2, width % 2
-  x = jnp.pad(x, ((0, 0), (1, 1 + odd_height), (1, 1 + odd_width), (0, 0)))
+  sides = ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0))
 
-  def transform(x: jax.Array, axis: int) -> list[jax.Array]:
+  def transform(x: jax.Array, axis: int) -> jax.Array:
     end = x.shape[axis] - 3
-    d = [lax.slice_in_dim(x, start, start + end, 2, axis) for start in range(4)]
-    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+    d = [lax.slice_in_dim(x, i, i + end, 2, axis) for i in range(4)]
+    return jnp.stack([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]])
 
-  tiles = [tile for rows in transform(x, 1) for tile in transform(rows, 2)]
-  return jnp.stack(tiles).reshape(16, -1, channels)
+  columns = transform(jnp.pad(x, sides), axis=2)
+  return transform(columns, axis=2).reshape(16, -1, channels)
 
 
 def _output(products: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
@@ -98,27 +101,23 @@ def _output(products: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
   batch, height, width = shape
   rows, columns = _half(height), _half(width)
 
-  def transform(m: list[jax.Array]) -> list[jax.Array]:
-    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+  def transform(m: jax.Array, axis: int) -> jax.Array:
+    return jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis)
 
   tiles = products.reshape(4, 4, batch, rows, columns, -1)
-  pixels = [
-    jnp.stack(transform([row[i] for i in range(4)]), 3)
-    for row in transform([tiles[i] for i in range(4)])
-  ]
-  y = jnp.stack(pixels, 2)
+  y = transform(transform(tiles, axis=3), axis=4)
   return y.reshape(batch, 2 * rows, 2 * columns, -1)[:, :height, :width]
 
 
 def _output_transposed(dy: jax.Array) -> jax.Array:
   """The transpose of `_output`: [B, H, W, F] -> [16, B * tiles, F]."""
   _, height, width, features = dy.shape
-  dy = jnp.pad(dy, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+  sides = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
 
-  def transform(dy: jax.Array, axis: int) -> list[jax.Array]:
+  def transform(dy: jax.Array, axis: int) -> jax.Array:
     even = lax.slice_in_dim(dy, 0, None, 2, axis)
     odd = lax.slice_in_dim(dy, 1, None, 2, axis)
-    return [even, even + odd, even - odd, -odd]
+    return jnp.stack([even, even + odd, even - odd, -odd])
 
-  tiles = [tile for rows in transform(dy, 1) for tile in transform(rows, 2)]
-  return jnp.stack(tiles).reshape(16, -1, features)
+  columns = transform(jnp.pad(dy, sides), axis=2)
+  return transform(columns, axis=2).reshape(16, -1, features)

@@ -69,8 +69,11 @@ def one_device(monkeypatch):
   monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
-@pytest.mark.parametrize("chunk", [None, 2])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+  ("case", "chunk"),
+  [*((case, 2) for case in CASES), (CASES[0], None), (CASES[4], None)],
+  ids=str,
+)
 def test_values_and_gradients_equal_lax(case, chunk, monkeypatch):
   if chunk:
     monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: chunk)
@@ -188,5 +191,6 @@ def test_module_has_one_float32_kernel_with_he_deviation():
 def test_module_pads_to_keep_the_size_unless_told():
   x = jnp.zeros((1, 8, 8, 3))
   for kwargs, size in [({}, 8), ({"strides": 2}, 4), ({"padding": 0}, 6)]:
-    y, _ = Conv2D(2, 3, **kwargs).init_with_output(jax.random.key(0), x)
+    module = Conv2D(2, 3, **kwargs)
+    y, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
     assert y.shape == (1, size, size, 2)

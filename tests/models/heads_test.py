@@ -39,7 +39,9 @@ def test_projection_is_dense_norm_relu_dense_norm():
 def test_projection_of_other_depths(layers, dense):
   head = ProjectionHead(layers=layers)
   features = jnp.zeros((2, 512))
-  variables = jax.eval_shape(head.init, jax.random.key(0), features, False)
+  variables = jax.eval_shape(
+    lambda: head.init(jax.random.key(0), features, train=False)
+  )
   norms = 2 * 512 * (layers - 1) + 128
   assert count(variables["params"]) == dense + norms
 
