@@ -41,8 +41,8 @@ PROTOTYPES = (
 # Uniform ranges of identity, pose, light and camera. Lengths are in units of
 # half the image, angles in radians.
 RANGES = {
-  'scale': (1.04, 1.22), 'roll': (-0.15, 0.15),
-  'shift_x': (-0.05, 0.05), 'shift_y': (-0.05, 0.05),
+  'scale': (1.5, 1.75), 'roll': (-0.15, 0.15),
+  'shift_x': (-0.06, 0.06), 'shift_y': (-0.18, -0.06),
   'yaw': (-0.15, 0.15), 'pitch': (-0.06, 0.06),
   'head_w': (0.56, 0.66), 'chin': (0.74, 0.84), 'taper': (0.20, 0.48),
   'eye_x': (0.245, 0.285), 'eye_y': (-0.12, -0.07), 'eye_w': (0.135, 0.165),
@@ -99,10 +99,10 @@ def expression(
       table[c, k, ACTION_UNITS.index(unit)] = intensity
   size, shape = len(labels), (len(labels), len(ACTION_UNITS))
   form = (rng.random(size) < 0.35).astype(int)
-  strength = rng.uniform(0.55, 1.2, size)
-  strength *= np.where(rng.random(size) < 0.10, 0.45, 1)
+  strength = rng.uniform(0.75, 1.25, size)
+  strength *= np.where(rng.random(size) < 0.08, 0.5, 1)
   # Units vary on their own and now and then one is missing, ...
-  gains = rng.uniform(0.65, 1.25, shape) * (rng.random(shape) > 0.08)
+  gains = rng.uniform(0.65, 1.25, shape) * (rng.random(shape) > 0.05)
   au = strength[:, None] * gains * table[labels, form]
   # ... some faces mix in a second emotion, and a stray unit may move.
   other = table[rng.integers(len(PROTOTYPES), size=size), 0]

@@ -13,6 +13,7 @@ import numpy as np
 
 from dbl_jax.data import (
   face_features,
+  face_parameters,
   face_scene,
   prepared,
   sampling,
@@ -135,7 +136,12 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
 
 def _synthetic_fingerprint(options: Any) -> str:
   # The code is the data: other drawing code must not find the old file.
-  modules = (synthetic_faces, face_scene, face_features)
+  modules = (
+    synthetic_faces,
+    face_parameters,
+    face_scene,
+    face_features,
+  )
   code = "".join(inspect.getsource(module) for module in modules)
   what = f"{options.num_train} {options.num_test} {options.image_seed}"
   return hashlib.sha256((code + what).encode()).hexdigest()

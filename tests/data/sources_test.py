@@ -1,0 +1,101 @@
+"""Data sets by name: prepared once, split, and refused where impossible."""
+
+import logging
+
+import numpy as np
+import pytest
+import tiny
+
+from dbl_jax.data import prepared, sources
+from dbl_jax.data.prepared import Dataset, Part
+from dbl_jax.errors import UserError
+
+
+@pytest.fixture
+def options(tmp_path):
+  return tiny.get_resolved(cache_dir=str(tmp_path), num_train=60).data
+
+
+def save(path, labels, size=16):
+  images = np.zeros((len(labels), size, size, 3), np.uint8)
+  part = Part(images, np.asarray(labels, np.int32))
+  names = ("a", "b", "c")
+  prepared.save(
+    path,
+    Dataset("synthetic_faces", names, {"train": part, "test": part}, "f"),
+  )
+
+
+def test_a_second_start_reads_the_prepared_file(options, tmp_path, caplog):
+  with caplog.at_level(logging.INFO, "dbl_jax"):
+    first = sources.load(options)
+    assert "Prepared 60 train" in caplog.text
+    caplog.clear()
+    second = sources.load(options)
+    assert "Prepared" not in caplog.text
+  assert first.fingerprint == second.fingerprint
+  for name in ("train", "validation", "test"):
+    np.testing.assert_array_equal(
+      first.parts[name].images, second.parts[name].images
+    )
+
+
+def test_other_options_are_prepared_anew(options, tmp_path):
+  sources.load(options)
+  options.image_seed = 1
+  sources.load(options)
+  assert len(list(tmp_path.glob("*.npz"))) == 2
+
+
+def test_a_damaged_prepared_file_is_made_again(options, tmp_path, caplog):
+  whole = sources.load(options)
+  (path,) = tmp_path.glob("*.npz")
+  path.write_bytes(path.read_bytes()[:1000])
+  again = sources.load(options)
+  assert "Preparing it anew" in caplog.text
+  np.testing.assert_array_equal(
+    whole.parts["test"].images, again.parts["test"].images
+  )
+
+
+def test_the_parts_share_no_image(options):
+  parts = sources.load(options).parts
+  seen = [
+    {image.tobytes() for image in parts[name].images}
+    for name in ("train", "validation", "test")
+  ]
+  assert sum(map(len, seen)) == len(set.union(*seen)) == 100
+  counts = np.bincount(parts["validation"].labels, minlength=7)
+  assert (counts >= 1).sum() >= 6
+
+
+def test_a_prepared_file_is_enough(options, tmp_path):
+  sources.load(options)
+  (path,) = tmp_path.glob("*.npz")
+  options.dir = str(path.rename(tmp_path / "carried.npz"))
+  assert len(sources.load(options).parts["test"].labels) == 40
+  options.image_size = 32
+  with pytest.raises(UserError, match=r"16 px, but the config asks"):
+    sources.load(options)
+
+
+def test_a_class_without_images_is_refused(options, tmp_path):
+  save(tmp_path / "x.npz", [0, 0, 2, 2, 2])
+  options.dir = str(tmp_path / "x.npz")
+  with pytest.raises(UserError, match="no training image of b"):
+    sources.load(options)
+
+
+def test_a_class_with_one_image_is_kept_for_training(options, tmp_path, caplog):
+  save(tmp_path / "x.npz", [0, 0, 1, 2, 2, 2])
+  options.dir = str(tmp_path / "x.npz")
+  parts = sources.load(options).parts
+  assert "b has a single training image" in caplog.text
+  assert 1 in parts["train"].labels
+  assert 1 not in parts["validation"].labels
+
+
+def test_a_missing_prepared_file_is_named(options):
+  options.dir = "/no/such/file.npz"
+  with pytest.raises(UserError, match=r"/no/such/file\.npz"):
+    sources.load(options)
