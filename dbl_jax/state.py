@@ -1,9 +1,11 @@
 """What a training step reads and writes: arrays, nothing else."""
 
-from typing import Any
+from typing import Any, Self
 
 import flax.struct
 import jax
+import jax.numpy as jnp
+import optax
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -20,6 +22,18 @@ class TrainState(flax.struct.PyTreeNode):
   params: Any
   batch_stats: Any
   opt_state: Any
+
+  @classmethod
+  def start(
+    cls, variables: dict[str, Any], optimizer: optax.GradientTransformation
+  ) -> Self:
+    """The state before the first step, from fresh or loaded variables."""
+    return cls(
+      step=jnp.int32(0),
+      params=variables["params"],
+      batch_stats=variables["batch_stats"],
+      opt_state=optimizer.init(variables["params"]),
+    )
 
   def model(self) -> dict[str, Any]:
     """The variables a forward pass needs."""

@@ -64,8 +64,8 @@ def make_train_step(
     and `batch` come from `pipeline`; `key` is the phase's, from which the
     step's and each example's are folded.
   """
-  frozen = not any(jax.tree.leaves(trained["encoder"]))
   num_views, family = phase["views"], dict(phase["augment"])
+  forward = _make_loss(model, phase, trained)
 
   def train_step(
     state: TrainState,
@@ -84,27 +84,8 @@ def make_train_step(
       out_size=image_size,
       **family,
     )
-    # The views of one example side by side: the rows 2k-1, 2k of eq. (3),
-    # and an axis that stays split over the devices.
-    pictures = jnp.moveaxis(pictures, 0, 1).reshape(-1, *pictures.shape[2:])
-
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
-      (_, outputs), updated = model.apply(
-        {"params": params, "batch_stats": state.batch_stats},
-        pictures,
-        train=True,
-        freeze_encoder=frozen,
-        mutable=["batch_stats"],
-        rngs={"dropout": dropout_key},
-      )
-      outputs = outputs.reshape(-1, num_views, outputs.shape[-1])
-      loss, figures = losses.weighted_sum(
-        phase["losses"], outputs, batch["label"]
-      )
-      return loss, (figures, state.batch_stats | updated["batch_stats"])
-
-    grads, (figures, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-      state.params
+    grads, (figures, batch_stats) = jax.grad(forward, has_aux=True)(
+      state.params, state.batch_stats, pictures, batch["label"], dropout_key
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     # Over all leaves, this norm would bring the frozen backward pass back.
@@ -121,6 +102,38 @@ def make_train_step(
     ), figures
 
   return train_step
+
+
+def _make_loss(
+  model: Model, phase: Mapping[str, Any], trained: Any
+) -> Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]:
+  """Loss of a batch of views, with its figures and the next statistics."""
+  frozen = not any(jax.tree.leaves(trained["encoder"]))
+
+  def loss(
+    params: Any,
+    batch_stats: Any,
+    pictures: jax.Array,
+    labels: jax.Array,
+    dropout_key: jax.Array,
+  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+    num_views = pictures.shape[0]
+    # The views of one example side by side: the rows 2k-1, 2k of eq. (3),
+    # and an axis that stays split over the devices.
+    pictures = jnp.moveaxis(pictures, 0, 1).reshape(-1, *pictures.shape[2:])
+    (_, outputs), updated = model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      pictures,
+      train=True,
+      freeze_encoder=frozen,
+      mutable=["batch_stats"],
+      rngs={"dropout": dropout_key},
+    )
+    outputs = outputs.reshape(-1, num_views, outputs.shape[-1])
+    value, figures = losses.weighted_sum(phase["losses"], outputs, labels)
+    return value, (figures, batch_stats | updated["batch_stats"])
+
+  return loss
 
 
 def make_eval_step(

@@ -2,158 +2,29 @@
 
 import json
 import logging
-import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dbl_jax import checkpoint, optim, results, sharding, steps
+from dbl_jax import checkpoint, results, sharding
 from dbl_jax import config as configs
 from dbl_jax.data import pipeline, sampling, sources
 from dbl_jax.data.prepared import Dataset
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import evaluate, make_forward
-from dbl_jax.models.model import make_model
 from dbl_jax.progress import Journal, Progress
 from dbl_jax.state import TrainState
+from dbl_jax.trainer import Trainer, evaluation_steps, make_trainer
 
 log = logging.getLogger(__name__)
 
 # Fields that do not change what a run computes.
 _FREE_FIELDS = ("data.cache_dir", "data.input", "log_every", "tensorboard")
-
-
-class Trainer(NamedTuple):
-  """Everything the loop of one phase reads; made by `make_trainer`.
-
-  Attributes:
-    phase: the phase's config.
-    name: the phase's name.
-    state: fresh state, before the first step.
-    step: compiled training step.
-    eval_step: compiled forward pass.
-    feed: the input.
-    key: the phase's typed key.
-    total: number of steps.
-  """
-
-  phase: ConfigDict
-  name: str
-  state: TrainState
-  step: steps.TrainStep
-  eval_step: Any
-  feed: pipeline.Feed
-  key: jax.Array
-  total: int
-
-
-def make_trainer(
-  config: ConfigDict,
-  name: str,
-  dataset: Dataset,
-  mesh: jax.sharding.Mesh,
-  encoder: dict[str, Any] | None,
-) -> Trainer:
-  """Builds model, optimizer, state and input of a phase.
-
-  Args:
-    config: resolved config.
-    name: which phase.
-    dataset: with a 'train' part.
-    mesh: the devices.
-    encoder: variables of the encoder to start from, or None for fresh ones.
-
-  Returns:
-    The trainer.
-
-  Raises:
-    UserError: if batch, data, devices or encoder do not fit together.
-  """
-  phase = config[name]
-  number = configs.PHASES.index(name)
-  sharding.check_batch_size(phase.batch_size, mesh)
-  sampler = sampling.make_sampler(
-    dataset.parts["train"].labels,
-    len(dataset.class_names),
-    phase.q,
-    phase.batch_size,
-    seed=config.seed * len(configs.PHASES) + number,
-  )
-  total = sampling.num_steps(sampler, phase.epochs)
-  model = make_model(config.model, phase.head, len(dataset.class_names))
-  key = jax.random.fold_in(jax.random.key(config.seed), number)
-  init_key, step_key = jax.random.split(key)
-  variables = steps.init_variables(model, init_key, dataset.image_size)
-  trained = optim.trained_mask(variables["params"], phase.trained)
-  if encoder is not None:
-    variables = _with_encoder(variables, encoder)
-  elif not any(jax.tree.leaves(trained["encoder"])):
-    raise UserError(
-      f"config.{name}.trained={tuple(phase.trained)} freezes the encoder, but"
-      " there is none to start from. Set --config.init_from to the workdir of"
-      " a finished run, for example of configs/simclr.py."
-    )
-  schedule = optim.make_schedule(phase.optimizer, total, phase.batch_size)
-  optimizer = optim.make_optimizer(phase.optimizer, schedule, trained)
-  state = TrainState(
-    step=jax.numpy.int32(0),
-    params=variables["params"],
-    batch_stats=variables["batch_stats"],
-    opt_state=optimizer.init(variables["params"]),
-  )
-  train_step = steps.make_train_step(
-    model, phase, optimizer, schedule, trained, dataset.image_size
-  )
-  return Trainer(
-    phase=phase,
-    name=name,
-    state=jax.device_put(state, sharding.replicated(mesh)),
-    step=jax.jit(train_step, donate_argnums=0),
-    eval_step=jax.jit(steps.make_eval_step(model, dataset.image_size)),
-    feed=pipeline.make_feed(
-      dataset.parts["train"], sampler, mesh, config.data.input
-    ),
-    key=jax.device_put(step_key, sharding.replicated(mesh)),
-    total=total,
-  )
-
-
-def _with_encoder(
-  variables: dict[str, Any], encoder: dict[str, Any]
-) -> dict[str, Any]:
-  """Fresh variables with their encoder replaced, shapes checked."""
-  replaced = {}
-  for kind, tree in variables.items():
-    fresh = _shapes(tree["encoder"])
-    found = _shapes(encoder[kind])
-    for path in sorted(fresh | found):
-      if fresh.get(path) != found.get(path):
-        raise UserError(
-          "The encoder to start from has another architecture: its"
-          f" {kind}{path} has shape {found.get(path)}, but config.model asks"
-          f" for {fresh.get(path)}. Set config.model as that run had it."
-        )
-    replaced[kind] = tree | {"encoder": encoder[kind]}
-  return replaced
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-
-
-def evaluation_steps(trainer: Trainer) -> set[int]:
-  """The steps after which a phase validates and saves; the last is one."""
-  every = trainer.phase.evaluate_every
-  per_epoch = sampling.steps_per_epoch(trainer.feed.sampler)
-  rounds = math.ceil(trainer.phase.epochs / every)
-  marks = (math.ceil(i * every * per_epoch) for i in range(1, rounds + 1))
-  return {min(mark, trainer.total) for mark in marks} | {trainer.total}
 
 
 def run_phase(

@@ -12,9 +12,9 @@ LAYERS = [
   ["errors"],
   ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
   ["state", "data", "figures", "report_page"],
-  ["config", "checkpoint", "steps", "figures_training"],
-  ["evaluate", "report", "cli"],
-  ["results"],
+  ["validation", "checkpoint", "steps", "figures_training"],
+  ["config", "evaluate", "report"],
+  ["results", "trainer", "cli"],
   ["train"],
   ["main"],
 ]

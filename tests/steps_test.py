@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import tiny
-from dbl_jax import sharding, train
+from dbl_jax import sharding
 from dbl_jax.data import pipeline, sources
+from dbl_jax.trainer import make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def run(trainer, steps):
 
 def start(config, dataset, phase, devices=None, encoder=None):
   mesh = sharding.make_mesh(devices)
-  return train.make_trainer(config, phase, dataset, mesh, encoder)
+  return make_trainer(config, phase, dataset, mesh, encoder)
 
 
 def host(tree):

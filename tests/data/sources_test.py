@@ -4,8 +4,8 @@ import logging
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from dbl_jax.data import prepared, sources
 from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError

@@ -1,0 +1,131 @@
+"""Which values a config may hold."""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dbl_jax import losses, optim
+from dbl_jax.data import pipeline, sources
+from dbl_jax.errors import UserError
+from dbl_jax.models import model
+
+# A test says whether a value is possible, and what is.
+_Test = tuple[Callable[[Any], bool], str]
+
+
+def _number(low: float, high: float = math.inf) -> _Test:
+  upto = "" if high == math.inf else f" and at most {high:g}"
+  return (
+    lambda value: isinstance(value, int | float) and low <= value <= high
+  ), f"a number of at least {low:g}{upto}"
+
+
+def _one_of(names: Collection[str]) -> _Test:
+  return lambda value: value in names, f"one of {', '.join(sorted(names))}"
+
+
+def _range(low: float, high: float) -> _Test:
+  def ordered(value: Any) -> bool:
+    return value is None or (
+      len(value) == 2 and low <= value[0] <= value[1] <= high
+    )
+
+  return ordered, f"two numbers from {low:g} to {high:g}, the smaller first"
+
+
+_EPSILON = 1e-6
+_COMMON: dict[str, _Test] = {
+  "seed": _number(0, 2**31 - 1),
+  "data.image_size": _number(16, 1024),
+  "data.validation_fraction": _number(0.01, 0.9),
+  "data.split_seed": _number(0),
+  "data.image_seed": _number(0),
+  "data.num_train": _number(14),
+  "data.num_test": _number(7),
+  "data.input": _one_of(pipeline.FORMS),
+  "model.name": _one_of(model.ENCODERS),
+  "model.stem": _one_of(("imagenet", "small")),
+  "model.dtype": _one_of(("float32", "bfloat16")),
+  "log_every": _number(1),
+}
+_PHASE: dict[str, _Test] = {
+  "epochs": _number(1),
+  "batch_size": _number(2),
+  "views": _number(1, 8),
+  "q": _number(0, 1),
+  "head.name": _one_of(model.HEADS),
+  "optimizer.name": _one_of(optim.NAMES),
+  "optimizer.learning_rate": _number(_EPSILON),
+  "optimizer.momentum": _number(0, 0.9999),
+  "optimizer.weight_decay": _number(0),
+  "optimizer.warmup": _number(0, 0.9),
+  "optimizer.clip_norm": _number(0),
+  "augment.crop_scale": _range(0.01, 1),
+  "augment.crop_ratio": _range(0.1, 10),
+  "augment.flip": _number(0, 1),
+  "augment.jitter_prob": _number(0, 1),
+  "augment.jitter_strength": _number(0, 1),
+  "augment.grey": _number(0, 1),
+  "augment.blur": _number(0, 1),
+  "augment.rotation": _number(0, 180),
+  "predictor": _one_of(("head", "knn")),
+  "keep": _one_of(("best", "latest")),
+  "evaluate_every": _number(0.01),
+}
+_TERM: dict[str, _Test] = {
+  "temperature": _number(1e-3),
+  "weight": _number(0),
+}
+
+
+def check_data_name(config: ConfigDict) -> None:
+  """Raises UserError unless the config names a data set there is."""
+  _check(config, "data.name", _one_of(sources.SOURCES))
+
+
+def check(config: ConfigDict, phases: Sequence[str]) -> None:
+  """Raises UserError for the first field with an impossible value.
+
+  Args:
+    config: with every field filled in.
+    phases: names of its phases.
+  """
+  for path, test in _tests(config, phases):
+    _check(config, path, test)
+
+
+def _tests(
+  config: ConfigDict, phases: Sequence[str]
+) -> Iterator[tuple[str, _Test]]:
+  yield from _COMMON.items()
+  for phase in phases:
+    for path, test in _PHASE.items():
+      yield f"{phase}.{path}", test
+    for name, options in config[phase].losses.items():
+      if name not in losses.TERMS:
+        raise UserError(
+          f"config.{phase}.losses names {name!r}; there are"
+          f" {', '.join(sorted(losses.TERMS))}."
+        )
+      for option in options:
+        if option in _TERM:
+          yield f"{phase}.losses.{name}.{option}", _TERM[option]
+
+
+def _check(config: ConfigDict, path: str, test: _Test) -> None:
+  value: Any = config
+  for part in path.split("."):
+    if part not in value:
+      raise UserError(f"config.{path} is missing. Expected {test[1]}.")
+    value = value[part]
+  possible, expected = test
+  try:
+    fine = possible(value)
+  except TypeError:
+    fine = False
+  if not fine:
+    raise UserError(
+      f"config.{path}={value!r} is impossible. Expected {expected}."
+    )
