@@ -35,7 +35,7 @@ PROTOTYPES = (
   ({4: 1.2, 5: 0.4, 7: 0.7, 17: 0.4, 23: 1},
    {4: 1.2, 5: 0.3, 7: 0.7, 10: 0.5, 20: 0.3, 23: 0.4, 25: 1, 26: 0.4}),
   # neutral
-  ({}, {25: 0.3}),
+  ({}, {25: 0.2}),
 )  # fmt: skip
 
 # Uniform ranges of identity, pose, light and camera. Lengths are in units of
@@ -69,8 +69,8 @@ RANGES = {
 # Chance of what only some faces have.
 CHANCES = {
   'bald': 0.06, 'long': 0.4, 'hat': 0.06, 'dyed': 0.03, 'beard': 0.2,
-  'lipstick': 0.15, 'glasses': 0.16, 'sunglasses': 0.15, 'scarf': 0.05,
-  'hand': 0.12, 'fingers': 0.6, 'grey': 0.12, 'blur': 0.25,
+  'lipstick': 0.15, 'glasses': 0.16, 'sunglasses': 0.15, 'scarf': 0.03,
+  'hand': 0.08, 'fingers': 0.6, 'grey': 0.12, 'blur': 0.15,
 }  # fmt: skip
 
 # Palettes, dark to light or light to dark; a face's colour lies between.
@@ -99,15 +99,15 @@ def expression(
       table[c, k, ACTION_UNITS.index(unit)] = intensity
   size, shape = len(labels), (len(labels), len(ACTION_UNITS))
   form = (rng.random(size) < 0.35).astype(int)
-  strength = rng.uniform(0.75, 1.25, size)
+  strength = rng.uniform(0.85, 1.3, size)
   strength *= np.where(rng.random(size) < 0.08, 0.5, 1)
   # Units vary on their own and now and then one is missing, ...
   gains = rng.uniform(0.65, 1.25, shape) * (rng.random(shape) > 0.05)
   au = strength[:, None] * gains * table[labels, form]
   # ... some faces mix in a second emotion, and a stray unit may move.
   other = table[rng.integers(len(PROTOTYPES), size=size), 0]
-  mixed = rng.uniform(0.15, 0.45, size) * (rng.random(size) < 0.12)
-  stray = rng.uniform(0, 0.35, shape) * (rng.random(shape) < 0.12)
+  mixed = rng.uniform(0.15, 0.4, size) * (rng.random(size) < 0.08)
+  stray = rng.uniform(0, 0.3, shape) * (rng.random(shape) < 0.08)
   au = np.clip(au + mixed[:, None] * other + stray, 0, 1.3)
   return {unit: _plane(au[:, k]) for k, unit in enumerate(ACTION_UNITS)}
 

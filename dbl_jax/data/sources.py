@@ -190,6 +190,6 @@ def _directory(options: Any) -> str:
 SOURCES: dict[str, Source] = {
   "raf_db": Source(_raf_db_fingerprint, _read_raf_db, image_size=100),
   "synthetic_faces": Source(
-    _synthetic_fingerprint, _read_synthetic, image_size=48
+    _synthetic_fingerprint, _read_synthetic, image_size=32
   ),
 }
