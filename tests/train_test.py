@@ -241,6 +241,31 @@ def test_a_killed_run_ends_as_if_never_killed(cache, tmp_path):
     assert (whole / name).read_text() == (killed / name).read_text()
 
 
+def test_a_machine_without_tensorflow_trains_too(cache, tmp_path):
+  program = """
+import sys
+for name in ("tensorflow", "tensorflow_datasets", "clu"):
+  sys.modules[name] = None
+from dbl_jax.main import run
+run()
+"""
+  arguments = [
+    "--config=tests/tiny.py", f"--workdir={tmp_path}",
+    f"--config.data.cache_dir={cache}", "--config.tensorboard=True",
+  ]  # fmt: skip
+  done = subprocess.run(
+    [sys.executable, "-c", program, *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "No TensorBoard files" in done.stderr
+  assert (tmp_path / "metrics.jsonl").exists()
+  assert (tmp_path / "report.html").exists()
+
+
 def test_configs_of_the_project_resolve():
   for path in sorted((ROOT / "configs").glob("*.py")):
     scope = {}
