@@ -92,7 +92,7 @@ def load(path: Path) -> Dataset:
       executed: objects are refused.
   """
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
       arrays = {name: archive[name] for name in archive.files}
     meta = json.loads(arrays.pop("meta").tobytes())
     if meta["format"] != _FORMAT:

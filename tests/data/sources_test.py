@@ -42,7 +42,7 @@ def test_a_second_start_reads_the_prepared_file(options, tmp_path, caplog):
 
 def test_other_options_are_prepared_anew(options, tmp_path):
   sources.load(options)
-  options.image_seed = 1
+  options.image_seed = 2
   sources.load(options)
   assert len(list(tmp_path.glob("*.npz"))) == 2
 
