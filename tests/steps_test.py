@@ -64,6 +64,15 @@ def test_pretraining_moves_everything(config, dataset):
   assert all(np.isfinite(row["loss"]) for row in rows)
 
 
+def test_the_two_views_of_one_image_are_the_positives(config, dataset):
+  plain = config.copy_and_resolve_references()
+  plain.pretrain.augment.update(
+    crop_scale=None, flip=0.0, jitter_prob=0.0, grey=0.0, blur=0.0, rotation=0.0
+  )
+  _, rows = run(start(plain, dataset, "pretrain"), 1)
+  assert rows[0]["contrastive_accuracy"] == 1
+
+
 def test_phase_2_leaves_the_encoder_bit_for_bit(config, dataset, some_encoder):
   trainer = start(config, dataset, "classify", encoder=some_encoder)
   head = host(trainer.state.params["head"])
