@@ -75,9 +75,12 @@ def base() -> ConfigDict:
       "model": {
         "name": "resnet18",
         "stem": "imagenet",  # 'small': 3x3 stride 1, no pooling
-        "dtype": "float32",  # 'bfloat16': compute only
+        # Of computation: 'float32', 'bfloat16'; 'auto': bfloat16 where it is
+        # faster, on accelerators. Parameters and statistics are float32.
+        "dtype": "auto",
       },
       "log_every": 10,  # steps
+      "steps_per_dispatch": 0,  # 0: as many as suit the device
       "tensorboard": True,
     }
   )
@@ -93,6 +96,7 @@ def simclr() -> ConfigDict:
       "views": 2,
       "q": 1.0,
       "augment": dict(STRONG_AUGMENTATION),
+      "cached_views": 0,  # see `classifier`
       "head": {"name": "projection", "hidden": 512, "out": 128},
       "losses": {"nt_xent": {"temperature": 0.1}},
       "trained": ("encoder", "head"),
@@ -121,6 +125,9 @@ def classifier() -> ConfigDict:
       "views": 1,
       "q": 0.0,
       "augment": dict(LIGHT_AUGMENTATION),
+      # Frozen features are extracted once: of the plain image, and of this
+      # many views less one. 0: augment and encode at every step.
+      "cached_views": 1,
       "head": {"name": "mlp", "hidden": (256,)},
       "losses": {"cross_entropy": {}},
       "trained": ("head",),
@@ -145,6 +152,7 @@ def supervised() -> ConfigDict:
   config.epochs_by_data = {"synthetic_faces": 6, "other": 60}
   config.q = 1.0
   config.augment.update(WEAK_AUGMENTATION)
+  config.cached_views = 0
   config.head.hidden = ()
   config.trained = ("encoder", "head")
   config.optimizer.update(name="sgd", learning_rate=0.05, weight_decay=5e-4)

@@ -16,38 +16,47 @@ Forward = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def make_forward(
-  eval_step: Callable[..., tuple[jax.Array, jax.Array]],
+  eval_step: Callable[..., tuple[jax.Array, ...]],
   variables: Any,
   mesh: jax.sharding.Mesh,
-) -> Forward:
-  """Runs a compiled step over any number of images.
+) -> Callable[..., tuple[np.ndarray, ...]]:
+  """Runs a compiled step over any number of rows.
 
   The last batch is padded to the size of the others and the padding dropped
-  again, so that every image counts once and nothing is compiled twice.
+  again, so that every row counts once and nothing is compiled twice.
 
   Args:
-    eval_step: compiled step, see `steps.make_eval_step`.
-    variables: the model's variables.
+    eval_step: compiled, of (variables, *batches), with outputs on every
+      device; see `compiled`.
+    variables: its first argument.
     mesh: the devices.
 
   Returns:
-    The function.
+    A function of arrays [n, ...], giving what the step gives for all rows.
   """
   placement = sharding.batched(mesh)
+  size = sharding.padded_size(_BATCH_SIZE, mesh)
 
-  def forward(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    size = sharding.padded_size(_BATCH_SIZE, mesh)
+  def padded(rows: np.ndarray) -> jax.Array:
+    padding = np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
+    return sharding.put(np.concatenate([rows, padding]), placement)
+
+  def forward(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     done = []
-    for start in range(0, len(images), size):
-      batch = images[start : start + size]
-      padding = np.zeros((size - len(batch), *batch.shape[1:]), batch.dtype)
-      padded = jax.device_put(np.concatenate([batch, padding]), placement)
-      arrays = jax.device_get(eval_step(variables, padded))
-      done.append([array[: len(batch)] for array in arrays])
-    features, outputs = zip(*done, strict=True)
-    return np.concatenate(features), np.concatenate(outputs)
+    for start in range(0, len(arrays[0]), size):
+      batch = [array[start : start + size] for array in arrays]
+      outputs = jax.device_get(eval_step(variables, *map(padded, batch)))
+      done.append([output[: len(batch[0])] for output in outputs])
+    return tuple(map(np.concatenate, zip(*done, strict=True)))
 
   return forward
+
+
+def compiled(
+  eval_step: Callable[..., tuple[jax.Array, ...]], mesh: jax.sharding.Mesh
+) -> Callable[..., tuple[jax.Array, ...]]:
+  """A step for `make_forward`: jitted, its outputs whole on every device."""
+  return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
 
 
 def head_scores(

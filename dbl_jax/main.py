@@ -24,6 +24,19 @@ _WORKDIR = flags.DEFINE_string(
   " one to go on where it stopped. Default: runs/<name of the config file>.",
 )
 
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  "",
+  "On several hosts: host:port of process 0, or 'auto' to let JAX ask SLURM,"
+  " Open MPI or Kubernetes. Each host runs this command.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", -1, "On several hosts, unless 'auto': how many."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", -1, "On several hosts, unless 'auto': this one's, from 0."
+)
+
 
 def main(argv: Sequence[str]) -> None:
   """Trains and evaluates what the flags describe."""
@@ -31,13 +44,17 @@ def main(argv: Sequence[str]) -> None:
   if _CONFIG.value is None:
     raise UserError("Which system? Give --config=configs/dbl.py or another.")
   from dbl_jax import config as configs
-  from dbl_jax import train
+  from dbl_jax import distributed, train
+  from dbl_jax.progress import say
 
+  distributed.initialize(
+    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  )
   config = configs.resolve(_CONFIG.value)
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = Path(_WORKDIR.value or f"runs/{name}")
   metrics = train.train_and_evaluate(config, workdir)
-  print(
+  say(
     f"{metrics['split']}: {metrics['images']} images, overall accuracy"
     f" {metrics['overall_accuracy']:.1%}, mean-class accuracy"
     f" {metrics['mean_class_accuracy']:.1%}\n"

@@ -8,7 +8,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dbl_jax import distributed
+
 log = logging.getLogger(__name__)
+
+
+def say(line: str) -> None:
+  """Prints a line, once for all processes of a run."""
+  if distributed.is_main():
+    print(line, flush=True)
 
 
 class Journal:
@@ -36,6 +44,8 @@ class Journal:
 
   def rewind(self, phase: str, step: int) -> None:
     """Forgets what a resumed phase will do again: rows after `step`."""
+    if not distributed.is_main():
+      return
     kept = [
       row for row in self.rows() if row["phase"] != phase or row["step"] <= step
     ]
@@ -54,6 +64,8 @@ class Journal:
       epoch: the same in epochs.
       figures: name -> value.
     """
+    if not distributed.is_main():
+      return
     row = {"phase": phase, "step": step, "epoch": round(epoch, 4)} | figures
     with self._path.open("a") as file:
       file.write(json.dumps(row) + "\n")
@@ -117,7 +129,8 @@ class Progress:
     now = time.perf_counter()
     if self._started is None:  # the first steps hold compilation
       self._started = (step, now)
-    if not last and now - self._shown < self._interval:
+    too_early = not last and now - self._shown < self._interval
+    if too_early or not distributed.is_main():
       return
     self._shown = now
     steps, seconds = step - self._started[0], now - self._started[1]

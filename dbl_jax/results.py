@@ -8,13 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dbl_jax import checkpoint, report, sharding, steps
+from dbl_jax import (
+  checkpoint,
+  distributed,
+  inputs,
+  report,
+  sharding,
+  steps,
+)
 from dbl_jax import config as configs
-from dbl_jax.augment import views
 from dbl_jax.data import sources
 from dbl_jax.data.prepared import Dataset
 from dbl_jax.errors import UserError
-from dbl_jax.evaluate import Forward, evaluate, make_forward
+from dbl_jax.evaluate import Forward, compiled, evaluate, make_forward
 from dbl_jax.models.model import make_model
 from dbl_jax.progress import read_rows
 
@@ -62,6 +68,8 @@ def write(
     "checkpoint_step": run.step,
     "config": run.config.to_dict(),
   }
+  if not distributed.is_main():
+    return metrics
   report.write(
     out,
     metrics,
@@ -81,15 +89,10 @@ def _view_pairs(
   """One training image of each class and two views of it, for the eye."""
   images, labels = dataset.parts["train"]
   _, first = np.unique(labels, return_index=True)
-  phase = config[configs.phases(config)[0]]
-  pair = views.make_views(
-    jax.random.key(config.seed),
-    jnp.asarray(first, jnp.int32),
-    jnp.asarray(images[first]),
-    num_views=2,
-    out_size=dataset.image_size,
-    **phase.augment,
-  )
+  views = dict(config[configs.phases(config)[0]]) | {"views": 2}
+  draw = jax.jit(inputs.of_images(views, dataset.image_size, "frozen").draw)
+  ids = jnp.asarray(first, jnp.int32)
+  pair = draw(jax.random.key(config.seed), ids, jnp.asarray(images[first]))
   return images[first], np.asarray(pair[0]), np.asarray(pair[1])
 
 
@@ -131,9 +134,11 @@ def evaluate_workdir(
     )
   model = make_model(config.model, config[phase].head, len(dataset.class_names))
   mesh = sharding.make_mesh()
-  eval_step = jax.jit(steps.make_eval_step(model, dataset.image_size))
+  images = inputs.of_images(config[phase], dataset.image_size, "frozen")
   forward = make_forward(
-    eval_step, jax.device_put(variables, sharding.replicated(mesh)), mesh
+    compiled(steps.make_eval_step(model, images), mesh),
+    sharding.put(variables, sharding.replicated(mesh)),
+    mesh,
   )
   history = read_rows(workdir / "metrics.jsonl")
   return write(Run(config, phase, step, history), dataset, split, forward, out)

@@ -1,6 +1,7 @@
 """One mesh over all devices: data parallel, parameters on every device."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,9 +23,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batched(mesh: Mesh) -> NamedSharding:
-  """Placement of batches: the leading axis is split over the devices."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Placement of batches: one axis is split over the devices."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def put(tree: Any, placement: NamedSharding) -> Any:
+  """Puts arrays that every host holds whole onto the devices of all."""
+
+  def place(array: Any) -> jax.Array:
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+      array.shape, placement, lambda index: array[index]
+    )
+
+  return jax.tree.map(place, tree)
+
+
+def local_share(batch_size: int, mesh: Mesh) -> slice:
+  """Which rows of a batch this host's devices work on."""
+  per_device = batch_size // mesh.size
+  owners = [device.process_index for device in mesh.devices.flat]
+  first = owners.index(jax.process_index())
+  count = owners.count(jax.process_index())
+  return slice(first * per_device, (first + count) * per_device)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from dbl_jax import losses
-from dbl_jax.augment import views
 from dbl_jax.data import pipeline
+from dbl_jax.inputs import Inputs
 from dbl_jax.models.model import Model
 from dbl_jax.state import TrainState
 
+# (state, resident, batch, key) -> next state, figures f32[]
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -40,32 +41,30 @@ def init_variables(
 
 def make_train_step(
   model: Model,
-  phase: Mapping[str, Any],
+  inputs: Inputs,
+  terms: Mapping[str, Mapping[str, Any]],
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   trained: Any,
-  image_size: int,
 ) -> TrainStep:
   """One step of a phase.
 
   Args:
     model: encoder and head.
-    phase: the phase's config: views, augment, losses.
+    inputs: what the model reads; if its encoder is not 'trained', nothing of
+      the encoder may be.
+    terms: the phase's losses, see `losses.weighted_sum`.
     optimizer: as made by `optim.make_optimizer`.
     schedule: step -> learning rate, for the log.
-    trained: tree of bool over the parameters. If nothing of the encoder is
-      trained, it runs frozen, statistics included.
-    image_size: height and width of the views, in pixels.
+    trained: tree of bool over the parameters.
 
   Returns:
-    A function of (state, resident, batch, key), to be compiled with the state
-    donated, returning the next state and figures: loss, learning_rate,
-    grad_norm of the trained leaves and what the loss terms report. `resident`
-    and `batch` come from `pipeline`; `key` is the phase's, from which the
-    step's and each example's are folded.
+    A function of (state, resident, batch, key), returning the next state and
+    figures: loss, learning_rate, grad_norm of the trained leaves and what the
+    loss terms report. `resident` and `batch` come from `pipeline`; `key` is
+    the phase's, from which the step's and each example's are folded.
   """
-  num_views, family = phase["views"], dict(phase["augment"])
-  forward = _make_loss(model, phase, trained)
+  forward = _make_loss(model, inputs.encoder, terms)
 
   def train_step(
     state: TrainState,
@@ -76,16 +75,9 @@ def make_train_step(
     view_key, dropout_key = jax.random.split(
       jax.random.fold_in(key, state.step)
     )
-    pictures = views.make_views(
-      view_key,
-      batch["id"],
-      pipeline.gather(resident, batch),
-      num_views=num_views,
-      out_size=image_size,
-      **family,
-    )
+    drawn = inputs.draw(view_key, batch["id"], pipeline.gather(resident, batch))
     grads, (figures, batch_stats) = jax.grad(forward, has_aux=True)(
-      state.params, state.batch_stats, pictures, batch["label"], dropout_key
+      state.params, state.batch_stats, drawn, batch["label"], dropout_key
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     # Over all leaves, this norm would bring the frozen backward pass back.
@@ -105,56 +97,95 @@ def make_train_step(
 
 
 def _make_loss(
-  model: Model, phase: Mapping[str, Any], trained: Any
+  model: Model, encoder: str, terms: Mapping[str, Mapping[str, Any]]
 ) -> Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]:
   """Loss of a batch of views, with its figures and the next statistics."""
-  frozen = not any(jax.tree.leaves(trained["encoder"]))
 
   def loss(
     params: Any,
     batch_stats: Any,
-    pictures: jax.Array,
+    drawn: jax.Array,
     labels: jax.Array,
     dropout_key: jax.Array,
   ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-    num_views = pictures.shape[0]
+    num_views = drawn.shape[0]
     # The views of one example side by side: the rows 2k-1, 2k of eq. (3),
     # and an axis that stays split over the devices.
-    pictures = jnp.moveaxis(pictures, 0, 1).reshape(-1, *pictures.shape[2:])
+    drawn = jnp.moveaxis(drawn, 0, 1).reshape(-1, *drawn.shape[2:])
     (_, outputs), updated = model.apply(
       {"params": params, "batch_stats": batch_stats},
-      pictures,
+      drawn,
       train=True,
-      freeze_encoder=frozen,
+      encoder=encoder,
       mutable=["batch_stats"],
       rngs={"dropout": dropout_key},
     )
     outputs = outputs.reshape(-1, num_views, outputs.shape[-1])
-    value, figures = losses.weighted_sum(phase["losses"], outputs, labels)
+    value, figures = losses.weighted_sum(terms, outputs, labels)
     return value, (figures, batch_stats | updated["batch_stats"])
 
   return loss
 
 
+def repeat(train_step: TrainStep, most: int) -> TrainStep:
+  """Several steps as one program, so that the host need not keep pace.
+
+  The number of steps is an argument, not a shape: one program serves every
+  number, to the same bits.
+
+  Args:
+    train_step: as made by `make_train_step`.
+    most: L, the greatest number of steps.
+
+  Returns:
+    A function of (state, resident, batches, key, count): leaves of `batches`
+    have one more leading axis, of length L; the first `count` are used.
+    Figures are f32[L], of which the first `count` count.
+  """
+
+  def train_steps(
+    state: TrainState,
+    resident: jax.Array | None,
+    batches: Mapping[str, jax.Array],
+    key: jax.Array,
+    count: jax.Array,
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(i: jax.Array, state: TrainState) -> Any:
+      batch = jax.tree.map(lambda leaf: leaf[i], batches)
+      return train_step(state, resident, batch, key)
+
+    def body(i: jax.Array, carry: Any) -> Any:
+      state, figures = carry
+      state, latest = step(i, state)
+      return state, jax.tree.map(
+        lambda row, value: row.at[i].set(value), figures, latest
+      )
+
+    _, shapes = jax.eval_shape(step, jnp.int32(0), state)
+    empty = jax.tree.map(lambda leaf: jnp.zeros(most, leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, body, (state, empty))
+
+  return train_steps
+
+
 def make_eval_step(
-  model: Model, image_size: int
+  model: Model, inputs: Inputs
 ) -> Callable[[Mapping[str, Any], jax.Array], tuple[jax.Array, jax.Array]]:
   """The forward pass without augmentation.
 
   Args:
     model: encoder and head.
-    image_size: height and width in pixels.
+    inputs: what the model reads.
 
   Returns:
-    (variables, images uint8[B, S, S, 3]) -> features f32[B, F], outputs
-    f32[B, K].
+    (variables, rows [B, ...]) -> features f32[B, F], outputs f32[B, K].
   """
 
   def eval_step(
-    variables: Mapping[str, Any], images: jax.Array
+    variables: Mapping[str, Any], rows: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     return model.apply(
-      variables, views.plain(images, out_size=image_size), train=False
+      variables, inputs.plain(rows), train=False, encoder=inputs.encoder
     )
 
   return eval_step

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,35 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dbl_jax import checkpoint, results, sharding
+from dbl_jax import checkpoint, distributed, results, sharding
 from dbl_jax import config as configs
 from dbl_jax.data import pipeline, sampling, sources
 from dbl_jax.data.prepared import Dataset
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import evaluate, make_forward
-from dbl_jax.progress import Journal, Progress
+from dbl_jax.progress import Journal, Progress, say
 from dbl_jax.state import TrainState
 from dbl_jax.trainer import Trainer, evaluation_steps, make_trainer
 
 log = logging.getLogger(__name__)
 
 # Fields that do not change what a run computes.
-_FREE_FIELDS = ("data.cache_dir", "data.input", "log_every", "tensorboard")
+_FREE_FIELDS = (
+  "data.cache_dir",
+  "data.input",
+  "log_every",
+  "steps_per_dispatch",
+  "tensorboard",
+)
+
+# For each dispatch the number of steps, and their figures f32[L].
+_Pending = list[tuple[int, dict[str, jax.Array]]]
 
 
 def run_phase(
   trainer: Trainer,
   manager: ocp.CheckpointManager,
   journal: Journal,
-  dataset: Dataset,
   meta: dict[str, Any],
   log_every: int,
 ) -> None:
@@ -41,8 +48,7 @@ def run_phase(
     trainer: of the phase.
     manager: of the phase's checkpoints.
     journal: where figures go.
-    dataset: with parts 'train' and 'validation'.
-    meta: kept with each checkpoint.
+    meta: kept with each checkpoint; its class_names name the labels.
     log_every: steps between figures.
 
   Raises:
@@ -56,60 +62,75 @@ def run_phase(
   )
   journal.rewind(trainer.name, start)
   if start:
-    print(f"{trainer.name}: going on from step {start} of {total}", flush=True)
+    say(f"{trainer.name}: going on from step {start} of {total}")
   marks = evaluation_steps(trainer)
-  pending: list[dict[str, jax.Array]] = []
-  batches = pipeline.batches(trainer.feed, start, total)
-  for done, batch in enumerate(batches, start=start + 1):
-    state, figures = trainer.step(
-      state, trainer.feed.resident, batch, trainer.key
-    )
-    pending.append(figures)
-    if done % log_every and done not in marks:
-      continue
-    figures = _finite(pending, done, trainer.name, manager)
-    pending.clear()
-    journal.write(trainer.name, done, done / per_epoch, figures)
-    progress.show(done, figures, last=done in marks)
-    if done in marks:
-      result = validate(trainer, state, dataset)
-      journal.write(trainer.name, done, done / per_epoch, result)
-      _say(trainer.name, done / per_epoch, result)
+  take = pipeline.reader(trainer.feed, start, total, trainer.most)
+  unread: list[tuple[int, _Pending]] = []
+  for look in _looks(start, total, log_every, marks):
+    pending = []
+    while start < look:
+      count = min(trainer.most, look - start)
+      state, figures = trainer.steps(
+        state, trainer.feed.resident, take(count), trainer.key, count
+      )
+      pending.append((count, figures))
+      start += count
+    unread.append((look, pending))
+    # One behind, so that the devices work while the host looks.
+    while len(unread) > (look not in marks):
+      done, pending = unread.pop(0)
+      figures = _finite(pending, done, trainer.name, manager)
+      journal.write(trainer.name, done, done / per_epoch, figures)
+      progress.show(done, figures, last=done in marks)
+    if look in marks:
+      result = validate(trainer, state, meta["class_names"])
+      journal.write(trainer.name, look, look / per_epoch, result)
+      _say_result(trainer.name, look / per_epoch, result)
       checkpoint.save(manager, state, _selection(result), meta)
   manager.wait_until_finished()
 
 
+def _looks(
+  start: int, total: int, log_every: int, marks: set[int]
+) -> list[int]:
+  """The steps after `start` whose figures are read."""
+  return sorted({*range(0, total, log_every), *marks} - {*range(start + 1)})
+
+
 def _finite(
-  pending: Iterable[dict[str, jax.Array]],
-  done: int,
-  phase: str,
-  manager: ocp.CheckpointManager,
+  pending: _Pending, done: int, phase: str, manager: ocp.CheckpointManager
 ) -> dict[str, float]:
   """The latest figures, once all since the last look are seen to be finite."""
-  rows = jax.device_get(list(pending))
-  for step, row in enumerate(rows, start=done - len(rows) + 1):
-    for name in ("loss", "grad_norm"):
-      if not np.isfinite(row[name]):
-        manager.wait_until_finished()
-        last = manager.latest_step()
-        where = f"{manager.directory}, step {last}" if last else "none yet"
-        raise UserError(
-          f"{phase}: {name} is {row[name]} at step {step}. Last good"
-          f" checkpoint: {where}. Try a lower"
-          f" --config.{phase}.optimizer.learning_rate or a clip_norm."
-        )
-  return {name: float(value) for name, value in rows[-1].items()}
+  counts, figures = zip(*jax.device_get(pending), strict=True)
+  rows = {
+    name: np.concatenate(
+      [some[name][:count] for some, count in zip(figures, counts, strict=True)]
+    )
+    for name in figures[0]
+  }
+  for name in ("loss", "grad_norm"):
+    for place in np.flatnonzero(~np.isfinite(rows[name]))[:1]:
+      manager.wait_until_finished()
+      last = manager.latest_step()
+      where = f"{manager.directory}, step {last}" if last else "none yet"
+      step = done - len(rows[name]) + 1 + place
+      raise UserError(
+        f"{phase}: {name} is {rows[name][place]} at step {step}. Last good"
+        f" checkpoint: {where}. Try a lower"
+        f" --config.{phase}.optimizer.learning_rate or a clip_norm."
+      )
+  return {name: float(row[-1]) for name, row in rows.items()}
 
 
 def validate(
-  trainer: Trainer, state: TrainState, dataset: Dataset
+  trainer: Trainer, state: TrainState, class_names: tuple[str, ...]
 ) -> dict[str, float]:
   """Overall and mean-class accuracy on the validation part.
 
   Args:
     trainer: of the phase.
     state: to look at.
-    dataset: with parts 'train' and 'validation'.
+    class_names: in the order of the labels.
 
   Returns:
     Name -> fraction; names begin with 'knn_' for the probe, else 'val_'.
@@ -118,9 +139,9 @@ def validate(
   result = evaluate(
     trainer.phase.predictor,
     forward,
-    dataset.parts["train"],
-    dataset.parts["validation"],
-    dataset.class_names,
+    trainer.parts["train"],
+    trainer.parts["validation"],
+    class_names,
   )
   prefix = {"head": "val", "knn": "knn"}[trainer.phase.predictor]
   return {
@@ -133,11 +154,11 @@ def _selection(result: dict[str, float]) -> dict[str, float]:
   return {name.split("_", 1)[1]: value for name, value in result.items()}
 
 
-def _say(phase: str, epoch: float, result: dict[str, float]) -> None:
+def _say_result(phase: str, epoch: float, result: dict[str, float]) -> None:
   shown = ", ".join(
     f"{name.replace('_', ' ')} {value:.1%}" for name, value in result.items()
   )
-  print(f"{phase}  epoch {epoch:.1f}  {shown}", flush=True)
+  say(f"{phase}  epoch {epoch:.1f}  {shown}")
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -156,18 +177,21 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     UserError: for anything the user can mend.
   """
   workdir = workdir.expanduser().resolve()
-  _remember(config, workdir)
+  with distributed.main_first("workdir"):
+    _remember(config, workdir)
   encoder = None
   if config.init_from:
     encoder = checkpoint.load_encoder(config.init_from, configs.PHASES)
-  dataset = sources.load(config.data)
+  with distributed.main_first("data"):
+    dataset = sources.load(config.data)
   mesh = sharding.make_mesh()
-  print(_headline(config, dataset, mesh), flush=True)
-  with Journal(workdir, config.tensorboard) as journal:
+  say(_headline(config, dataset, mesh))
+  with Journal(workdir, config.tensorboard) as journal, jax.set_mesh(mesh):
     for name in configs.phases(config):
       trainer = make_trainer(config, name, dataset, mesh, encoder)
       directory = checkpoint.phase_dir(workdir, name)
-      checkpoint.set_aside_damaged(directory)
+      with distributed.main_first(f"checkpoints of {name}"):
+        checkpoint.set_aside_damaged(directory)
       with checkpoint.open_manager(directory) as manager:
         meta = {
           "config": config.to_dict(),
@@ -175,10 +199,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
           "fingerprint": dataset.fingerprint,
           "phase": name,
         }
-        run_phase(trainer, manager, journal, dataset, meta, config.log_every)
+        run_phase(trainer, manager, journal, meta, config.log_every)
       variables, step = checkpoint.load_model(directory, trainer.phase.keep)
       encoder = {kind: tree["encoder"] for kind, tree in variables.items()}
-    forward = make_forward(trainer.eval_step, variables, mesh)
+    variables = sharding.put(variables, sharding.replicated(mesh))
+    forward = make_forward(trainer.predict_step, variables, mesh)
     run = results.Run(config, trainer.name, step, journal.rows())
     return results.write(run, dataset, "test", forward, workdir)
 

@@ -1,16 +1,18 @@
 """A phase made ready to run: model, optimizer, state and input."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
-from dbl_jax import optim, sharding, steps
+from dbl_jax import features, inputs, optim, sharding, steps
 from dbl_jax.data import pipeline, sampling
-from dbl_jax.data.prepared import Dataset
+from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError
+from dbl_jax.evaluate import compiled
 from dbl_jax.models.model import make_model
 from dbl_jax.state import TrainState
 
@@ -22,8 +24,11 @@ class Trainer(NamedTuple):
     phase: the phase's config.
     name: the phase's name.
     state: fresh state, before the first step.
-    step: compiled training step.
-    eval_step: compiled forward pass.
+    steps: several training steps, compiled; see `steps.repeat`.
+    most: the greatest number of steps at once.
+    eval_step: forward pass over rows of `parts`, compiled.
+    predict_step: forward pass over images, compiled.
+    parts: what the phase reads: images, or features in their place.
     feed: the input.
     key: the phase's typed key.
     total: number of steps.
@@ -32,8 +37,11 @@ class Trainer(NamedTuple):
   phase: ConfigDict
   name: str
   state: TrainState
-  step: steps.TrainStep
+  steps: steps.TrainStep
+  most: int
   eval_step: Any
+  predict_step: Any
+  parts: Mapping[str, Part]
   feed: pipeline.Feed
   key: jax.Array
   total: int
@@ -70,36 +78,83 @@ def make_trainer(
     train.labels, num_classes, phase.q, phase.batch_size, seed
   )
   total = sampling.num_steps(sampler, phase.epochs)
-  init_key, step_key = jax.random.split(
+  init_key, key = jax.random.split(
     jax.random.fold_in(jax.random.key(config.seed), number)
   )
   model = make_model(config.model, phase.head, num_classes)
   variables = steps.init_variables(model, init_key, size)
   trained = optim.trained_mask(variables["params"], phase.trained)
+  frozen = not any(jax.tree.leaves(trained["encoder"]))
+  _check_frozen(name, phase, frozen, encoder)
   if encoder is not None:
     variables = _with_encoder(variables, encoder)
-  elif not any(jax.tree.leaves(trained["encoder"])):
+  schedule = optim.make_schedule(phase.optimizer, total, phase.batch_size)
+  optimizer = optim.make_optimizer(phase.optimizer, schedule, trained)
+  state = sharding.put(
+    TrainState.start(variables, optimizer), sharding.replicated(mesh)
+  )
+
+  images = inputs.of_images(phase, size, "frozen" if frozen else "trained")
+  predict_step = compiled(steps.make_eval_step(model, images), mesh)
+  parts, read, eval_step = dataset.parts, images, predict_step
+  if phase.cached_views:
+    parts = features.extract(model, state.model(), parts, phase, key, mesh)
+    read = inputs.of_features(phase.views)
+    eval_step = compiled(steps.make_eval_step(model, read), mesh)
+  train_step = steps.make_train_step(
+    model, read, phase.losses, optimizer, schedule, trained
+  )
+  most = _steps_per_dispatch(config, name, mesh)
+  return Trainer(
+    phase=phase,
+    name=name,
+    state=state,
+    steps=jax.jit(
+      steps.repeat(train_step, most),
+      donate_argnums=0,
+      out_shardings=sharding.replicated(mesh),
+    ),
+    most=most,
+    eval_step=eval_step,
+    predict_step=predict_step,
+    parts=parts,
+    feed=pipeline.make_feed(
+      parts["train"].images, train.labels, sampler, mesh, config.data.input
+    ),
+    key=key,
+    total=total,
+  )
+
+
+def _steps_per_dispatch(
+  config: ConfigDict, name: str, mesh: jax.sharding.Mesh
+) -> int:
+  """As the config says, or what suits the device.
+
+  A step over images takes a CPU so long that dispatching it costs nothing,
+  and Ctrl-C waits for the end of what is dispatched.
+  """
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  one = on_cpu and not config[name].cached_views
+  return config.steps_per_dispatch or (1 if one else config.log_every)
+
+
+def _check_frozen(
+  name: str, phase: ConfigDict, frozen: bool, encoder: dict[str, Any] | None
+) -> None:
+  """Raises UserError where a phase freezes what it has not, or caches more."""
+  if frozen and encoder is None:
     raise UserError(
       f"config.{name}.trained={tuple(phase.trained)} freezes the encoder, but"
       " there is none to start from. Set --config.init_from to the workdir of"
       " a finished run, for example of configs/simclr.py."
     )
-  schedule = optim.make_schedule(phase.optimizer, total, phase.batch_size)
-  optimizer = optim.make_optimizer(phase.optimizer, schedule, trained)
-  train_step = steps.make_train_step(
-    model, phase, optimizer, schedule, trained, size
-  )
-  everywhere = sharding.replicated(mesh)
-  return Trainer(
-    phase=phase,
-    name=name,
-    state=jax.device_put(TrainState.start(variables, optimizer), everywhere),
-    step=jax.jit(train_step, donate_argnums=0),
-    eval_step=jax.jit(steps.make_eval_step(model, size)),
-    feed=pipeline.make_feed(train, sampler, mesh, config.data.input),
-    key=jax.device_put(step_key, everywhere),
-    total=total,
-  )
+  if phase.cached_views and not frozen:
+    raise UserError(
+      f"config.{name}.cached_views={phase.cached_views} keeps the encoder's"
+      f" features, but trained={tuple(phase.trained)} changes the encoder. Set"
+      " cached_views=0, or train the head alone."
+    )
 
 
 def _with_encoder(

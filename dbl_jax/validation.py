@@ -22,6 +22,13 @@ def _number(low: float, high: float = math.inf) -> _Test:
   ), f"a number of at least {low:g}{upto}"
 
 
+def _whole(low: int, high: float = math.inf) -> _Test:
+  possible, words = _number(low, high)
+  return lambda value: isinstance(value, int) and possible(value), (
+    words.replace("a number", "a whole number")
+  )
+
+
 def _one_of(names: Collection[str]) -> _Test:
   return lambda value: value in names, f"one of {', '.join(sorted(names))}"
 
@@ -47,13 +54,15 @@ _COMMON: dict[str, _Test] = {
   "data.input": _one_of(pipeline.FORMS),
   "model.name": _one_of(model.ENCODERS),
   "model.stem": _one_of(("imagenet", "small")),
-  "model.dtype": _one_of(("float32", "bfloat16")),
-  "log_every": _number(1),
+  "model.dtype": _one_of(("auto", "bfloat16", "float32")),
+  "log_every": _whole(1),
+  "steps_per_dispatch": _whole(0, 10_000),
 }
 _PHASE: dict[str, _Test] = {
   "epochs": _number(1),
   "batch_size": _number(2),
   "views": _number(1, 8),
+  "cached_views": _whole(0, 64),
   "q": _number(0, 1),
   "head.name": _one_of(model.HEADS),
   "optimizer.name": _one_of(optim.NAMES),

@@ -9,12 +9,14 @@ ROOT = Path(dbl_jax.__file__).parent
 
 # Each module may import from layers before its own.
 LAYERS = [
-  ["errors"],
+  ["errors", "nt_xent"],
+  ["distributed"],
   ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
-  ["state", "data", "figures", "report_page"],
+  ["state", "inputs", "data", "figures", "report_page"],
   ["validation", "checkpoint", "steps", "figures_training"],
   ["config", "evaluate", "report"],
-  ["results", "trainer", "cli"],
+  ["results", "features", "cli"],
+  ["trainer"],
   ["train"],
   ["main"],
 ]

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import tiny
-from dbl_jax import sharding
+from dbl_jax import inputs, sharding
 from dbl_jax.data import pipeline, sources
+from dbl_jax.errors import UserError
+from dbl_jax.evaluate import make_forward
 from dbl_jax.trainer import make_trainer
 
 
@@ -29,12 +31,16 @@ def encoder_of(trainer):
 
 
 def run(trainer, steps):
+  """The state after so many steps, and the figures of each."""
   state, rows = trainer.state, []
-  for batch in pipeline.batches(trainer.feed, 0, steps):
-    state, figures = trainer.step(
-      state, trainer.feed.resident, batch, trainer.key
+  take = pipeline.reader(trainer.feed, 0, steps, trainer.most)
+  while len(rows) < steps:
+    count = min(trainer.most, steps - len(rows))
+    state, figures = trainer.steps(
+      state, trainer.feed.resident, take(count), trainer.key, count
     )
-    rows.append(jax.device_get(figures))
+    figures = jax.device_get(figures)
+    rows += [{k: v[i] for k, v in figures.items()} for i in range(count)]
   return state, rows
 
 
@@ -66,14 +72,17 @@ def test_pretraining_moves_everything(config, dataset):
 
 def test_the_two_views_of_one_image_are_the_positives(config, dataset):
   plain = config.copy_and_resolve_references()
-  plain.pretrain.augment.update(
-    crop_scale=None, flip=0.0, jitter_prob=0.0, grey=0.0, blur=0.0, rotation=0.0
-  )
+  plain.pretrain.augment.update(NO_AUGMENTATION)
   _, rows = run(start(plain, dataset, "pretrain"), 1)
   assert rows[0]["contrastive_accuracy"] == 1
 
 
-def test_phase_2_leaves_the_encoder_bit_for_bit(config, dataset, some_encoder):
+@pytest.mark.parametrize("cached", [0, 2])
+def test_phase_2_leaves_the_encoder_bit_for_bit(
+  config, dataset, some_encoder, cached
+):
+  config = config.copy_and_resolve_references()
+  config.classify.cached_views = cached
   trainer = start(config, dataset, "classify", encoder=some_encoder)
   head = host(trainer.state.params["head"])
   state, _ = run(trainer, 3)
@@ -99,9 +108,9 @@ def test_phase_2_has_no_optimizer_state_for_the_encoder(
 
 
 def flops(trainer):
-  batch = next(pipeline.batches(trainer.feed, 0, 1))
-  compiled = trainer.step.lower(
-    trainer.state, trainer.feed.resident, batch, trainer.key
+  batches = pipeline.reader(trainer.feed, 0, 1, trainer.most)(1)
+  compiled = trainer.steps.lower(
+    trainer.state, trainer.feed.resident, batches, trainer.key, 1
   ).compile()
   return compiled.cost_analysis()["flops"]
 
@@ -109,8 +118,10 @@ def flops(trainer):
 def test_phase_2_has_no_backward_pass_through_the_encoder(
   config, dataset, some_encoder
 ):
-  frozen = start(config, dataset, "classify", encoder=some_encoder)
-  whole = config.copy_and_resolve_references()
+  plain = config.copy_and_resolve_references()
+  plain.classify.cached_views = 0
+  frozen = start(plain, dataset, "classify", encoder=some_encoder)
+  whole = plain.copy_and_resolve_references()
   whole.classify.trained = ("encoder", "head")
   trained = start(whole, dataset, "classify", encoder=some_encoder)
   kernel = some_encoder["params"]["conv"]["kernel"]
@@ -119,13 +130,16 @@ def test_phase_2_has_no_backward_pass_through_the_encoder(
   assert flops(trained) - flops(frozen) > 0.9 * convolution
 
 
-@pytest.mark.parametrize("phase", ["pretrain", "classify"])
+@pytest.mark.parametrize(
+  ("phase", "cached"), [("pretrain", 0), ("classify", 0), ("classify", 3)]
+)
 def test_one_and_eight_devices_train_alike(
-  config, dataset, some_encoder, phase
+  config, dataset, some_encoder, phase, cached
 ):
   # Adam would turn rounding of a gradient that is zero into a whole step.
   config = config.copy_and_resolve_references()
   config[phase].optimizer.update(name="sgd", learning_rate=0.1)
+  config[phase].cached_views = cached
   states, losses = [], []
   for devices in (jax.devices()[:1], jax.devices()):
     trainer = start(config, dataset, phase, devices, some_encoder)
@@ -137,6 +151,76 @@ def test_one_and_eight_devices_train_alike(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=2e-4),
     *states,
   )
+
+
+def test_several_steps_in_one_dispatch_train_alike(config, dataset):
+  states, losses = [], []
+  for most in (1, 3):
+    several = config.copy_and_resolve_references()
+    several.steps_per_dispatch = most
+    state, rows = run(start(several, dataset, "pretrain"), 5)
+    states.append(host(state.model()))
+    losses.append([row["loss"] for row in rows])
+  assert losses[0] == losses[1]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+NO_AUGMENTATION = {
+  "crop_scale": None, "flip": 0.0, "jitter_prob": 0.0, "grey": 0.0,
+  "blur": 0.0, "rotation": 0.0,
+}  # fmt: skip
+
+
+def test_cached_features_train_the_head_that_images_train(
+  config, dataset, some_encoder
+):
+  heads = []
+  for cached in (0, 1):
+    form = config.copy_and_resolve_references()
+    form.classify.augment.update(NO_AUGMENTATION)
+    form.classify.cached_views = cached
+    trainer = start(form, dataset, "classify", encoder=some_encoder)
+    state, _ = run(trainer, 4)
+    heads.append(host(state.params["head"]))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *heads
+  )
+
+
+def test_cached_views_are_the_plain_image_and_random_ones(
+  config, dataset, some_encoder
+):
+  several = config.copy_and_resolve_references()
+  several.classify.cached_views = 3
+  trainer = start(several, dataset, "classify", encoder=some_encoder)
+  cached = trainer.parts["train"].images
+  plain, *others = np.moveaxis(cached, 1, 0)
+  forward = make_forward(
+    trainer.predict_step, trainer.state.model(), sharding.make_mesh()
+  )
+  images = dataset.parts["train"].images
+  np.testing.assert_allclose(plain, forward(images)[0], atol=1e-6)
+  for other in others:
+    assert (np.abs(other - plain).max(axis=1) > 1e-4).mean() > 0.9
+  assert np.abs(others[0] - others[1]).max() > 1e-4
+
+
+def test_each_step_draws_among_the_cached_views():
+  features = jnp.arange(5.0)[None, :, None] + jnp.zeros((64, 1, 1))
+  keys = jax.random.split(jax.random.key(0), 4)
+  draw = inputs.of_features(num_views=2).draw
+  drawn = np.stack([draw(key, jnp.arange(64), features) for key in keys])
+  assert drawn.shape == (4, 2, 64, 1)
+  assert {*drawn.ravel()} == {0.0, 1.0, 2.0, 3.0, 4.0}
+  assert len(np.unique(drawn[:, 0], axis=0)) == 4  # each step another choice
+  assert (drawn[0, 0] != drawn[0, 1]).any()  # each view too
+
+
+def test_caching_what_is_trained_is_refused(config, dataset, some_encoder):
+  config = config.copy_and_resolve_references()
+  config.pretrain.cached_views = 1
+  with pytest.raises(UserError, match=r"cached_views=0"):
+    start(config, dataset, "pretrain")
 
 
 def test_streamed_images_train_alike(config, dataset):

@@ -3,13 +3,14 @@
 Two forms of one input, chosen by `config.data.input`; the training loop does
 not know which it has:
 
-* resident: all images live on the device as uint8 and only indices travel;
-* tf_data: a `tf.data` pipeline gathers image batches and prefetches them.
+* resident: all images (uint8) or cached features live on the device, and only
+  indices travel;
+* tf_data: a `tf.data` pipeline gathers batches of them and prefetches these.
 
-Both give the same images for the same (seed, step).
+Both give the same rows for the same (seed, step).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +18,10 @@ import numpy as np
 
 from dbl_jax import sharding
 from dbl_jax.data import sampling
-from dbl_jax.data.prepared import Part
 from dbl_jax.errors import UserError
 
 FORMS = ("auto", "resident", "tf_data")
-# Images stay below this share of a device's memory, to leave the step room.
+# Rows stay below this share of a device's memory, to leave the step room.
 _RESIDENT_SHARE = 0.25
 _HOST_LIMIT = 4 << 30
 
@@ -30,99 +30,123 @@ class Feed(NamedTuple):
   """The input of one phase.
 
   Attributes:
-    resident: uint8[n, S, S, 3] on every device, or None.
-    part: the training part.
+    resident: [n, ...] on every device, or None.
+    rows: the same on the host: images uint8[n, S, S, 3], or features.
+    labels: int32[n].
     sampler: what each step draws.
     mesh: the devices.
   """
 
   resident: jax.Array | None
-  part: Part
+  rows: np.ndarray
+  labels: np.ndarray
   sampler: sampling.Sampler
   mesh: jax.sharding.Mesh
 
 
 def make_feed(
-  part: Part, sampler: sampling.Sampler, mesh: jax.sharding.Mesh, form: str
+  rows: np.ndarray,
+  labels: np.ndarray,
+  sampler: sampling.Sampler,
+  mesh: jax.sharding.Mesh,
+  form: str,
 ) -> Feed:
-  """Puts the images where the steps will find them.
+  """Puts the training part where the steps will find it.
 
   Args:
-    part: the training part.
+    rows: what batches are made of, [n, ...].
+    labels: int32[n].
     sampler: what each step draws.
     mesh: the devices.
-    form: 'resident', 'tf_data', or 'auto': resident where the images take at
+    form: 'resident', 'tf_data', or 'auto': resident where the rows take at
       most a quarter of the device's memory.
 
   Returns:
     The feed.
   """
   if form == "auto":
-    form = "resident" if _fits(part.images.nbytes, mesh) else "tf_data"
+    form = "resident" if _fits(rows.nbytes, mesh) else "tf_data"
   resident = None
   if form == "resident":
-    resident = jax.device_put(part.images, sharding.replicated(mesh))
-  return Feed(resident, part, sampler, mesh)
+    resident = sharding.put(rows, sharding.replicated(mesh))
+  return Feed(resident, rows, labels, sampler, mesh)
 
 
 def _fits(num_bytes: int, mesh: jax.sharding.Mesh) -> bool:
-  stats = mesh.devices.flat[0].memory_stats() or {}
+  stats = mesh.local_devices[0].memory_stats() or {}
   limit = stats.get("bytes_limit")
   allowed = _HOST_LIMIT if limit is None else _RESIDENT_SHARE * limit
   return num_bytes <= allowed
 
 
-def batches(feed: Feed, start: int, stop: int) -> Iterator[dict[str, Any]]:
-  """The batches of steps start to stop - 1.
+def reader(
+  feed: Feed, start: int, stop: int, most: int
+) -> Callable[[int], dict[str, jax.Array]]:
+  """Hands out the batches of steps start to stop - 1, several at a time.
 
   Args:
     feed: the input of the phase.
     start: first step.
     stop: one past the last step.
+    most: L, the greatest number of steps asked for at once.
 
-  Yields:
-    'id' int32[B] (see `sampling.example_ids`), 'label' int32[B], and either
-    'index' int32[B] or 'image' uint8[B, S, S, 3]; split over the devices.
+  Returns:
+    A function of a number of steps, at most L, giving their batches: 'id'
+    int32[L, B] (see `sampling.example_ids`), 'label' int32[L, B], and either
+    'index' int32[L, B] or 'row' [L, B, ...]. The axis B is split over the
+    devices; each host reads its share. What lies beyond the steps asked for
+    is padding.
   """
-  placement = sharding.batched(feed.mesh)
-  if feed.resident is None:
-    host = _tf_data(feed, start, stop)
-  else:
-    host = (_index_batch(feed, step) for step in range(start, stop))
-  for batch in host:
-    yield jax.device_put(batch, placement)
+  placement = sharding.batched(feed.mesh, axis=1)
+  rows = _streamed if feed.resident is None else _indexed
+  host = rows(feed, start, stop)
+
+  def take(count: int) -> dict[str, jax.Array]:
+    batches = [next(host) for _ in range(count)]
+    batches += batches[-1:] * (most - count)
+    return {
+      name: jax.make_array_from_process_local_data(
+        placement, np.stack([batch[name] for batch in batches])
+      )
+      for name in batches[0]
+    }
+
+  return take
 
 
-def gather(resident: jax.Array | None, batch: dict[str, Any]) -> jax.Array:
-  """The images of a batch, uint8[B, S, S, 3], inside the jitted step."""
-  return batch["image"] if resident is None else resident[batch["index"]]
+def gather(resident: jax.Array | None, batch: Mapping[str, Any]) -> jax.Array:
+  """The rows of a batch, [B, ...], inside the jitted step."""
+  return batch["row"] if resident is None else resident[batch["index"]]
 
 
-def _index_batch(feed: Feed, step: int) -> dict[str, np.ndarray]:
-  index = sampling.batch_indices(feed.sampler, step)
-  return {
-    "index": index,
-    "id": sampling.example_ids(index, len(feed.part.labels)),
-    "label": feed.part.labels[index],
-  }
-
-
-def _tf_data(
+def _indexed(
   feed: Feed, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Index batches mapped to image batches, in parallel, and prefetched."""
+  """This host's share of each batch, as indices."""
+  share = sharding.local_share(feed.sampler.batch_size, feed.mesh)
+  for step in range(start, stop):
+    index = sampling.batch_indices(feed.sampler, step)
+    ids = sampling.example_ids(index, len(feed.labels))
+    index = index[share]
+    yield {"index": index, "id": ids[share], "label": feed.labels[index]}
+
+
+def _streamed(
+  feed: Feed, start: int, stop: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """The same with rows for indices: `tf.data`, in parallel, prefetched."""
   tf = import_tensorflow()
 
-  def index_batch(step: np.int64) -> tuple[np.ndarray, ...]:
-    batch = _index_batch(feed, int(step))
-    index = batch["index"]
-    return feed.part.images[index], batch["id"], batch["label"]
+  def read(step: np.int64) -> tuple[np.ndarray, ...]:
+    batch = next(_indexed(feed, int(step), int(step) + 1))
+    return feed.rows[batch["index"]], batch["id"], batch["label"]
 
   def load(step: Any) -> dict[str, Any]:
-    image, ids, label = tf.numpy_function(
-      index_batch, [step], [tf.uint8, tf.int32, tf.int32], stateful=False
+    kind = tf.as_dtype(feed.rows.dtype)
+    row, ids, label = tf.numpy_function(
+      read, [step], [kind, tf.int32, tf.int32], stateful=False
     )
-    return {"image": image, "id": ids, "label": label}
+    return {"row": row, "id": ids, "label": label}
 
   dataset = (
     tf.data.Dataset.range(start, stop)

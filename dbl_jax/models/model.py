@@ -29,23 +29,26 @@ class Model(nn.Module):
   head: nn.Module
 
   def __call__(
-    self, images: jax.Array, train: bool, freeze_encoder: bool = False
+    self, inputs: jax.Array, train: bool, encoder: str = "trained"
   ) -> tuple[jax.Array, jax.Array]:
     """Runs encoder and head.
 
     Args:
-      images: f32[B, H, W, 3], from 0 to 1.
+      inputs: images f32[B, H, W, 3] from 0 to 1, or features f32[B, F].
       train: batch norm uses the batch's statistics and updates its own.
-      freeze_encoder: the encoder runs as for evaluation whatever `train` says
-        (masks alone would let its running statistics drift), and no gradient
-        reaches it, so the compiler drops its backward pass.
+      encoder: 'trained'; 'frozen': it runs as for evaluation whatever `train`
+        says (masks alone would let its running statistics drift), and no
+        gradient reaches it, so the compiler drops its backward pass; or
+        'cached': the inputs are its features, and it does not run.
 
     Returns:
       Features f32[B, F] and outputs f32[B, K].
     """
-    normalised = (images - _MEAN) / _DEVIATION
-    features = self.encoder(normalised, train and not freeze_encoder)
-    if freeze_encoder:
+    features = inputs
+    if encoder != "cached":
+      normalised = (inputs - _MEAN) / _DEVIATION
+      features = self.encoder(normalised, train and encoder == "trained")
+    if encoder == "frozen":
       features = jax.lax.stop_gradient(features)
     features = features.astype(jnp.float32)
     return features, self.head(features, train)
@@ -57,8 +60,8 @@ def make_model(
   """Builds the model a config describes.
 
   Args:
-    encoder: the config's `model`: name, dtype ('float32', 'bfloat16') and the
-      encoder's own options.
+    encoder: the config's `model`: name, dtype ('float32', 'bfloat16', or 'auto'
+      for what is faster here) and the encoder's own options.
     head: the phase's `head`: name and the head's own options.
     num_classes: outputs of a classifier head.
 
@@ -66,9 +69,13 @@ def make_model(
     The model.
   """
   encoder, head = dict(encoder), dict(head)
-  dtype = jnp.dtype(encoder.pop("dtype"))
+  dtype = encoder.pop("dtype")
+  if dtype == "auto":
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   encoder_class = ENCODERS[encoder.pop("name")]
   head_class = HEADS[head.pop("name")]
   if "num_classes" in head_class.__dataclass_fields__:
     head["num_classes"] = num_classes
-  return Model(encoder_class(dtype=dtype, **encoder), head_class(**head))
+  return Model(
+    encoder_class(dtype=jnp.dtype(dtype), **encoder), head_class(**head)
+  )

@@ -15,19 +15,22 @@ def part():
   return Part(rng.integers(0, 256, (64, 8, 8, 3), np.uint8), labels)
 
 
-def drawn(part, form, start, stop, q=0.0):
+def drawn(part, form, start, stop, q=0.0, most=1):
   mesh = sharding.make_mesh()
   sampler = sampling.make_sampler(part.labels, 3, q, 16, seed=1)
-  feed = pipeline.make_feed(part, sampler, mesh, form)
+  feed = pipeline.make_feed(*part, sampler, mesh, form)
   assert (feed.resident is not None) == (form != "tf_data")
-  return [
-    (
-      np.asarray(pipeline.gather(feed.resident, batch)),
-      np.asarray(batch["id"]),
-      np.asarray(batch["label"]),
-    )
-    for batch in pipeline.batches(feed, start, stop)
-  ]
+  take = pipeline.reader(feed, start, stop, most)
+  steps = []
+  while start < stop:
+    count = min(most, stop - start)
+    batches = take(count)
+    start += count
+    for i in range(count):
+      batch = {name: rows[i] for name, rows in batches.items()}
+      rows = pipeline.gather(feed.resident, batch)
+      steps.append([np.asarray(x) for x in (rows, batch["id"], batch["label"])])
+  return steps
 
 
 @pytest.mark.parametrize("q", [0.0, 1.0])
@@ -58,6 +61,22 @@ def test_images_and_labels_belong_together(part):
 def test_batches_are_spread_over_all_devices(part):
   mesh = sharding.make_mesh()
   sampler = sampling.make_sampler(part.labels, 3, 1.0, 16, seed=1)
-  feed = pipeline.make_feed(part, sampler, mesh, "auto")
-  batch = next(pipeline.batches(feed, 0, 1))
-  assert len(batch["index"].sharding.device_set) == 8
+  feed = pipeline.make_feed(*part, sampler, mesh, "auto")
+  index = pipeline.reader(feed, 0, 1, 1)(1)["index"]
+  assert {shard.data.shape for shard in index.addressable_shards} == {(1, 2)}
+
+
+@pytest.mark.parametrize("form", ["resident", "tf_data"])
+def test_several_steps_at_a_time_are_the_same_batches(part, form):
+  one, some = drawn(part, form, 1, 6), drawn(part, form, 1, 6, most=3)
+  assert len(one) == len(some) == 5
+  for left, right in zip(one, some, strict=True):
+    for a, b in zip(left, right, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_features_are_streamed_as_they_are(part):
+  features = np.random.default_rng(0).normal(size=(64, 2, 5)).astype("f4")
+  part = Part(features, part.labels)
+  for rows, ids, _ in drawn(part, "tf_data", 0, 3):
+    np.testing.assert_array_equal(rows, features[ids % 64])
