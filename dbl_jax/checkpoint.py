@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from dbl_jax import distributed
 from dbl_jax.errors import UserError
 from dbl_jax.state import TrainState
 
@@ -169,7 +170,9 @@ def restore_latest(
     try:
       return _with_step(state, step, manager.restore(step, args=args))
     except _DAMAGE as error:
-      _set_aside(directory / str(step), error)
+      with distributed.main_first(f"damaged step {step}"):
+        if distributed.is_main():
+          _set_aside(directory / str(step), error)
       _check_some_left(directory)
       manager.reload()
   return None
@@ -208,9 +211,15 @@ def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
   """
   with _reading(directory) as manager:
     step = manager.best_step() if keep == "best" else manager.latest_step()
-    args = ocp.args.Composite(model=ocp.args.StandardRestore())
-    model = dict(manager.restore(step, args=args).model)
-  return jax.tree.map(np.asarray, model), step
+    # As host arrays: Orbax by itself asks for the devices that saved them.
+    stored = ocp.StandardCheckpointHandler().metadata(
+      Path(manager.directory) / str(step) / "model"
+    )
+    like = jax.tree.map(
+      lambda leaf: np.empty(leaf.shape, leaf.dtype), stored.tree
+    )
+    args = ocp.args.Composite(model=ocp.args.StandardRestore(like))
+    return dict(manager.restore(step, args=args).model), step
 
 
 def load_meta(directory: Path) -> dict[str, Any]:
