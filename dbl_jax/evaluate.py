@@ -19,6 +19,7 @@ def make_forward(
   eval_step: Callable[..., tuple[jax.Array, ...]],
   variables: Any,
   mesh: jax.sharding.Mesh,
+  seen: Callable[[int], None] = lambda done: None,
 ) -> Callable[..., tuple[np.ndarray, ...]]:
   """Runs a compiled step over any number of rows.
 
@@ -30,6 +31,7 @@ def make_forward(
       device; see `compiled`.
     variables: its first argument.
     mesh: the devices.
+    seen: told how many rows are done, after each batch.
 
   Returns:
     A function of arrays [n, ...], giving what the step gives for all rows.
@@ -47,6 +49,7 @@ def make_forward(
       batch = [array[start : start + size] for array in arrays]
       outputs = jax.device_get(eval_step(variables, *map(padded, batch)))
       done.append([output[: len(batch[0])] for output in outputs])
+      seen(start + len(batch[0]))
     return tuple(map(np.concatenate, zip(*done, strict=True)))
 
   return forward

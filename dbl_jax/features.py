@@ -1,6 +1,6 @@
 """Features of a frozen encoder, extracted once before a phase."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +10,7 @@ from dbl_jax import inputs
 from dbl_jax.data.prepared import Part
 from dbl_jax.evaluate import compiled, make_forward
 from dbl_jax.models.model import Model
-
-_READ = ("train", "validation")
+from dbl_jax.progress import Progress
 
 
 def extract(
@@ -21,6 +20,7 @@ def extract(
   phase: Mapping[str, Any],
   key: jax.Array,
   mesh: jax.sharding.Mesh,
+  name: str,
 ) -> dict[str, Part]:
   """The parts a phase reads, with features in place of images.
 
@@ -35,34 +35,56 @@ def extract(
     phase: the phase's config: cached_views, augment.
     key: typed key of the phase.
     mesh: the devices.
+    name: of the phase, to show.
 
   Returns:
     'train' with f32[n, K, F] for images, 'validation' with f32[n, 1, F].
   """
-  size = parts["train"].images.shape[1]
+  train, validation = parts["train"], parts["validation"]
+  size = train.images.shape[1]
   of_images = inputs.of_images(dict(phase) | {"views": 1}, size, "frozen")
 
-  def encode(variables: Any, views: jax.Array) -> jax.Array:
-    return model.apply(variables, views, train=False)[0]
+  def encode(variables: Any, views: jax.Array) -> tuple[jax.Array]:
+    return (model.apply(variables, views, train=False)[0],)
 
   def plain(variables: Any, images: jax.Array) -> tuple[jax.Array]:
-    return (encode(variables, of_images.plain(images)),)
+    return encode(variables, of_images.plain(images))
 
   def drawn(
-    given: tuple[Any, jax.Array], ids: jax.Array, images: jax.Array
+    given: tuple[Any, jax.Array], images: jax.Array, ids: jax.Array
   ) -> tuple[jax.Array]:
     variables, key = given
-    return (encode(variables, of_images.draw(key, ids, images)[0]),)
+    return encode(variables, of_images.draw(key, ids, images)[0])
 
-  forward = make_forward(compiled(plain, mesh), variables, mesh)
-  views = {name: [*forward(parts[name].images)] for name in _READ}
-  step = compiled(drawn, mesh)
-  images = parts["train"].images
-  ids = np.arange(len(images), dtype=np.int32)
+  plain, drawn = compiled(plain, mesh), compiled(drawn, mesh)
+  ids = np.arange(len(train.images), dtype=np.int32)
+  passes = [(plain, variables, (train.images,))]
   for view in range(1, phase["cached_views"]):
     given = (variables, jax.random.fold_in(key, view))
-    views["train"] += make_forward(step, given, mesh)(ids, images)
+    passes.append((drawn, given, (train.images, ids)))
+  passes.append((plain, variables, (validation.images,)))
+  *views, held_out = _run(passes, mesh, name)
   return {
-    name: Part(np.stack(found, axis=1), parts[name].labels)
-    for name, found in views.items()
+    "train": Part(np.stack(views, axis=1), train.labels),
+    "validation": Part(held_out[:, None], validation.labels),
   }
+
+
+def _run(
+  passes: Sequence[tuple[Any, Any, tuple[np.ndarray, ...]]],
+  mesh: jax.sharding.Mesh,
+  name: str,
+) -> list[np.ndarray]:
+  """What each (step, first argument, rows) gives, with one progress line."""
+  total = sum(len(rows[0]) for _, _, rows in passes)
+  progress = Progress(f"{name}: features", total)
+  found, before = [], 0
+  for step, given, rows in passes:
+
+    def seen(count: int, before: int = before) -> None:
+      done = before + count
+      progress.show(done, f"{done}/{total} views", last=done == total)
+
+    found.append(make_forward(step, given, mesh, seen)(*rows)[0])
+    before += len(rows[0])
+  return found

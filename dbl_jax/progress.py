@@ -108,22 +108,28 @@ def _summary_writer(workdir: Path) -> Any:
 
 
 class Progress:
-  """One line about where training is, how fast, and how long it will take."""
+  """One line about how far long work is, how fast, and how long it takes."""
 
-  def __init__(self, phase: str, epochs: float, total: int, batch: int):
-    self._phase, self._epochs, self._total = phase, epochs, total
-    self._per_epoch, self._batch = total / epochs, batch
+  def __init__(self, name: str, total: int, images: int = 1):
+    """Begins.
+
+    Args:
+      name: of the work.
+      total: how many steps it has.
+      images: how many of them a step handles.
+    """
+    self._name, self._total, self._images = name, total, images
     self._terminal = sys.stdout.isatty()
     self._interval = 0.5 if self._terminal else 10.0
     self._started: tuple[int, float] | None = None
     self._shown = 0.0
 
-  def show(self, step: int, figures: dict[str, float], last: bool) -> None:
+  def show(self, step: int, *words: str, last: bool = False) -> None:
     """Shows the line, if the last one is old enough.
 
     Args:
-      step: steps of the phase done.
-      figures: those of the latest step.
+      step: steps done.
+      words: more to say, before the rate.
       last: show it whatever the time, and end the line.
     """
     now = time.perf_counter()
@@ -134,16 +140,11 @@ class Progress:
       return
     self._shown = now
     steps, seconds = step - self._started[0], now - self._started[1]
-    pace = steps / seconds if steps and seconds else None
-    parts = [
-      f"{self._phase}",
-      f"epoch {step / self._per_epoch:.1f}/{self._total / self._per_epoch:.1f}",
-      f"step {step}/{self._total}",
-      f"loss {figures['loss']:.4f}",
-    ]
-    if pace:
-      left = (self._total - step) / pace
-      parts += [f"{pace * self._batch:.0f} images/s", f"{clock(left)} left"]
+    parts = [self._name, *words]
+    if steps and seconds:
+      left = (self._total - step) * seconds / steps
+      rate = steps / seconds * self._images
+      parts += [f"{rate:.0f} images/s", f"{clock(left)} left"]
     line = "  ".join(parts)
     if self._terminal:
       print(f"\r\033[K{line}", end="\n" if last else "", flush=True)

@@ -57,9 +57,7 @@ def run_phase(
   state = checkpoint.restore_latest(manager, trainer.state) or trainer.state
   start, total = int(state.step), trainer.total
   per_epoch = sampling.steps_per_epoch(trainer.feed.sampler)
-  progress = Progress(
-    trainer.name, trainer.phase.epochs, total, trainer.phase.batch_size
-  )
+  progress = Progress(trainer.name, total, trainer.phase.batch_size)
   journal.rewind(trainer.name, start)
   if start:
     say(f"{trainer.name}: going on from step {start} of {total}")
@@ -81,7 +79,13 @@ def run_phase(
       done, pending = unread.pop(0)
       figures = _finite(pending, done, trainer.name, manager)
       journal.write(trainer.name, done, done / per_epoch, figures)
-      progress.show(done, figures, last=done in marks)
+      progress.show(
+        done,
+        f"epoch {done / per_epoch:.1f}/{total / per_epoch:.1f}",
+        f"step {done}/{total}",
+        f"loss {figures['loss']:.4f}",
+        last=done in marks,
+      )
     if look in marks:
       result = validate(trainer, state, meta["class_names"])
       journal.write(trainer.name, look, look / per_epoch, result)

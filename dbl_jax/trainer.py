@@ -98,7 +98,9 @@ def make_trainer(
   predict_step = compiled(steps.make_eval_step(model, images), mesh)
   parts, read, eval_step = dataset.parts, images, predict_step
   if phase.cached_views:
-    parts = features.extract(model, state.model(), parts, phase, key, mesh)
+    parts = features.extract(
+      model, state.model(), parts, phase, key, mesh, name
+    )
     read = inputs.of_features(phase.views)
     eval_step = compiled(steps.make_eval_step(model, read), mesh)
   train_step = steps.make_train_step(

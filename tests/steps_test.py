@@ -248,3 +248,24 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32(config, dataset):
   trainer = start(half, dataset, "pretrain")
   for leaf in jax.tree.leaves(trainer.state.model()):
     assert leaf.dtype == jnp.float32
+
+
+def test_a_step_in_bfloat16_is_nearly_that_in_float32(config, dataset):
+  losses, updates = [], []
+  for dtype in ("float32", "bfloat16"):
+    half = config.copy_and_resolve_references()
+    half.model.update(name="resnet18", dtype=dtype)
+    half.pretrain.optimizer.update(
+      name="sgd", learning_rate=1.0, warmup=0.0, weight_decay=0.0
+    )
+    trainer = start(half, dataset, "pretrain", jax.devices()[:1])
+    before = host(trainer.state.params)
+    state, rows = run(trainer, 1)
+    moved = jax.tree.map(np.subtract, host(state.params), before)
+    updates.append(np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]))
+    losses.append(rows[0]["loss"])
+  assert losses[0] != losses[1]
+  np.testing.assert_allclose(*losses, rtol=0.02)
+  one, other = updates
+  cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+  assert cosine > 0.8
