@@ -66,6 +66,12 @@ def _metric(metrics: dict[str, float]) -> float:
   return metrics[METRIC]
 
 
+def best_so_far(manager: ocp.CheckpointManager) -> float:
+  """The best saved step's `METRIC`; -inf where nothing is saved."""
+  step = manager.best_step()
+  return -np.inf if step is None else _metric(manager.metrics(step))
+
+
 def save(
   manager: ocp.CheckpointManager,
   state: TrainState,

@@ -109,7 +109,7 @@ def simclr() -> ConfigDict:
         "clip_norm": 0.0,
       },
       "predictor": "knn",  # how validation and the report classify
-      "evaluate_every": 2.0,  # epochs; also how often a checkpoint is saved
+      "evaluate_every": 2.0,  # epochs; checkpoints are saved then
       "keep": "latest",  # the checkpoint that goes on: 'latest' or 'best'
     }
   )

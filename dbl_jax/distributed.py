@@ -69,3 +69,10 @@ def barrier(what: str) -> None:
   """Waits for all processes to come here."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
+
+
+def agreed(decision: bool) -> bool:
+  """The first process's decision, for what all must do or none."""
+  if jax.process_count() == 1:
+    return decision
+  return bool(multihost_utils.broadcast_one_to_all(decision))

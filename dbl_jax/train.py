@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ _FREE_FIELDS = (
   "steps_per_dispatch",
   "tensorboard",
 )
+
+# Seconds. To save a quick phase after every epoch takes longer than to train
+# it; a better one is saved always.
+_SAVE_EVERY = 30.0
 
 # For each dispatch the number of steps, and their figures f32[L].
 _Pending = list[tuple[int, dict[str, jax.Array]]]
@@ -64,6 +69,7 @@ def run_phase(
   marks = evaluation_steps(trainer)
   take = pipeline.reader(trainer.feed, start, total, trainer.most)
   unread: list[tuple[int, _Pending]] = []
+  best, saved = checkpoint.best_so_far(manager), time.monotonic()
   for look in _looks(start, total, log_every, marks):
     pending = []
     while start < look:
@@ -90,7 +96,12 @@ def run_phase(
       result = validate(trainer, state, meta["class_names"])
       journal.write(trainer.name, look, look / per_epoch, result)
       _say_result(trainer.name, look / per_epoch, result)
-      checkpoint.save(manager, state, _selection(result), meta)
+      scores, now = _selection(result), time.monotonic()
+      better = scores[checkpoint.METRIC] > best
+      due = better or look == total or now - saved > _SAVE_EVERY
+      if distributed.agreed(due):
+        checkpoint.save(manager, state, scores, meta)
+        best, saved = max(best, scores[checkpoint.METRIC]), now
   manager.wait_until_finished()
 
 
