@@ -28,6 +28,11 @@ class Im2Col:
   padding: int
 
   @property
+  def products(self) -> int:
+    """Of C by F numbers, for one image."""
+    return math.prod(self._output_size()) * self.kernel_shape[0] ** 2
+
+  @property
   def window_bytes(self) -> int:
     """Size of an image's windows."""
     height, width = self._output_size()
@@ -51,18 +56,17 @@ class Im2Col:
     dy = dy.reshape(-1, dy.shape[-1])
     return lax.dot_general(self._windows(x), dy, (((0,), (0,)), ((), ())))
 
-  def transposed_matrices(self, kernel: jax.Array) -> jax.Array:
-    """Kernel [K, K, C, F] -> what takes dy back to x, [K, K, F, C]."""
-    return kernel.transpose(0, 1, 3, 2)
-
-  def convolve_transposed(self, dy: jax.Array, taps: jax.Array) -> jax.Array:
-    """[B, H', W', F], [K, K, F, C] -> gradient by x, [B, H, W, C].
+  def convolve_transposed(
+    self, dy: jax.Array, matrices: jax.Array
+  ) -> jax.Array:
+    """[B, H', W', F], [K * K * C, F] -> gradient by x, [B, H, W, C].
 
     Pixels of x whose positions agree modulo the stride are reached by the
     same taps of the kernel, so each such class is one product, without the
     zeros that the transpose of a strided convolution is often stuffed with.
     """
     _, height, width, channels = self.x_shape
+    taps = matrices.reshape(self.kernel_shape)
     pixels = [
       jnp.stack(
         [self._pixels(dy, taps, i, j) for j in range(self.stride)], axis=3
@@ -87,7 +91,11 @@ class Im2Col:
         used.append(taps[row, column])
     if not used:
       return jnp.zeros((dy.shape[0], rows, columns, channels), dy.dtype)
-    return jnp.matmul(jnp.concatenate(windows, -1), jnp.concatenate(used))
+    return lax.dot_general(
+      jnp.concatenate(windows, -1),
+      jnp.concatenate(used, -1),
+      (((3,), (1,)), ((), ())),
+    )
 
   def _reach(self, start: int) -> list[tuple[int, int]]:
     """Taps that reach pixels start, start + stride, ..., and from how far.

@@ -1,5 +1,7 @@
 """Max-pooling whose gradient is fast on CPU."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -10,8 +12,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
   The maximum of shifted slices, along rows and then along columns: the
   gradient of `lax.reduce_window`, select-and-scatter, is slow on CPU. Where
-  several pixels of a window are the largest they share the gradient; after a
-  ReLU those are the windows of zeros, whose gradient the ReLU drops.
+  several pixels of a window are the largest, the first takes the gradient.
 
   Args:
     x: float[B, H, W, C].
@@ -19,12 +20,53 @@ def max_pool(x: jax.Array) -> jax.Array:
   Returns:
     [B, ceil(H / 2), ceil(W / 2), C], of x's dtype.
   """
-  sides = ((0, 0), (1, 1), (1, 1), (0, 0))
-  x = jnp.pad(x, sides, constant_values=-jnp.inf)
-  for axis in (1, 2):
-    end = x.shape[axis] - 2
-    first, second, third = (
-      lax.slice_in_dim(x, start, start + end, 2, axis) for start in range(3)
-    )
-    x = jnp.maximum(jnp.maximum(first, second), third)
-  return x
+  return _pool_axis(_pool_axis(x, 1), 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _pool_axis(x: jax.Array, axis: int) -> jax.Array:
+  before, centre, after = _windows(x, axis)
+  return jnp.maximum(jnp.maximum(before, centre), after)
+
+
+def _windows(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Pixels 2i - 1, 2i and 2i + 1 along an axis, -inf outside x."""
+  centre = lax.slice_in_dim(x, 0, None, 2, axis)
+  x = _pad(x, axis, 0, x.shape[axis] % 2, -jnp.inf)
+  after = lax.slice_in_dim(x, 1, None, 2, axis)
+  return _pad(after, axis, 1, -1, -jnp.inf), centre, after
+
+
+def _pad(
+  x: jax.Array, axis: int, low: int, high: int, value: float
+) -> jax.Array:
+  edges = [(0, 0, 0)] * x.ndim
+  edges[axis] = (low, high, 0)
+  return lax.pad(x, jnp.array(value, x.dtype), edges)
+
+
+def _pool_axis_forward(
+  x: jax.Array, axis: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  y = _pool_axis(x, axis)
+  return y, (x, y)
+
+
+def _pool_axis_backward(
+  axis: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array]:
+  x, y = saved
+  before, centre, _ = _windows(x, axis)
+  at_before = before == y
+  at_centre = ~at_before & (centre == y)
+  zero = jnp.zeros((), dy.dtype)
+  even = jnp.where(at_centre, dy, zero)
+  odd = jnp.where(at_before | at_centre, zero, dy)
+  odd += _pad(jnp.where(at_before, dy, zero), axis, -1, 1, 0)
+  # Even and odd pixels side by side, less the one that completed a pair.
+  dx = jnp.stack([even, odd], axis + 1)
+  dx = dx.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+  return (lax.slice_in_dim(dx, 0, x.shape[axis], 1, axis),)
+
+
+_pool_axis.defvjp(_pool_axis_forward, _pool_axis_backward)

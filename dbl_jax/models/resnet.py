@@ -7,12 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from dbl_jax.models.conv import Conv2D
+from dbl_jax.models.norm import BatchNorm
 from dbl_jax.models.pooling import max_pool
-
-# Momentum and epsilon are torchvision's. The running variance is that of the
-# batch over B, as flax has it; PyTorch multiplies it by B / (B - 1). Statistics
-# are float32 whatever the dtype, and of the whole batch on several devices.
-_BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 # Kernel size and stride of the first convolution.
 _STEMS = {"imagenet": (7, 2), "small": (3, 1)}
@@ -38,14 +34,14 @@ class ResidualBlock(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
     conv = functools.partial(Conv2D, self.features, dtype=self.dtype)
-    norm = functools.partial(_BatchNorm, not train, dtype=self.dtype)
+    norm = functools.partial(BatchNorm, not train, dtype=self.dtype)
     if self.zero_init_residual:
       last_scale = nn.initializers.zeros
     else:
       last_scale = nn.initializers.ones
 
     y = conv(kernel_size=3, strides=self.strides, name="conv1")(x)
-    y = nn.relu(norm(name="norm1")(y))
+    y = norm(relu=True, name="norm1")(y)
     y = conv(kernel_size=3, name="conv2")(y)
     y = norm(scale_init=last_scale, name="norm2")(y)
     if x.shape[-1] != self.features or self.strides > 1:
@@ -82,8 +78,7 @@ class ResNet18(nn.Module):
     """
     size, strides = _STEMS[self.stem]
     x = Conv2D(64, size, strides, dtype=self.dtype, name="stem")(x)
-    x = _BatchNorm(not train, dtype=self.dtype, name="stem_norm")(x)
-    x = nn.relu(x)
+    x = BatchNorm(not train, relu=True, dtype=self.dtype, name="stem_norm")(x)
     if self.stem == "imagenet":
       x = max_pool(x)
     for stage, features in enumerate((64, 128, 256, 512), 1):

@@ -7,7 +7,7 @@ import pytest
 from jax import export
 
 from dbl_jax import sharding
-from dbl_jax.models import cpu_conv
+from dbl_jax.models import chunks, cpu_conv, winograd
 from dbl_jax.models.conv import Conv2D, conv2d
 
 # batch, height, width, in channels, kernel size, out channels, stride, padding
@@ -23,6 +23,10 @@ CASES = [
   (4, 9, 9, 3, 7, 2, 1, 3),
   (5, 7, 8, 64, 1, 5, 2, 0),
   (3, 4, 5, 5, 1, 64, 1, 0),
+  (5, 13, 9, 6, 3, 4, 1, 1),
+  (5, 12, 16, 4, 3, 6, 1, 1),
+  (5, 2, 2, 6, 3, 4, 1, 1),
+  (5, 4, 4, 6, 3, 4, 2, 1),
 ]
 
 
@@ -76,7 +80,7 @@ def one_device(monkeypatch):
 )
 def test_values_and_gradients_equal_lax(case, chunk, monkeypatch):
   if chunk:
-    monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: chunk)
+    monkeypatch.setattr(cpu_conv, "_images_per_chunk", lambda *_: chunk)
   inputs = make_inputs(case)
   actual = value_and_gradients(conv2d, case)(*inputs)
   expected = value_and_gradients(lax_conv, case)(*inputs)
@@ -84,9 +88,33 @@ def test_values_and_gradients_equal_lax(case, chunk, monkeypatch):
     assert_close(ours, reference, 1e-5)
 
 
+def test_the_cases_cover_every_form():
+  forms = set()
+  for case in CASES:
+    x, kernel, _ = make_inputs(case)
+    form = cpu_conv.choose_form(x, kernel, *case[-2:])
+    forms.add((type(form).__name__, getattr(form, "tile", None)))
+  assert forms == {
+    ("Dense", None), ("Im2Col", None), ("Winograd", 3), ("Winograd", 4),
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize("tile", [3, 4])
+def test_winograd_loses_few_bits_over_many_channels(tile):
+  x, kernel, dy = make_inputs((4, 13, 13, 256, 3, 64, 1, 1))
+  form = winograd.Winograd(x.shape, kernel.shape, tile)
+  matrices = form.matrices(kernel)
+  exact, pull_back = jax.vjp(lambda *args: lax_conv(*args, 1, 1), x, kernel)
+  dx, dkernel = pull_back(dy)
+  assert_close(form.convolve(x, matrices), exact, 1e-5)
+  assert_close(form.convolve_transposed(dy, matrices), dx, 1e-5)
+  gradient = form.kernel_gradient(form.matrices_gradient(x, dy))
+  assert_close(gradient, dkernel, 1e-5)
+
+
 @pytest.mark.parametrize("case", [CASES[0], CASES[4]], ids=str)
 def test_bfloat16_in_and_out_computed_in_float32(case, monkeypatch):
-  monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: 2)
+  monkeypatch.setattr(cpu_conv, "_images_per_chunk", lambda *_: 2)
   inputs = make_inputs(case, jnp.bfloat16)
   actual = value_and_gradients(conv2d, case)(*inputs)
   wide = [array.astype(jnp.float32) for array in inputs]
@@ -108,12 +136,12 @@ def test_bfloat16_in_and_out_computed_in_float32(case, monkeypatch):
 )
 @pytest.mark.usefixtures("one_device")
 def test_chunk_fits_the_budget(batch, images_that_fit, expected):
-  bytes_per_image = int(cpu_conv.CHUNK_BYTES / images_that_fit)
-  assert cpu_conv.images_per_chunk(batch, bytes_per_image) == expected
+  budget = int(1000 * images_that_fit)
+  assert chunks.images_per_chunk(batch, 1000, budget) == expected
 
 
 def test_batch_is_whole_on_several_devices():
-  assert cpu_conv.images_per_chunk(64, cpu_conv.CHUNK_BYTES) == 64
+  assert chunks.images_per_chunk(64, 1000, 1000) == 64
 
 
 @pytest.mark.usefixtures("one_device")
@@ -147,7 +175,7 @@ def test_exports_with_any_batch_size():
 )
 def test_batch_split_over_devices(case, chunk, monkeypatch):
   if chunk:
-    monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: chunk)
+    monkeypatch.setattr(cpu_conv, "_images_per_chunk", lambda *_: chunk)
   mesh = sharding.make_mesh()
   split, whole = sharding.batched(mesh), sharding.replicated(mesh)
   inputs = make_inputs(case)

@@ -82,7 +82,7 @@ def test_network_is_the_same_on_both_convolutions(monkeypatch):
   model = ResNet18()
   variables = initialise(model, IMAGES)
   with monkeypatch.context() as patch:
-    patch.setattr(cpu_conv, "images_per_chunk", lambda *_: 4)
+    patch.setattr(cpu_conv, "_images_per_chunk", lambda *_: 4)
     fast = jax.jit(make_step(model))(variables, IMAGES)
   with monkeypatch.context() as patch:
     patch.setattr(conv, "conv2d", conv._lax_conv)
