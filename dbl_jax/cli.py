@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
+from dbl_jax import startup
 from dbl_jax.errors import UserError
 
 _QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
@@ -27,6 +28,7 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
     logging.getLogger(noisy).setLevel(logging.ERROR)
   for name, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(name, value)
+  startup.prepare()
   try:
     program(sys.argv)
   except UserError as error:

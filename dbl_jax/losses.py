@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dbl_jax.nt_xent import loss_and_accuracy
+
 Term = tuple[jax.Array, dict[str, jax.Array]]
 
 
@@ -24,8 +26,7 @@ def nt_xent(z: jax.Array, temperature: float) -> jax.Array:
     l(i, j) = -log exp(s_ij / tau) / sum_{m != i} exp(s_im / tau)
     L = 1/(2N) sum_k [l(2k-1, 2k) + l(2k, 2k-1)],
 
-  where s is cosine similarity. Written with logsumexp, so that no temperature
-  overflows.
+  where s is cosine similarity. `dbl_jax.nt_xent` says how it is computed.
 
   Args:
     z: f32[N, 2, D], embeddings of two views of each of N examples.
@@ -34,24 +35,7 @@ def nt_xent(z: jax.Array, temperature: float) -> jax.Array:
   Returns:
     f32[], the mean over all 2N views.
   """
-  return nt_xent_term(z, jnp.zeros(()), temperature=temperature)[0]
-
-
-def _similarities(
-  z: jax.Array, temperature: float
-) -> tuple[jax.Array, jax.Array]:
-  """s / tau of all views, itself masked, f32[2N, 2N]; of positives, f32[2N]."""
-  z = z.astype(jnp.float32)
-  # Inside the root, so that an all-zero embedding has a finite gradient.
-  squares = jnp.sum(z * z, axis=-1, keepdims=True)
-  z = z * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
-  positives = jnp.sum(z[:, 0] * z[:, 1], axis=-1) / temperature
-  rows = z.reshape(-1, z.shape[-1])
-  similarities = (
-    jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST) / temperature
-  )
-  itself = jnp.eye(rows.shape[0], dtype=bool)
-  return jnp.where(itself, -jnp.inf, similarities), jnp.repeat(positives, 2)
+  return loss_and_accuracy(z, temperature)[0]
 
 
 def nt_xent_term(
@@ -65,16 +49,12 @@ def nt_xent_term(
     temperature: tau > 0.
 
   Returns:
-    The loss and {'contrastive_accuracy': f32[]}.
+    The loss and {'contrastive_accuracy': f32[]}; a tie is no hit, so that
+    embeddings which are all the same score 0.
   """
   del labels
-  similarities, positives = _similarities(outputs, temperature)
-  losses = jax.nn.logsumexp(similarities, axis=-1) - positives
-  nearest = jnp.argmax(similarities, axis=-1)
-  hits = nearest == jnp.arange(len(nearest)) ^ 1
-  return losses.mean(), {
-    "contrastive_accuracy": jnp.mean(hits.astype(jnp.float32))
-  }
+  loss, accuracy = loss_and_accuracy(outputs, temperature)
+  return loss, {"contrastive_accuracy": accuracy}
 
 
 def cross_entropy_term(outputs: jax.Array, labels: jax.Array) -> Term:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import platform
 import sys
 import time
 from pathlib import Path
@@ -24,7 +25,8 @@ class Journal:
 
   def __init__(self, workdir: Path, tensorboard: bool):
     self._path = workdir / "metrics.jsonl"
-    self._writer = _summary_writer(workdir) if tensorboard else None
+    wanted = tensorboard and distributed.is_main()
+    self._writer = _open_events(workdir) if wanted else None
 
   def __enter__(self) -> Self:
     return self
@@ -71,7 +73,7 @@ class Journal:
       file.write(json.dumps(row) + "\n")
     if self._writer is not None:
       named = {f"{phase}/{name}": value for name, value in figures.items()}
-      self._writer.write_scalars(step, named)
+      self._writer.write(step, named)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -94,9 +96,43 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
   return rows
 
 
-def _summary_writer(workdir: Path) -> Any:
+class _Events:
+  """TensorBoard's file of figures, readable while it grows.
+
+  Written with the tensorboard package alone: clu and tf.summary would import
+  TensorFlow for it, which takes longer than JAX and half a GB.
+  """
+
+  def __init__(self, directory: Path):
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer import record_writer
+
+    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+    directory.mkdir(parents=True, exist_ok=True)
+    name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}"
+    self._file = record_writer.RecordWriter((directory / name).open("wb"))
+    self._add(file_version="brain.Event:2")
+
+  def write(self, step: int, figures: dict[str, float]) -> None:
+    """Adds figures of a step."""
+    values = [
+      self._summary.Value(tag=name, simple_value=value)
+      for name, value in figures.items()
+    ]
+    self._add(step=step, summary=self._summary(value=values))
+
+  def _add(self, **fields: Any) -> None:
+    event = self._event(wall_time=time.time(), **fields)
+    self._file.write(event.SerializeToString())
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def _open_events(workdir: Path) -> _Events | None:
   try:
-    from clu.metric_writers import SummaryWriter
+    return _Events(workdir / "tensorboard")
   except ImportError as error:
     log.warning(
       "No TensorBoard files: %s is not installed. Figures go to %s.",
@@ -104,7 +140,6 @@ def _summary_writer(workdir: Path) -> Any:
       workdir / "metrics.jsonl",
     )
     return None
-  return SummaryWriter(str(workdir / "tensorboard"))
 
 
 class Progress:

@@ -71,15 +71,9 @@ def run_phase(
   unread: list[tuple[int, _Pending]] = []
   best, saved = checkpoint.best_so_far(manager), time.monotonic()
   for look in _looks(start, total, log_every, marks):
-    pending = []
-    while start < look:
-      count = min(trainer.most, look - start)
-      state, figures = trainer.steps(
-        state, trainer.feed.resident, take(count), trainer.key, count
-      )
-      pending.append((count, figures))
-      start += count
+    state, pending = _advance(trainer, state, take, look - start)
     unread.append((look, pending))
+    start = look
     # One behind, so that the devices work while the host looks.
     while len(unread) > (look not in marks):
       done, pending = unread.pop(0)
@@ -103,6 +97,20 @@ def run_phase(
         checkpoint.save(manager, state, scores, meta)
         best, saved = max(best, scores[checkpoint.METRIC]), now
   manager.wait_until_finished()
+
+
+def _advance(
+  trainer: Trainer, state: TrainState, take: pipeline.Take, steps: int
+) -> tuple[TrainState, _Pending]:
+  """Dispatches so many steps, and does not wait for them."""
+  pending = []
+  for done in range(0, steps, trainer.most):
+    count = min(trainer.most, steps - done)
+    state, figures = trainer.steps(
+      state, trainer.feed.resident, take(count), trainer.key, count
+    )
+    pending.append((count, figures))
+  return state, pending
 
 
 def _looks(
@@ -204,6 +212,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   with Journal(workdir, config.tensorboard) as journal, jax.set_mesh(mesh):
     for name in configs.phases(config):
       trainer = make_trainer(config, name, dataset, mesh, encoder)
+      _describe(trainer, workdir / f"parameters_{name}.txt")
       directory = checkpoint.phase_dir(workdir, name)
       with distributed.main_first(f"checkpoints of {name}"):
         checkpoint.set_aside_damaged(directory)
@@ -221,6 +230,28 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     forward = make_forward(trainer.predict_step, variables, mesh)
     run = results.Run(config, trainer.name, step, journal.rows())
     return results.write(run, dataset, "test", forward, workdir)
+
+
+def _describe(trainer: Trainer, path: Path) -> None:
+  """Writes tables of the parameters a phase trains and of those it does not."""
+  try:
+    from clu import parameter_overview
+  except ImportError:  # a machine with what training needs and no more
+    return
+  leaves = jax.tree.leaves_with_path(trainer.state.params)
+  trained = jax.tree.leaves(trainer.trained)
+  groups: dict[str, dict[str, Any]] = {"Trained": {}, "Frozen": {}}
+  for (path_to_leaf, leaf), changes in zip(leaves, trained, strict=True):
+    name = jax.tree_util.keystr(path_to_leaf, simple=True, separator="/")
+    groups["Trained" if changes else "Frozen"][name] = leaf
+  tables = [
+    f"{title}\n"
+    + parameter_overview.get_parameter_overview(found, include_stats=False)
+    for title, found in groups.items()
+    if found
+  ]
+  if distributed.is_main():
+    path.write_text("\n\n".join(tables) + "\n")
 
 
 def _headline(

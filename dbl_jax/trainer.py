@@ -24,6 +24,7 @@ class Trainer(NamedTuple):
     phase: the phase's config.
     name: the phase's name.
     state: fresh state, before the first step.
+    trained: tree of bool over the parameters.
     steps: several training steps, compiled; see `steps.repeat`.
     most: the greatest number of steps at once.
     eval_step: forward pass over rows of `parts`, compiled.
@@ -37,6 +38,7 @@ class Trainer(NamedTuple):
   phase: ConfigDict
   name: str
   state: TrainState
+  trained: Any
   steps: steps.TrainStep
   most: int
   eval_step: Any
@@ -111,6 +113,7 @@ def make_trainer(
     phase=phase,
     name=name,
     state=state,
+    trained=trained,
     steps=jax.jit(
       steps.repeat(train_step, most),
       donate_argnums=0,

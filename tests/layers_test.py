@@ -9,7 +9,7 @@ ROOT = Path(dbl_jax.__file__).parent
 
 # Each module may import from layers before its own.
 LAYERS = [
-  ["errors", "nt_xent"],
+  ["errors", "nt_xent", "startup"],
   ["distributed"],
   ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
   ["state", "inputs", "data", "figures", "report_page"],
@@ -18,7 +18,7 @@ LAYERS = [
   ["results", "features", "cli"],
   ["trainer"],
   ["train"],
-  ["main"],
+  ["main", "benchmarks"],
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 

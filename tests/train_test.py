@@ -48,6 +48,10 @@ def test_a_run_leaves_what_it_promises(finished):
     "metrics.json", "metrics.jsonl", "confusion_matrix.png", "report.html",
     "checkpoints", "config.json",
   }  # fmt: skip
+  parameters = (workdir / "parameters_classify.txt").read_text()
+  trained, frozen = parameters.split("Frozen")
+  assert "head/logits/kernel" in trained
+  assert "encoder/conv/kernel" in frozen
   stored = json.loads((workdir / "metrics.json").read_text())
   assert stored["dataset"] == "synthetic_faces"
   assert stored["split"] == "test"
@@ -244,7 +248,7 @@ def test_a_killed_run_ends_as_if_never_killed(cache, tmp_path):
 def test_a_machine_without_tensorflow_trains_too(cache, tmp_path):
   program = """
 import sys
-for name in ("tensorflow", "tensorflow_datasets", "clu"):
+for name in ("tensorflow", "tensorflow_datasets", "tensorboard", "clu"):
   sys.modules[name] = None
 from dbl_jax.main import run
 run()

@@ -26,6 +26,10 @@ _RESIDENT_SHARE = 0.25
 _HOST_LIMIT = 4 << 30
 
 
+# A number of steps -> their batches, see `reader`.
+Take = Callable[[int], dict[str, jax.Array]]
+
+
 class Feed(NamedTuple):
   """The input of one phase.
 
@@ -79,9 +83,7 @@ def _fits(num_bytes: int, mesh: jax.sharding.Mesh) -> bool:
   return num_bytes <= allowed
 
 
-def reader(
-  feed: Feed, start: int, stop: int, most: int
-) -> Callable[[int], dict[str, jax.Array]]:
+def reader(feed: Feed, start: int, stop: int, most: int) -> Take:
   """Hands out the batches of steps start to stop - 1, several at a time.
 
   Args:
