@@ -62,12 +62,18 @@ def base() -> ConfigDict:
       "init_from": "",  # workdir of a run whose encoder to start from
       "data": {
         "name": "synthetic_faces",
-        "dir": "",  # folder, zip or prepared .npz; not for synthetic faces
+        # Folder, zip, .csv of fer2013, prepared .npz; not for synthetic faces.
+        "dir": "",
         "image_size": config_dict.placeholder(int),
-        "validation_fraction": 0.1,
+        "validation_fraction": 0.1,  # of the training part, if it has none
+        "test_fraction": 0.2,  # of the whole, if it has no test part
         "split_seed": 0,  # not `seed`: seeds are compared on one split
         "cache_dir": "",  # where prepared files go; the user's cache if empty
         "input": "auto",  # 'resident', 'tf_data'
+        # Cuts the training part: 'raf_db' to that set's class counts,
+        # 'exponential' from the largest class down to 1/imbalance of it.
+        "long_tail": "",
+        "imbalance": 100.0,
         "num_train": 5000,  # these three: synthetic faces only
         "num_test": 1200,
         "image_seed": 1,

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dbl_jax import losses, optim
-from dbl_jax.data import pipeline, sources
+from dbl_jax.data import long_tail, pipeline, sources
 from dbl_jax.errors import UserError
 from dbl_jax.models import model
 
@@ -30,7 +30,8 @@ def _whole(low: int, high: float = math.inf) -> _Test:
 
 
 def _one_of(names: Collection[str]) -> _Test:
-  return lambda value: value in names, f"one of {', '.join(sorted(names))}"
+  shown = [name or "''" for name in sorted(names)]
+  return lambda value: value in names, f"one of {', '.join(shown)}"
 
 
 def _range(low: float, high: float) -> _Test:
@@ -47,7 +48,10 @@ _COMMON: dict[str, _Test] = {
   "seed": _number(0, 2**31 - 1),
   "data.image_size": _number(16, 1024),
   "data.validation_fraction": _number(0.01, 0.9),
+  "data.test_fraction": _number(0.01, 0.9),
   "data.split_seed": _number(0),
+  "data.long_tail": _one_of(("", *long_tail.KINDS)),
+  "data.imbalance": _number(1, 1e6),
   "data.image_seed": _number(0),
   "data.num_train": _number(14),
   "data.num_test": _number(7),

@@ -30,7 +30,7 @@ CASES = {
   ),
   "unknown data": (
     ["--config=configs/dbl.py", "--config.data.name=rafdb"],
-    "Expected one of raf_db, synthetic_faces",
+    "Expected one of expw, fer2013, image_folder, raf_db",
   ),
   "no epochs": (
     ["--config=configs/dbl.py", "--config.pretrain.epochs=0"],

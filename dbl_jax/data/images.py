@@ -3,8 +3,9 @@
 import contextlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,29 +13,99 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dbl_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000
+_T, _R = TypeVar("_T"), TypeVar("_R")
 
 # Named, since Pillow would else hand PostScript to an interpreter.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
-def decode(data: bytes, image_size: int, origin: str) -> np.ndarray:
+# Edges of a part of a picture, in pixels: left, top, right, bottom.
+Box = tuple[float, float, float, float]
+
+
+class Picture(NamedTuple):
+  """An image file that has not been read.
+
+  Attributes:
+    origin: its name, for messages.
+    read: returns its content.
+    box: the part of the picture that is meant; None is all of it.
+  """
+
+  origin: str
+  read: Callable[[], bytes]
+  box: Box | None = None
+
+
+def decode(
+  data: bytes, image_size: int, origin: str, box: Box | None = None
+) -> np.ndarray:
   """Decodes an image file the way a viewer shows it, and makes it square.
 
   EXIF rotation is honoured, transparency lies on white, an animation gives
-  its first frame. The whole picture is resized (antialiased, bilinear), not
-  cropped; one that has the size already is left as it is.
+  its first frame. The largest square in the middle is kept: stretching would
+  change the shapes of mouths and brows, which are what expressions are made
+  of, and bars at the sides would tell the network where an image came from.
+  The square is resized (antialiased, bilinear); one that has the size
+  already is left as it is.
 
   Args:
     data: the file's content (JPEG, PNG, BMP, GIF, WebP, TIFF or PPM).
     image_size: height and width to return, in pixels.
     origin: the file's name, for messages.
+    box: a part of the picture. It grows to a square about its centre, and
+      moves into the picture where it juts out.
 
   Returns:
     uint8[image_size, image_size, 3], RGB.
 
   Raises:
-    UserError: if it is empty, truncated, too large or not an image.
+    UserError: if it is empty, truncated, too large or not an image, or the
+      box lies outside.
   """
+  with opened(data, origin) as image:
+    if box is None:
+      # JPEG can be decoded at a half, a quarter or an eighth: much faster.
+      image.draft(None, (2 * image_size, 2 * image_size))
+    rgb = to_rgb(image, origin)
+    square = _square(rgb.size, box, origin)
+    if square != (0, 0, *rgb.size) or rgb.size != (image_size, image_size):
+      size = (image_size, image_size)
+      rgb = rgb.resize(size, Image.Resampling.BILINEAR, square)
+    return np.array(rgb)
+
+
+def _square(size: tuple[int, int], box: Box | None, origin: str) -> Box:
+  if box is None:
+    box = (0, 0, *size)
+    side = min(size)
+  else:
+    left, top, right, bottom = box
+    if right <= 0 or bottom <= 0 or left >= size[0] or top >= size[1]:
+      raise UserError(
+        f"{origin} is {size[0]} x {size[1]} pixels, but its box, left {left:g},"
+        f" top {top:g}, right {right:g}, bottom {bottom:g}, lies outside;"
+        " expected a box in the picture. Correct or remove its label."
+      )
+    side = min(*size, max(1, round(max(right - left, bottom - top))))
+  start = (
+    min(max(round((low + high - side) / 2), 0), int(length - side))
+    for low, high, length in zip(box[:2], box[2:], size, strict=True)
+  )
+  left, top = start
+  return left, top, left + side, top + side
+
+
+def cut(rgb: Image.Image, picture: Picture) -> Image.Image:
+  """The part of a decoded picture that is meant: the square of its box."""
+  if picture.box is None:
+    return rgb
+  return rgb.crop(_square(rgb.size, picture.box, picture.origin))
+
+
+@contextlib.contextmanager
+def opened(data: bytes, origin: str) -> Iterator[Image.Image]:
+  """An image file, opened; errors while it is decoded become UserError."""
   if not data:
     raise UserError(
       f"{origin} is empty; expected an image. Copy the file again."
@@ -43,10 +114,7 @@ def decode(data: bytes, image_size: int, origin: str) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
       if image.width * image.height > MAX_PIXELS:
         raise _too_large(origin, f"{image.width} x {image.height}")
-      rgb = _to_rgb(image, origin)
-      if rgb.size != (image_size, image_size):
-        rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR)
-      return np.array(rgb)
+      yield image
   except UserError:
     raise
   except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -66,46 +134,76 @@ def decode(data: bytes, image_size: int, origin: str) -> np.ndarray:
 
 
 def decode_all(
-  records: Sequence[tuple[str, Callable[[], bytes]]],
+  pictures: Sequence[Picture],
   image_size: int,
   progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
   """Decodes many image files, on all cores.
 
   Args:
-    records: for each image its name and a function that reads its content.
+    pictures: the files.
     image_size: height and width to return, in pixels.
     progress: called with the number of images done, and of all.
 
   Returns:
-    uint8[n, image_size, image_size, 3], RGB, in the order of the records.
+    uint8[n, image_size, image_size, 3], RGB, in the order of `pictures`.
 
   Raises:
-    UserError: for the first image, in that order, that cannot be read.
+    UserError: naming the first image, in that order, that cannot be read, and
+      how many there are.
   """
-  images = np.empty((len(records), image_size, image_size, 3), np.uint8)
+  images = np.empty((len(pictures), image_size, image_size, 3), np.uint8)
 
-  def decode_one(index: int) -> None:
-    origin, read = records[index]
+  def decode_one(index: int) -> UserError | None:
+    picture = pictures[index]
     try:
-      data = read()
-    except OSError as error:
-      raise UserError(
-        f"{origin} cannot be read ({error.strerror or error}). Check that it"
-        " exists and that you may read it."
-      ) from error
-    images[index] = decode(data, image_size, origin)
+      images[index] = decode(
+        read(picture), image_size, picture.origin, picture.box
+      )
+    except UserError as error:
+      return error
+    return None
 
-  workers = min(os.cpu_count() or 1, 16)
-  with ThreadPoolExecutor(workers) as pool:
-    done = pool.map(decode_one, range(len(records)))
-    for count, _ in enumerate(done, start=1):
-      if progress is not None:
-        progress(count, len(records))
+  errors = in_threads(decode_one, range(len(pictures)), progress)
+  bad = [error for error in errors if error is not None]
+  if len(bad) > 1:
+    raise UserError(
+      f"{len(bad)} of {len(pictures)} images cannot be read; the first:"
+      f" {bad[0]} scripts/check_data.py lists them all."
+    ) from bad[0]
+  if bad:
+    raise bad[0]
   return images
 
 
-def _to_rgb(image: Image.Image, origin: str) -> Image.Image:
+def read(picture: Picture) -> bytes:
+  """The content of an image file, or UserError."""
+  try:
+    return picture.read()
+  except OSError as error:
+    raise UserError(
+      f"{picture.origin} cannot be read ({error.strerror or error}). Check that"
+      " it exists and that you may read it."
+    ) from error
+
+
+def in_threads(
+  work: Callable[[_T], _R],
+  items: Sequence[_T],
+  progress: Callable[[int, int], None] | None = None,
+) -> list[_R]:
+  """Does the same to each item, on all cores; progress is as above."""
+  results = []
+  with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+    for count, result in enumerate(pool.map(work, items), start=1):
+      results.append(result)
+      if progress is not None:
+        progress(count, len(items))
+  return results
+
+
+def to_rgb(image: Image.Image, origin: str) -> Image.Image:
+  """An opened image's pixels, upright, in RGB, on white."""
   # Loaded before the block below, which must not swallow a decoder's error.
   image.load()
   # Broken EXIF beside a sound picture: viewers show the picture.

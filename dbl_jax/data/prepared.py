@@ -36,7 +36,8 @@ class Dataset(NamedTuple):
   Attributes:
     name: the data set's name, such as 'raf_db'.
     class_names: in the order of the labels, which travels with the data.
-    parts: 'train' and 'test', and after splitting 'validation'.
+    parts: 'train' and 'test', and 'validation' if it has one of its own or
+      has been split.
     fingerprint: identifies the files, or the seed, it was made from.
     warnings: what a user should know of it, said at each start.
   """
@@ -63,6 +64,7 @@ def save(path: Path, dataset: Dataset) -> None:
     "format": _FORMAT,
     "name": dataset.name,
     "class_names": dataset.class_names,
+    "parts": list(dataset.parts),
     "fingerprint": dataset.fingerprint,
     "warnings": dataset.warnings,
   }
@@ -99,7 +101,7 @@ def load(path: Path) -> Dataset:
       raise ValueError(f"its format is {meta['format']}, not {_FORMAT}")
     parts = {
       part: Part(arrays[f"{part}_images"], arrays[f"{part}_labels"])
-      for part in ("train", "test")
+      for part in meta.get("parts", ("train", "test"))
     }
   except (
     OSError,

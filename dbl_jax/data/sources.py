@@ -12,15 +12,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dbl_jax.data import (
+  expw,
   face_features,
   face_parameters,
   face_scene,
+  fer2013,
+  image_folder,
+  listing,
+  long_tail,
   prepared,
   sampling,
   synthetic_faces,
 )
+from dbl_jax.data.listing import Listing
 from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError
+from dbl_jax.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +39,13 @@ class Source(NamedTuple):
     fingerprint: options -> a string that changes when the data would.
     read: options, fingerprint -> the data set, with parts 'train' and 'test'.
     image_size: in pixels, unless the config sets it.
+    find: options -> the image files; None if there are none.
   """
 
   fingerprint: Callable[[Any], str]
   read: Callable[[Any, str], Dataset]
   image_size: int
+  find: Callable[[Any], Listing] | None = None
 
 
 def load(options: Any) -> Dataset:
@@ -47,7 +56,8 @@ def load(options: Any) -> Dataset:
       original images; then nothing else is needed.
 
   Returns:
-    The data set, with its training part split in 'train' and 'validation'.
+    The data set, with its training part split in 'train' and 'validation'
+    unless it came with both, and cut to a long tail if the config asks for it.
 
   Raises:
     UserError: if there is no such data set, or it cannot be read.
@@ -56,9 +66,15 @@ def load(options: Any) -> Dataset:
     dataset = _read_prepared(Path(options.dir).expanduser(), options)
   else:
     dataset = _prepare(options)
+  dataset = _split_validation(dataset, options)
+  kind = options.get("long_tail", "")
+  if kind:
+    dataset = long_tail.cut(
+      dataset, kind, options.imbalance, options.split_seed
+    )
   for warning in dataset.warnings:
     log.warning("%s", warning)
-  return _split_validation(dataset, options)
+  return dataset
 
 
 def _read_prepared(path: Path, options: Any) -> Dataset:
@@ -104,6 +120,7 @@ def _prepare(options: Any) -> Dataset:
 
 
 def _split_validation(dataset: Dataset, options: Any) -> Dataset:
+  """The data set with a validation part, split off unless it has its own."""
   whole = dataset.parts["train"]
   counts = np.bincount(whole.labels, minlength=len(dataset.class_names))
   empty = [dataset.class_names[c] for c in np.flatnonzero(counts == 0)]
@@ -112,6 +129,8 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
       f"{dataset.name}: no training image of {', '.join(empty)}. Every class"
       " needs at least one; check the labels, or leave the class out."
     )
+  if "validation" in dataset.parts:
+    return dataset
   single = [dataset.class_names[c] for c in np.flatnonzero(counts == 1)]
   if single:
     log.warning(
@@ -160,6 +179,42 @@ def _read_synthetic(options: Any, fingerprint: str) -> Dataset:
   return Dataset(options.name, synthetic_faces.CLASS_NAMES, parts, fingerprint)
 
 
+def _of_files(find: Callable[[Path, Any], Listing], image_size: int) -> Source:
+  """A source whose image files `find` lists, given the folder and options."""
+
+  def find_in_dir(options: Any) -> Listing:
+    return find(_directory(options), options)
+
+  def fingerprint(options: Any) -> str:
+    return listing.fingerprint(find_in_dir(options))
+
+  def read(options: Any, _: str) -> Dataset:
+    found = find_in_dir(options)
+    return listing.decode(
+      found, options.name, options.image_size, _progress(options)
+    )
+
+  return Source(fingerprint, read, image_size, find_in_dir)
+
+
+def _progress(options: Any) -> Callable[[int, int], None]:
+  """A line about decoding, which takes minutes for large data sets."""
+  line: Progress | None = None
+
+  def show(count: int, total: int) -> None:
+    nonlocal line
+    line = line or Progress(f"{options.name}: decoding", total)
+    line.show(count, f"{count}/{total}", last=count == total)
+
+  return show
+
+
+def _find_raf_db(options: Any) -> Listing:
+  from dbl_jax.data.raf_db import layout
+
+  return layout.as_listing(layout.read(_directory(options)))
+
+
 def _raf_db_fingerprint(options: Any) -> str:
   from dbl_jax.data.raf_db import layout
 
@@ -170,7 +225,10 @@ def _read_raf_db(options: Any, fingerprint: str) -> Dataset:
   from dbl_jax.data import raf_db
 
   class_names, parts, warnings = raf_db.load(
-    _directory(options), str(cache_dir(options)), options.image_size
+    str(_directory(options)),
+    str(cache_dir(options)),
+    options.image_size,
+    _progress(options),
   )
   parts = {name: Part(*part) for name, part in parts.items()}
   return Dataset(
@@ -178,17 +236,22 @@ def _read_raf_db(options: Any, fingerprint: str) -> Dataset:
   )
 
 
-def _directory(options: Any) -> str:
+def _directory(options: Any) -> Path:
   if not options.dir:
     raise UserError(
       f"data.name={options.name} needs --config.data.dir: the folder or zip"
       " that holds the images, or a prepared .npz file."
     )
-  return str(Path(options.dir).expanduser())
+  return Path(options.dir).expanduser()
 
 
 SOURCES: dict[str, Source] = {
-  "raf_db": Source(_raf_db_fingerprint, _read_raf_db, image_size=100),
+  "expw": _of_files(expw.find, expw.IMAGE_SIZE),
+  "fer2013": _of_files(fer2013.find, fer2013.IMAGE_SIZE),
+  "image_folder": _of_files(image_folder.find, image_folder.IMAGE_SIZE),
+  "raf_db": Source(
+    _raf_db_fingerprint, _read_raf_db, image_size=100, find=_find_raf_db
+  ),
   "synthetic_faces": Source(
     _synthetic_fingerprint, _read_synthetic, image_size=32
   ),

@@ -51,8 +51,9 @@ def image(root: Path, name: str) -> Path:
 
 def zip_folder(folder: Path, path: Path, base: str = "") -> Path:
   """Packs what is in the folder, under names that start with `base`."""
+  files = sorted(folder.rglob("*"))  # before the zip is one of them
   with zipfile.ZipFile(path, "w") as archive:
-    for file in sorted(folder.rglob("*")):
+    for file in files:
       if file.is_file():
         archive.write(file, base + file.relative_to(folder).as_posix())
   return path

@@ -4,14 +4,13 @@ Nothing is extracted: a zip, and the aligned.zip inside it, are read in place.
 """
 
 import io
-import os
 import re
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from dbl_jax.data import stored
+from dbl_jax.data.stored import StoredFile, few
 from dbl_jax.errors import UserError
 
 # The first spelling is the authors' own.
@@ -20,17 +19,8 @@ _LABEL_PATTERN = re.compile(r"(.*/)?EmoLabel/list_par?tition_label\.txt")
 _EXPECTED = (
   "expected RAF-DB's basic set: EmoLabel/list_patition_label.txt and"
   " Image/aligned/train_00001_aligned.jpg and so on, under basic/ or not,"
-  " or the zip of it"
+  " or the zip of it; or Kaggle's DATASET/train/1 to DATASET/test/7"
 )
-
-
-class StoredImage(NamedTuple):
-  """A stored image; `stamp` is of its content (CRC) or its change (time)."""
-
-  origin: str
-  size: int
-  stamp: int
-  read: Callable[[], bytes]
 
 
 class Files(NamedTuple):
@@ -39,7 +29,7 @@ class Files(NamedTuple):
   label_origin: str
   labels: bytes
   image_origin: str
-  images: dict[str, StoredImage]
+  images: dict[str, StoredFile]
 
 
 def open_files(path: Path) -> Files:
@@ -70,47 +60,35 @@ def _open_folder(root: Path) -> Files:
       labels = base / "EmoLabel" / name
       if labels.is_file():
         where, images = _folder_images(base / "Image")
-        return Files(str(labels), _read_file(labels), where, images)
+        return Files(str(labels), stored.read_file(labels), where, images)
   if (root / "basic.zip").is_file():
     return _open_zip(root / "basic.zip")
   try:
     found = sorted(p.name for p in root.iterdir())
   except OSError as error:
-    raise _unreadable(root, error) from error
+    raise stored.unreadable(root, error) from error
   raise UserError(
     f"{root} has no label file (found: {few(found) or 'nothing'});"
     f" {_EXPECTED}. Give the folder or zip you got from RAF-DB's authors."
   )
 
 
-def _folder_images(parent: Path) -> tuple[str, dict[str, StoredImage]]:
+def _folder_images(parent: Path) -> tuple[str, dict[str, StoredFile]]:
   folder = parent / "aligned"
   # Unpacking aligned.zip into a folder of its name gives aligned/aligned.
   while (folder / "aligned").is_dir():
     folder /= "aligned"
   images = {}
   if folder.is_dir():
-    try:
-      with os.scandir(folder) as entries:
-        for entry in entries:
-          if _is_image(entry.name):
-            stat = entry.stat()
-            images[entry.name] = StoredImage(
-              entry.path,
-              stat.st_size,
-              stat.st_mtime_ns,
-              lambda path=Path(entry.path): _read_file(path),
-            )
-    except OSError as error:
-      raise _unreadable(folder, error) from error
+    images = {n: f for n, f in stored.folder_files(folder) if _is_image(n)}
   if not images and (parent / "aligned.zip").is_file():
     folder = parent / "aligned.zip"
-    images = _zip_images(_open_archive(folder, str(folder)), str(folder), "")
+    images = _zip_images(_archive(folder, str(folder)), str(folder), "")
   return str(folder), images
 
 
 def _open_zip(path: Path) -> Files:
-  archive = _open_archive(path, str(path))
+  archive = _archive(path, str(path))
   names = [n for n in archive.namelist() if not n.startswith("__MACOSX/")]
   # 'pati' sorts after 'part', but is the authors' own: it goes first.
   found = sorted(filter(_LABEL_PATTERN.fullmatch, names), reverse=True)
@@ -121,80 +99,32 @@ def _open_zip(path: Path) -> Files:
       f"{path} has {what} (it holds {len(names)} entries: {few(names)});"
       f" {_EXPECTED}. Give the zip you got from RAF-DB's authors."
     )
-  labels = _read_entry(archive, found[0], str(path))
+  labels = stored.read_entry(archive, found[0], str(path))
   where, folder = str(path), f"{bases[0]}Image/aligned/"
   images = _zip_images(archive, where, folder)
   nested = f"{bases[0]}Image/aligned.zip"
   if not images and nested in names:
-    content = io.BytesIO(_read_entry(archive, nested, where))
+    content = io.BytesIO(stored.read_entry(archive, nested, where))
     where, folder = f"{where}/{nested}", ""
-    images = _zip_images(_open_archive(content, where), where, folder)
+    images = _zip_images(_archive(content, where), where, folder)
   return Files(f"{path}/{found[0]}", labels, f"{where}/{folder}", images)
+
+
+def _archive(file: Path | io.BytesIO, origin: str) -> zipfile.ZipFile:
+  return stored.open_archive(file, origin, _EXPECTED)
 
 
 def _zip_images(
   archive: zipfile.ZipFile, origin: str, folder: str
-) -> dict[str, StoredImage]:
-  images = {}
-  for info in archive.infolist():
-    name = info.filename.rsplit("/", 1)[-1]
-    if info.filename.startswith(folder) and _is_image(name):
-      images[name] = StoredImage(
-        f"{origin}/{info.filename}",
-        info.file_size,
-        info.CRC,
-        lambda entry=info.filename: _read_entry(archive, entry, origin),
-      )
-  return images
-
-
-def _open_archive(file: Path | io.BytesIO, origin: str) -> zipfile.ZipFile:
-  try:
-    return zipfile.ZipFile(file)
-  except (zipfile.BadZipFile, OSError) as error:
-    raise UserError(
-      f"{origin} is not a zip file or is damaged ({error}); {_EXPECTED}."
-      " Copy or download it again."
-    ) from error
-
-
-def _read_entry(archive: zipfile.ZipFile, entry: str, origin: str) -> bytes:
-  try:
-    if archive.getinfo(entry).flag_bits & 1:
-      raise UserError(
-        f"{origin} is locked by a password. Extract it with the password"
-        " its authors sent, and give the folder instead."
-      )
-    return archive.read(entry)
-  except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError) as e:
-    raise UserError(
-      f"{origin}: {entry} cannot be read ({e}); expected a whole zip file."
-      " Copy or download it again."
-    ) from e
-
-
-def _read_file(path: Path) -> bytes:
-  try:
-    return path.read_bytes()
-  except OSError as error:
-    raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-  return UserError(
-    f"{path} cannot be read ({error.strerror}). Check that it exists and that"
-    " you may read it."
-  )
+) -> dict[str, StoredFile]:
+  return {
+    name.rsplit("/", 1)[-1]: file
+    for name, file in stored.zip_files(archive, origin)
+    if name.startswith(folder) and _is_image(name.rsplit("/", 1)[-1])
+  }
 
 
 def _is_image(name: str) -> bool:
   # Hidden files and thumbnails that systems leave behind are not counted.
   stem = name.rsplit(".", 1)[0]
   return stem.endswith("_aligned") and not name.startswith(".")
-
-
-def few(names: Iterable[str], limit: int = 5) -> str:
-  """The first names, and how many more there are."""
-  names = list(names)
-  more = [f"and {len(names) - limit} more"] if len(names) > limit else []
-  return ", ".join(names[:limit] + more)

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dbl_jax.data.raf_db import files
+from dbl_jax.data import listing
+from dbl_jax.data.listing import Listing
+from dbl_jax.data.raf_db import files, kaggle
+from dbl_jax.data.stored import StoredFile
 from dbl_jax.errors import UserError
 
 CLASS_NAMES = (
@@ -66,7 +69,8 @@ def read(path: str | os.PathLike[str]) -> Layout:
   """Reads the labels and finds the images.
 
   Args:
-    path: the folder that holds `basic`, `basic` itself, or a zip of either.
+    path: the folder that holds `basic`, `basic` itself, or a zip of either;
+      or the same of Kaggle's `DATASET`, see `kaggle`.
 
   Returns:
     The layout; the images are not read yet.
@@ -74,7 +78,7 @@ def read(path: str | os.PathLike[str]) -> Layout:
   Raises:
     UserError: if something is missing, malformed or contradictory.
   """
-  found = files.open_files(Path(path))
+  found = _open(Path(path))
   rows = _parse(found.labels, found.label_origin)
   stored = {row[0]: _image_name(row[0]) for row in rows}
   missing = [name for name in stored.values() if name not in found.images]
@@ -106,34 +110,55 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
   Raises:
     UserError: if the label file or the images are not found.
   """
-  found = files.open_files(Path(path))
+  found = _open(Path(path))
   digest = hashlib.sha256(hashlib.sha256(found.labels).digest())
   for name, image in sorted(found.images.items()):
     digest.update(f"{name}\0{image.size}\0{image.stamp}\n".encode())
   return digest.hexdigest()
 
 
+def as_listing(layout: Layout) -> Listing:
+  """The same images as any other data set's, for checks."""
+  parts = {
+    split: tuple(
+      listing.Record(r.name, r.label, StoredFile(r.origin, 0, 0, r.read))
+      for r in sorted(layout.records, key=lambda record: record.name)
+      if r.split == split
+    )
+    for split in CLASS_COUNTS
+  }
+  return Listing(CLASS_NAMES, parts, tuple(count_warnings(layout)))
+
+
 def count_warnings(layout: Layout) -> list[str]:
   """What differs from RAF-DB itself, one line each; empty if nothing does."""
   warnings = []
   for split, expected in CLASS_COUNTS.items():
-    found = Counter(r.label for r in layout.records if r.split == split)
-    differing = [
-      f"{name} {found[label]} (RAF-DB has {expected[label]})"
-      for label, name in enumerate(CLASS_NAMES)
-      if found[label] != expected[label]
-    ]
-    if differing:
-      warnings.append(
-        f"{layout.origin}: {split} has {found.total()} images (RAF-DB has"
-        f" {sum(expected)}): {', '.join(differing)}"
-      )
+    count = Counter(r.label for r in layout.records if r.split == split)
+    found = [count[label] for label in range(len(CLASS_NAMES))]
+    warnings += listing.differences(
+      layout.origin, split, CLASS_NAMES, found, ("RAF-DB", expected)
+    )
   if layout.unlabelled:
     warnings.append(
       f"{layout.origin}: {layout.unlabelled} aligned images have no label and"
       " are left out"
     )
   return warnings
+
+
+def _open(path: Path) -> files.Files:
+  """The label file and the images, of the authors' layout or of Kaggle's."""
+  try:
+    return files.open_files(path)
+  except UserError:
+    if not path.exists():
+      raise
+    found = kaggle.find(path, CLASS_NAMES)
+    if found is None:
+      raise
+  rows = "\n".join(f"{name} {code}" for name, code in found.codes.items())
+  return files.Files(str(path), rows.encode(), str(path), found.images)
 
 
 def _parse(data: bytes, origin: str) -> list[tuple[str, str, int]]:

@@ -75,7 +75,7 @@ def _decode(
   origins = {record.name: record.origin for record in layout.records}
   decoded = images.decode_all(
     [
-      (origins[example.name], lambda data=example.data: data)
+      images.Picture(origins[example.name], lambda data=example.data: data)
       for part in examples.values()
       for example in part
     ],

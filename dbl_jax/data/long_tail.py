@@ -1,0 +1,110 @@
+"""Makes the training part of any data set long-tailed, by leaving images out.
+
+So that methods can be compared at a tail of known length. Validation and
+test part stay as they are.
+"""
+
+import hashlib
+
+import numpy as np
+
+from dbl_jax.data import expressions
+from dbl_jax.data.prepared import Dataset, Part
+from dbl_jax.data.raf_db.layout import CLASS_COUNTS, CLASS_NAMES
+from dbl_jax.errors import UserError
+
+KINDS = ("raf_db", "exponential")
+_STREAM = 18  # of random numbers; see `splitting`
+
+
+def cut(dataset: Dataset, kind: str, imbalance: float, seed: int) -> Dataset:
+  """Leaves out training images until each class has as many as it should.
+
+  A class that has fewer to begin with keeps what it has. Of two cuts with one
+  seed, the images of the smaller are among those of the larger.
+
+  Args:
+    dataset: with a part 'train'.
+    kind: 'raf_db' cuts each of the seven expressions to RAF-DB's own number
+      of training images; 'exponential' gives the class j-th in size
+      n_max * imbalance^(-j / (C - 1)) (Cui et al. 2019, section 5.1), at
+      least 1.
+    imbalance: largest class over smallest; for 'exponential'.
+    seed: picks the images.
+
+  Returns:
+    The data set with fewer training images in the same order, and a
+    fingerprint of its own.
+
+  Raises:
+    UserError: if the classes are not RAF-DB's, for 'raf_db'.
+  """
+  images, labels = dataset.parts["train"]
+  counts = np.bincount(labels, minlength=len(dataset.class_names))
+  if kind == "raf_db":
+    wanted = _raf_db_counts(dataset)
+    what = kind
+  else:
+    wanted = exponential_counts(counts, imbalance)
+    what = f"{kind} {imbalance:g}"
+  kept = np.sort(
+    np.concatenate(
+      [
+        _generator(seed, label).permutation(np.flatnonzero(labels == label))[:n]
+        for label, n in enumerate(wanted)
+      ]
+    )
+  )
+  short = [
+    f"{name} {found} (not {most})"
+    for name, found, most in zip(
+      dataset.class_names, counts, wanted, strict=True
+    )
+    if found < most
+  ]
+  warnings = dataset.warnings
+  if short:
+    warnings += (
+      f"{dataset.name}: data.long_tail={kind} wants more training images than"
+      f" there are, and keeps them all: {', '.join(short)}",
+    )
+  state = f"{dataset.fingerprint} {what} {seed}"
+  return dataset._replace(
+    parts=dataset.parts | {"train": Part(images[kept], labels[kept])},
+    fingerprint=hashlib.sha256(state.encode()).hexdigest(),
+    warnings=warnings,
+  )
+
+
+def exponential_counts(counts: np.ndarray, imbalance: float) -> np.ndarray:
+  """What 'exponential' asks of each class.
+
+  Args:
+    counts: int[C], images per class; the classes keep their order of size.
+    imbalance: largest class over smallest.
+
+  Returns:
+    int64[C].
+  """
+  rank = np.empty(len(counts), np.int64)
+  rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+  share = imbalance ** (-rank / max(len(counts) - 1, 1))
+  return np.maximum(np.rint(counts.max() * share), 1).astype(np.int64)
+
+
+def _raf_db_counts(dataset: Dataset) -> np.ndarray:
+  names = [expressions.noun(name) for name in dataset.class_names]
+  if sorted(names) != sorted(CLASS_NAMES):
+    raise UserError(
+      "data.long_tail=raf_db needs the classes of RAF-DB,"
+      f" {', '.join(CLASS_NAMES)}; {dataset.name} has"
+      f" {', '.join(dataset.class_names)}. Set data.long_tail=exponential and"
+      " data.imbalance."
+    )
+  profile = dict(zip(CLASS_NAMES, CLASS_COUNTS["train"], strict=True))
+  return np.array([profile[name] for name in names])
+
+
+def _generator(seed: int, label: int) -> np.random.Generator:
+  key = [seed, (_STREAM << 56) | label]
+  return np.random.Generator(np.random.Philox(key=key))

@@ -1,0 +1,203 @@
+"""The data check finds what was hidden in the data, and nothing else."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import raf_db_fixture as fixture
+from PIL import Image
+
+import tiny
+from dbl_jax.data import checks, contact_sheets
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check_data.py"
+
+
+def smooth(seed, size=48):
+  """A picture of random blobs, of which no two are alike."""
+  rng = np.random.default_rng(seed)
+  small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+  return small.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def put(root, name, image, **options):
+  path = root / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  image.save(path, **options)
+
+
+@pytest.fixture
+def root(tmp_path):
+  """Two classes, with the same picture in two parts and a near one in one."""
+  root = tmp_path / "faces"
+  for i in range(12):
+    put(root, f"train/{'ab'[i % 3 == 0]}/{i}.png", smooth(i))
+    put(root, f"test/{'ab'[i % 4 == 0]}/{i}.png", smooth(100 + i))
+  put(root, "test/a/same.bmp", smooth(1))  # another format, the same pixels
+  put(root, "train/a/near.jpg", smooth(2, 60), quality=60)
+  put(root, "train/b/other_label.png", smooth(4))
+  put(root, "train/b/large.png", smooth(50, 80).convert("L"))
+  return root
+
+
+def check(root, distance=checks.NEAR):
+  data = {"name": "image_folder", "dir": str(root)}
+  found = checks.find(tiny.get_resolved(**data).data)
+  facts = checks.examine(found)
+  twins = checks.find_twins(facts, distance)
+  return found, facts, twins
+
+
+def test_the_report_finds_what_is_hidden(root):
+  lines = checks.report(*check(root))
+  text = "\n".join(" ".join(line.split()) for line in lines)
+  for fact in (
+    "train test",
+    "a 9 60.0% 10 76.9%",
+    "b 6 40.0% 3 23.1%",
+    "all 15 13",
+    "imbalance 1.5 3.3",
+    "Size: 48 x 48 pixels 26 times, and 2 others; at least 48 x 48,",
+    "at most 80 x 80",
+    "Mode: RGB 27, L 1",
+    "Unreadable files: none",
+    "within train: 2 images have another like them\nLEAK between train and"
+    " test: 1 images of train are like 1 of test\n1 pictures have different",
+    "differ):\nwithin train: 2 images have another like them",
+  ):
+    assert fact in text, text
+  assert "LEAK" not in text.split("differ):")[1]
+
+
+def test_clean_data_has_no_twins(tmp_path):
+  for i in range(40):
+    put(tmp_path, f"{'ab'[i % 2]}/{i}.png", smooth(i))
+  found, facts, twins = check(tmp_path)
+  assert twins == checks.Twins([], [])
+  assert checks.report(found, facts, twins)[-1] == "  none"
+
+
+def test_pairs_that_leak_come_first_and_are_in_the_table(root):
+  found, facts, twins = check(root)
+  rows = checks.table(found, facts, twins)
+  assert {len(row) for row in rows} == {8}
+  kinds = [(row[0], row[2], row[5]) for row in rows[1:]]
+  assert kinds == [
+    ("same", "train", "test"),
+    ("same", "train", "train"),
+    ("near", "train", "train"),
+  ]
+  assert rows[1][7].endswith("same.bmp")
+
+
+def test_unreadable_files_are_listed(root):
+  (root / "train" / "a" / "bad.png").write_bytes(b"no image")
+  found, facts, twins = check(root)
+  lines = checks.report(found, facts, twins)
+  place = lines.index("Unreadable files: 1")
+  assert "bad.png is not an image" in lines[place + 1]
+  assert checks.table(found, facts, twins)[1][0] == "unreadable"
+
+
+def test_the_hash_bears_resizing_and_recompression():
+  image = smooth(7, 200)
+  buffer = io.BytesIO()
+  image.resize((90, 90)).save(buffer, "JPEG", quality=40)
+  a, b = checks.difference_hash(image), checks.difference_hash(smooth(8))
+  c = checks.difference_hash(Image.open(buffer))
+  assert np.bitwise_count(a ^ c).sum() <= checks.NEAR
+  assert np.bitwise_count(a ^ b).sum() > 30
+
+
+def test_near_twins_are_those_of_a_plain_double_loop():
+  rng = np.random.default_rng(0)
+  bits = rng.integers(0, 2, (700, 128), np.uint8)
+  for i in range(0, 700, 7):
+    bits[i] = bits[(i + 350) % 700]
+    bits[i, : i % 12] ^= 1
+  packed = np.packbits(bits, axis=1).view(np.uint64)
+  expected = {
+    (i, j, d)
+    for i in range(700)
+    for j in np.flatnonzero((bits[i] != bits).sum(1) <= 8).tolist()
+    if i < j and (d := int((bits[i] != bits[j]).sum())) <= 8
+  }
+  assert len(expected) > 30
+  assert set(checks._close(packed, 8)) == expected
+
+
+def test_data_without_files_can_be_checked(tmp_path):
+  data = {"num_train": 30, "num_test": 10, "cache_dir": str(tmp_path)}
+  found = checks.find(tiny.get_resolved(**data).data)
+  assert list(found.parts) == ["train", "validation", "test"]
+  facts = checks.examine(found)
+  assert {fact.size for fact in facts} == {(16, 16)}
+  assert not any(fact.error for fact in facts)
+
+
+def test_raf_db_can_be_checked(tmp_path):
+  root = fixture.write(tmp_path / "raf_db")
+  data = {"name": "raf_db", "dir": str(root)}
+  found = checks.find(tiny.get_resolved(**data).data)
+  assert {part: len(rows) for part, rows in found.parts.items()} == {
+    "train": 9,
+    "test": 7,
+  }
+  assert len(checks.examine(found)) == 16
+
+
+def test_contact_sheets_show_each_class_and_the_twins(root, tmp_path):
+  found, facts, twins = check(root)
+  pairs = checks.twin_pairs(facts, twins)
+  paths = contact_sheets.write(found, facts, pairs, tmp_path / "out")
+  names = [path.name for path in paths]
+  assert names == ["class_0_a.png", "class_1_b.png", "twins.png"]
+  for path in paths:
+    sheet = np.asarray(Image.open(path))
+    assert sheet.shape[1] == 12 * 64
+    assert sheet.std() > 20
+
+
+def run(*arguments, cwd):
+  return subprocess.run(
+    [sys.executable, str(SCRIPT), *arguments],
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+  )
+
+
+def test_the_script(root, tmp_path):
+  arguments = ("--name=image_folder", f"--dir={root}")
+  done = run(*arguments, cwd=tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert "LEAK between train and test" in done.stdout
+  out = tmp_path / "data_check" / "image_folder"
+  with (out / "findings.csv").open() as file:
+    assert len(list(csv.reader(file))) == 4
+  (root / "train" / "a" / "bad.png").write_bytes(b"no image")
+  done = run(*arguments, "--out=elsewhere", cwd=tmp_path)
+  assert done.returncode == 2
+  assert "error: 1 of 29 images cannot be read" in done.stderr
+  assert (tmp_path / "elsewhere" / "twins.png").exists()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ((), "error: Which data?"),
+    (("--name=ferr",), "config.data.name='ferr' is impossible. Expected one"),
+    (("--nam=expw",), "Unknown command line flag 'nam'"),
+  ],
+)
+def test_the_scripts_mistakes_are_said_in_one_line(
+  tmp_path, arguments, message
+):
+  done = run(*arguments, cwd=tmp_path)
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr

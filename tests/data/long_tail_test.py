@@ -1,0 +1,98 @@
+"""Cuts to a long tail: of the training part, seeded, and part of its name."""
+
+import numpy as np
+import pytest
+
+import tiny
+from dbl_jax.data import long_tail, sources
+from dbl_jax.data.prepared import Dataset, Part
+from dbl_jax.data.raf_db.layout import CLASS_COUNTS
+from dbl_jax.errors import UserError
+
+FER = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+
+
+def make_dataset(counts, names):
+  labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+  labels = np.random.default_rng(0).permutation(labels)
+  images = np.arange(len(labels)).reshape(-1, 1, 1, 1)
+  part = Part(images, labels)
+  return Dataset("faces", names, {"train": part, "test": part}, "f00")
+
+
+@pytest.fixture
+def three():
+  return make_dataset((50, 400, 200), ("a", "b", "c"))
+
+
+def counts_of(dataset, part="train"):
+  return np.bincount(dataset.parts[part].labels).tolist()
+
+
+def test_exponential_keeps_the_order_of_sizes_and_only_cuts(three):
+  cut = long_tail.cut(three, "exponential", 16, 0)
+  assert counts_of(cut) == [25, 400, 100]
+  assert counts_of(cut, "test") == [50, 400, 200]
+  cut = long_tail.cut(three, "exponential", 2, 0)
+  assert counts_of(cut) == [50, 400, 200]
+  assert "exponential wants more" in cut.warnings[0]
+  assert "a 50 (not 200), c 200 (not 283)" in cut.warnings[0]
+  np.testing.assert_array_equal(
+    long_tail.exponential_counts(np.array([9, 9, 9]), 1), [9, 9, 9]
+  )
+  np.testing.assert_array_equal(
+    long_tail.exponential_counts(np.array([9, 9, 9]), 1000), [9, 1, 1]
+  )
+
+
+def test_images_keep_their_labels_and_their_order(three):
+  images, labels = long_tail.cut(three, "exponential", 16, 0).parts["train"]
+  index = images.ravel()
+  assert (np.diff(index) > 0).all()
+  np.testing.assert_array_equal(labels, three.parts["train"].labels[index])
+
+
+def test_a_cut_is_seeded_nested_and_changes_the_fingerprint(three):
+  def cut(imbalance, seed=0):
+    found = long_tail.cut(three, "exponential", imbalance, seed)
+    return set(found.parts["train"].images.ravel()), found.fingerprint
+
+  assert cut(16) == cut(16)
+  assert cut(100)[0] < cut(16)[0]
+  assert cut(16, seed=1)[0] != cut(16)[0]
+  prints = {cut(16)[1], cut(100)[1], cut(16, seed=1)[1], three.fingerprint}
+  assert len(prints) == 4
+
+
+def test_raf_db_goes_by_the_names_of_the_classes():
+  dataset = make_dataset((900, 500, 400, 5000, 2000, 1300, 2600), FER)
+  cut = long_tail.cut(dataset, "raf_db", 100, 0)
+  assert counts_of(cut) == [705, 500, 281, 4772, 1982, 1290, 2524]
+  assert cut.warnings == (
+    "faces: data.long_tail=raf_db wants more training images than there are,"
+    " and keeps them all: disgust 500 (not 717)",
+  )
+  assert sum(CLASS_COUNTS["train"]) - sum(counts_of(cut)) == 217
+
+
+def test_raf_db_of_other_classes_is_refused(three):
+  with pytest.raises(UserError, match=r"faces has a, b, c\. Set data\.long"):
+    long_tail.cut(three, "raf_db", 100, 0)
+
+
+def test_load_cuts_the_training_part_alone(tmp_path):
+  options = tiny.get_resolved(cache_dir=str(tmp_path), num_train=200).data
+  whole = sources.load(options)
+  options.long_tail, options.imbalance = "exponential", 20.0
+  cut = sources.load(options)
+  assert cut.fingerprint != whole.fingerprint
+  assert max(counts_of(cut)) == max(counts_of(whole))
+  assert sum(counts_of(cut)) < sum(counts_of(whole))
+  for part in ("validation", "test"):
+    assert counts_of(cut, part) == counts_of(whole, part)
+  assert len(list(tmp_path.glob("*.npz"))) == 1
+
+
+def test_an_unknown_kind_is_refused():
+  with pytest.raises(UserError, match="one of '', exponential, raf_db"):
+    tiny.get_resolved(long_tail="linear")
