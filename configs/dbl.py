@@ -1,4 +1,8 @@
-"""DBL, the paper's proposal: SimCLR features, then a balanced classifier.
+"""DBL, the paper's proposal: features first, then a balanced classifier.
+
+Phase 1 by choice: SimCLR, the paper's (the default); `configs/dbl.py:sup_con`
+(Khosla et al. 2020) and `:balanced_contrastive` (Zhu et al. 2022) use labels.
+`:fine_tuned` is SimCLR, with the encoder's last stage trained in phase 2 too.
 
 python -m dbl_jax.main --config=configs/dbl.py --workdir=runs/dbl
 """
@@ -8,8 +12,36 @@ from ml_collections import ConfigDict
 from dbl_jax import config as defaults
 
 
-def get_config() -> ConfigDict:
+def get_config(features: str = "simclr") -> ConfigDict:
   config = defaults.base()
   config.pretrain = defaults.simclr()
   config.classify = defaults.classifier()
+  FEATURES[features](config)
   return config
+
+
+def _simclr(config: ConfigDict) -> None:
+  """The paper's: what the defaults are."""
+
+
+def _sup_con(config: ConfigDict) -> None:
+  config.pretrain.losses = {"sup_con": {"temperature": 0.1}}
+
+
+def _balanced_contrastive(config: ConfigDict) -> None:
+  config.pretrain.losses = {"balanced_contrastive": {"temperature": 0.1}}
+  config.pretrain.head.prototypes = True
+
+
+def _fine_tuned(config: ConfigDict) -> None:
+  config.classify.trained = ("encoder/stage4", "head")
+  config.classify.cached_views = 0
+  config.classify.optimizer.learning_rate = 1e-3
+
+
+FEATURES = {
+  "simclr": _simclr,
+  "sup_con": _sup_con,
+  "balanced_contrastive": _balanced_contrastive,
+  "fine_tuned": _fine_tuned,
+}

@@ -1,9 +1,9 @@
 """Checkpoints: the only module that imports Orbax.
 
 Each step holds three items: `model` (parameters and batch-norm statistics,
-all that phase 2 and scripts need), `train` (the optimizer's state) and `meta`
-(config, class names, data). Kept are the two latest steps and the best on
-validation mean-class accuracy.
+all that phase 2 and scripts need), `train` (the optimizer's state, and what
+loss terms remember) and `meta` (config, class names, data). Kept are the two
+latest steps and the best on validation mean-class accuracy.
 """
 
 import contextlib
@@ -90,16 +90,21 @@ def save(
     int(state.step),
     args=ocp.args.Composite(
       model=ocp.args.StandardSave(state.model()),
-      train=ocp.args.StandardSave(_leaves(state.opt_state)),
+      train=ocp.args.StandardSave(_leaves(_of_training(state))),
       meta=ocp.args.JsonSave(meta),
     ),
     metrics=metrics,
   )
 
 
-def _leaves(opt_state: Any) -> dict[str, jax.Array]:
-  """An optimizer's state by path; its own nodes are not all storable."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(opt_state)
+def _of_training(state: TrainState) -> tuple[Any, dict[str, jax.Array]]:
+  """What training needs besides the model."""
+  return state.opt_state, state.memory
+
+
+def _leaves(tree: Any) -> dict[str, jax.Array]:
+  """A tree's leaves by path; an optimizer's nodes are not all storable."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
@@ -169,7 +174,7 @@ def restore_latest(
   like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
   args = ocp.args.Composite(
     model=ocp.args.StandardRestore(like.model()),
-    train=ocp.args.StandardRestore(_leaves(like.opt_state)),
+    train=ocp.args.StandardRestore(_leaves(_of_training(like))),
   )
   directory = Path(manager.directory)
   while (step := manager.latest_step()) is not None:
@@ -185,15 +190,16 @@ def restore_latest(
 
 
 def _with_step(state: TrainState, step: int, items: Any) -> TrainState:
-  structure = jax.tree.structure(state.opt_state)
-  opt_state = jax.tree.unflatten(
-    structure, [items.train[name] for name in _leaves(state.opt_state)]
+  like = _of_training(state)
+  opt_state, memory = jax.tree.unflatten(
+    jax.tree.structure(like), [items.train[name] for name in _leaves(like)]
   )
   return TrainState(
     step=jax.device_put(jax.numpy.int32(step), state.step.sharding),
     params=items.model["params"],
     batch_stats=items.model["batch_stats"],
     opt_state=opt_state,
+    memory=memory,
   )
 
 
@@ -267,8 +273,8 @@ def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
     ) from error
 
 
-def load_encoder(init_from: str, phases: Sequence[str]) -> dict[str, Any]:
-  """The encoder another run trained.
+def load_start(init_from: str, phases: Sequence[str]) -> dict[str, Any]:
+  """The model another run trained, for a phase to start from.
 
   Args:
     init_from: workdir of that run.
@@ -276,7 +282,7 @@ def load_encoder(init_from: str, phases: Sequence[str]) -> dict[str, Any]:
       is taken, which is where an encoder is trained.
 
   Returns:
-    Variables of the encoder: 'params' and 'batch_stats'.
+    Variables: 'params' and 'batch_stats', of that run's choice of checkpoint.
 
   Raises:
     UserError: if there is no checkpoint.
@@ -285,8 +291,8 @@ def load_encoder(init_from: str, phases: Sequence[str]) -> dict[str, Any]:
   for name in phases:
     directory = phase_dir(workdir, name)
     if directory.is_dir():
-      variables, _ = load_model(directory, "latest")
-      return {kind: tree["encoder"] for kind, tree in variables.items()}
+      keep = load_meta(directory)["config"][name]["keep"]
+      return load_model(directory, keep)[0]
   raise UserError(
     f"config.init_from={init_from} holds no checkpoint: expected the workdir"
     f" of a run, with {phase_dir(workdir, phases[0])} in it."

@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -55,7 +56,7 @@ def parse_flags(argv: Sequence[str]) -> None:
     sys.exit(0)
   for argument in argv[1:]:
     if argument.startswith("--config="):
-      _check_config_path(argument.removeprefix("--config="))
+      load_config(argument.removeprefix("--config="))
   try:
     rest = flags.FLAGS(list(argv))
   except flags.Error as error:
@@ -73,8 +74,7 @@ def _unknown_field(argv: Sequence[str]) -> str:
   from dbl_jax import config as configs
 
   path = next(a for a in argv if a.startswith("--config=")).split("=", 1)[1]
-  get_config = runpy.run_path(path.split(":")[0])["get_config"]
-  names = configs.field_names(get_config(*path.split(":")[1:]))
+  names = configs.field_names(load_config(path))
   given = (a for a in argv if a.startswith("--config."))
   fields = [a.removeprefix("--config.").split("=")[0] for a in given]
   unknown = next(
@@ -98,3 +98,33 @@ def _check_config_path(path: str) -> None:
     " give the path of your own config file."
   )
   raise UserError(f"--config={path}: no such file. {hint}")
+
+
+def load_config(path: str) -> Any:
+  """The config of a file, with an argument for its `get_config` after ':'.
+
+  Args:
+    path: such as 'configs/decoupling.py:lws'.
+
+  Returns:
+    The config, not resolved.
+
+  Raises:
+    UserError: if there is no such file or variant.
+  """
+  _check_config_path(path)
+  file, *argument = path.split(":", 1)
+  get_config = runpy.run_path(file).get("get_config")
+  if get_config is None:
+    raise UserError(
+      f"{file} is no config: it has no function get_config. See configs/."
+    )
+  try:
+    return get_config(*argument)
+  except (KeyError, TypeError, ValueError) as error:
+    if not argument:
+      raise
+    raise UserError(
+      f"{file} has no variant {':'.join(argument)!r} ({error}). Its first lines"
+      " say which there are."
+    ) from error

@@ -15,18 +15,27 @@ from dbl_jax.data import sources
 from dbl_jax.errors import UserError
 
 PHASES = ("pretrain", "classify")
+# Fields that do not change what a run computes.
+FREE_FIELDS = (
+  "data.cache_dir",
+  "data.input",
+  "log_every",
+  "steps_per_dispatch",
+  "tensorboard",
+)
+# Of a model: those of the run it starts from (`init_from`) count as one.
+MOST_STAGES = 1 + len(PHASES)
 
 # SimCLR's family (Chen et al. 2020, appendix A) and the rotation of the
-# paper's section 3. Milder than for photos of things: in an aligned face a
-# fifth of the picture can be a cheek, and the brows are a few pixels.
+# paper's section 3. How strong is in `simclr`, by data set.
 STRONG_AUGMENTATION = {
-  "crop_scale": (0.6, 1.0),
+  "crop_scale": config_dict.placeholder(tuple),
   "crop_ratio": (3 / 4, 4 / 3),
   "flip": 0.5,
   "jitter_prob": 0.8,
-  "jitter_strength": 0.3,
+  "jitter_strength": config_dict.placeholder(float),
   "grey": 0.2,
-  "blur": 0.2,
+  "blur": config_dict.placeholder(float),
   "rotation": 10.0,
 }
 # For a classifier on frozen features: little, since features of heavily
@@ -59,7 +68,7 @@ def base() -> ConfigDict:
   return ConfigDict(
     {
       "seed": 0,
-      "init_from": "",  # workdir of a run whose encoder to start from
+      "init_from": "",  # workdir of a run whose model to start from
       "data": {
         "name": "synthetic_faces",
         # Folder, zip, .csv of fer2013, prepared .npz; not for synthetic faces.
@@ -68,6 +77,7 @@ def base() -> ConfigDict:
         "validation_fraction": 0.1,  # of the training part, if it has none
         "test_fraction": 0.2,  # of the whole, if it has no test part
         "split_seed": 0,  # not `seed`: seeds are compared on one split
+        "region": "face",  # or a part of aligned faces, see `data.regions`
         "cache_dir": "",  # where prepared files go; the user's cache if empty
         "input": "auto",  # 'resident', 'tf_data'
         # Cuts the training part: 'raf_db' to that set's class counts,
@@ -97,14 +107,35 @@ def simclr() -> ConfigDict:
   return ConfigDict(
     {
       "epochs": config_dict.placeholder(int),
-      "epochs_by_data": {"synthetic_faces": 3, "other": 200},
+      # For fields left None. Drawn faces get milder views, as their training
+      # is short: a fifth of a face can be a cheek.
+      "by_data": {
+        "synthetic_faces": {
+          "epochs": 3,
+          "augment": {
+            "crop_scale": (0.6, 1.0),
+            "jitter_strength": 0.3,
+            "blur": 0.2,
+          },
+        },
+        "other": {
+          "epochs": 200,
+          "augment": {
+            "crop_scale": (0.2, 1.0),
+            "jitter_strength": 0.5,
+            "blur": 0.5,
+          },
+        },
+      },
       "batch_size": 64,
       "views": 2,
       "q": 1.0,
       "augment": dict(STRONG_AUGMENTATION),
       "cached_views": 0,  # see `classifier`
+      "mixup": 0.0,
       "head": {"name": "projection", "hidden": 512, "out": 128},
       "losses": {"nt_xent": {"temperature": 0.1}},
+      "inherit": ("encoder",),
       "trained": ("encoder", "head"),
       "optimizer": {
         "name": "adamw",
@@ -126,7 +157,7 @@ def classifier() -> ConfigDict:
   return ConfigDict(
     {
       "epochs": config_dict.placeholder(int),
-      "epochs_by_data": {"synthetic_faces": 4, "other": 30},
+      "by_data": {"synthetic_faces": {"epochs": 4}, "other": {"epochs": 30}},
       "batch_size": 128,
       "views": 1,
       "q": 0.0,
@@ -134,8 +165,12 @@ def classifier() -> ConfigDict:
       # Frozen features are extracted once: of the plain image, and of this
       # many views less one. 0: augment and encode at every step.
       "cached_views": 1,
+      "mixup": 0.0,  # alpha of Beta(alpha, alpha); 0: examples are not mixed
       "head": {"name": "mlp", "hidden": (256,)},
-      "losses": {"cross_entropy": {}},
+      "losses": {"cross_entropy": {}},  # see `losses.terms`
+      # What is taken over from the phase, or the run, before; the rest starts
+      # fresh. Like `trained`, patterns of parameter paths.
+      "inherit": ("encoder",),
       "trained": ("head",),
       "optimizer": {
         "name": "adamw",
@@ -145,7 +180,7 @@ def classifier() -> ConfigDict:
         "warmup": 0.1,
         "clip_norm": 0.0,
       },
-      "predictor": "head",
+      "predictor": "head",  # see `predictors`
       "evaluate_every": 1.0,
       "keep": "best",
     }
@@ -155,7 +190,8 @@ def classifier() -> ConfigDict:
 def supervised() -> ConfigDict:
   """A classifier trained end to end: the axes of `classifier`, all trained."""
   config = classifier()
-  config.epochs_by_data = {"synthetic_faces": 6, "other": 60}
+  config.by_data.synthetic_faces.epochs = 6
+  config.by_data.other.epochs = 60
   config.q = 1.0
   config.augment.update(WEAK_AUGMENTATION)
   config.cached_views = 0
@@ -163,6 +199,21 @@ def supervised() -> ConfigDict:
   config.trained = ("encoder", "head")
   config.optimizer.update(name="sgd", learning_rate=0.05, weight_decay=5e-4)
   return config
+
+
+def untrained(predictor: str) -> ConfigDict:
+  """A last phase that trains nothing: the model before, another predictor."""
+  config = classifier()
+  config.inherit = ("encoder", "head")
+  config.epochs = 0
+  config.head.hidden = ()
+  config.predictor = predictor
+  return config
+
+
+def dcnn() -> ConfigDict:
+  """The encoder of the RAF-DB paper, in place of `base`'s."""
+  return ConfigDict({"name": "dcnn", "dtype": "auto", "pooling": "flatten"})
 
 
 def from_dict(fields: dict[str, Any]) -> ConfigDict:
@@ -179,6 +230,15 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
 def phases(config: ConfigDict) -> list[str]:
   """The phases a config has, in the order they run."""
   return [name for name in PHASES if name in config]
+
+
+def stage(config: ConfigDict, name: str) -> int:
+  """How many stages a phase has before it; its random numbers are keyed by it.
+
+  So the second phase of one run and the only phase of a run that starts from
+  the first of another are the same, and so are first phases by either name.
+  """
+  return phases(config).index(name) + bool(config.init_from)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -204,11 +264,19 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if config.data.image_size is None:
       config.data.image_size = sources.SOURCES[name].image_size
     for phase in phases(config):
-      by_data = config[phase].epochs_by_data
-      if config[phase].epochs is None:
-        config[phase].epochs = by_data.get(name, by_data.other)
+      by_data = config[phase].by_data
+      _fill(config[phase], by_data.get(name, by_data.other))
   validation.check(config, phases(config))
   return config
+
+
+def _fill(fields: ConfigDict, values: ConfigDict) -> None:
+  """Gives fields that are None their values."""
+  for name, value in values.items():
+    if isinstance(value, ConfigDict):
+      _fill(fields[name], value)
+    elif fields[name] is None:
+      fields[name] = value
 
 
 def field_names(config: ConfigDict, prefix: str = "") -> list[str]:

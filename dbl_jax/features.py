@@ -42,7 +42,9 @@ def extract(
   """
   train, validation = parts["train"], parts["validation"]
   size = train.images.shape[1]
-  of_images = inputs.of_images(dict(phase) | {"views": 1}, size, "frozen")
+  of_images = inputs.of_images(
+    dict(phase) | {"views": 1, "mixup": 0.0}, size, "frozen"
+  )
 
   def encode(variables: Any, views: jax.Array) -> tuple[jax.Array]:
     return (model.apply(variables, views, train=False)[0],)
@@ -54,7 +56,8 @@ def extract(
     given: tuple[Any, jax.Array], images: jax.Array, ids: jax.Array
   ) -> tuple[jax.Array]:
     variables, key = given
-    return encode(variables, of_images.draw(key, ids, images)[0])
+    views, _ = of_images.draw(key, ids, images, None)
+    return encode(variables, views[0])
 
   plain, drawn = compiled(plain, mesh), compiled(drawn, mesh)
   ids = np.arange(len(train.images), dtype=np.int32)

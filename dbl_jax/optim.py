@@ -68,8 +68,7 @@ def trained_mask(params: Any, patterns: Sequence[str]) -> Any:
   Raises:
     UserError: if a pattern matches no parameter.
   """
-  paths = jax.tree.map_with_path(lambda path, _: _name(path), params)
-  names = jax.tree.leaves(paths)
+  names = list(by_path(params))
   for pattern in patterns:
     if not any(re.match(pattern, name) for name in names):
       groups = sorted({"/".join(name.split("/")[:2]) for name in names})
@@ -77,13 +76,23 @@ def trained_mask(params: Any, patterns: Sequence[str]) -> Any:
         f"trained={tuple(patterns)}: {pattern!r} matches no parameter."
         f" Parameters begin with {', '.join(groups)}."
       )
-  return jax.tree.map(
-    lambda name: any(re.match(pattern, name) for pattern in patterns), paths
+  return jax.tree.unflatten(
+    jax.tree.structure(params), [matches(name, patterns) for name in names]
   )
 
 
-def _name(path: tuple) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
+def by_path(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree in its order, by paths like 'head/logits/bias'."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in leaves
+  }
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+  """Whether one of the regular expressions matches the path's start."""
+  return any(re.match(pattern, path) for pattern in patterns)
 
 
 def make_optimizer(

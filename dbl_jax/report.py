@@ -23,6 +23,7 @@ def write(
   train_counts: Sequence[int] | None,
   history: Sequence[Mapping[str, Any]],
   view_pairs: ViewPairs | None,
+  activation: bytes | None = None,
   title: str,
 ) -> None:
   """Writes `metrics.json`, `confusion_matrix.png` and `report.html`.
@@ -39,6 +40,7 @@ def write(
     history: rows of `metrics.jsonl`, possibly none.
     view_pairs: (originals uint8[k, H, W, 3], first views f32[k, S, S, 3],
       second views f32[k, S, S, 3] in [0, 1]), or None.
+    activation: picture of class activation maps, PNG, or None.
     title: heading of the page, plain text.
 
   Raises:
@@ -60,6 +62,7 @@ def write(
     _headline(plain),
     _per_class(plain, train_counts),
     _confusion(plain),
+    _activation(activation),
     _curves(history),
     _views(view_pairs),
     _config(plain),
@@ -198,6 +201,21 @@ def _confusion(metrics: Mapping[str, Any]) -> str:
     report_page.picture(png, alt),
     report_page.note(
       "Per cent of the images of each true class; rows add up to 100."
+    ),
+  )
+
+
+def _activation(png: bytes | None) -> str:
+  """Class activation maps."""
+  if png is None:
+    return ""
+  return report_page.section(
+    "Where it looks",
+    report_page.picture(png, "Faces beside their class activation maps"),
+    report_page.note(
+      "Class activation maps of the predicted class (Zhou et al. 2016): the"
+      " more orange, the more that place speaks for it. Of each class the"
+      " first images that were right, and that were wrong."
     ),
   )
 

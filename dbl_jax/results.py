@@ -1,4 +1,4 @@
-"""What a run comes to: metrics.json, the confusion matrix, the page."""
+"""What a run comes to: metrics.json, scores, the confusion matrix, the page."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,19 +9,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dbl_jax import (
+  activation_maps,
   checkpoint,
   distributed,
   inputs,
+  predictions,
   report,
   sharding,
   steps,
 )
 from dbl_jax import config as configs
 from dbl_jax.data import sources
-from dbl_jax.data.prepared import Dataset
+from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError
-from dbl_jax.evaluate import Forward, compiled, evaluate, make_forward
+from dbl_jax.evaluate import compiled, evaluate, make_forward
 from dbl_jax.models.model import make_model
+from dbl_jax.predictors import CALIBRATED, Known
 from dbl_jax.progress import read_rows
 
 
@@ -42,42 +45,52 @@ class Run(NamedTuple):
 
 
 def write(
-  run: Run, dataset: Dataset, split: str, forward: Forward, out: Path
+  run: Run, dataset: Dataset, split: str, known: Known, out: Path
 ) -> dict[str, Any]:
-  """Evaluates a part of the data and writes all three.
+  """Evaluates a part of the data and writes all of it.
 
   Args:
     run: where the model comes from.
     dataset: the data.
     split: name of the part.
-    forward: the model.
+    known: the model, and what a predictor may look at.
     out: folder to write to, made if need be.
 
   Returns:
     What `metrics.json` holds.
   """
-  train = dataset.parts["train"]
   predictor = run.config[run.phase].predictor
-  result = evaluate(
-    predictor, forward, train, dataset.parts[split], dataset.class_names
-  )
+  part, names = dataset.parts[split], dataset.class_names
+  result, scores = evaluate(predictor, known, part, names)
   metrics = {"dataset": dataset.name, "split": split} | result
   metrics |= {
     "phase": run.phase,
-    "predictor": predictor,
     "checkpoint_step": run.step,
     "config": run.config.to_dict(),
   }
   if not distributed.is_main():
     return metrics
+  counts = np.bincount(known.labels, minlength=len(names))
+  _, validation = evaluate(predictor, known, dataset.parts["validation"], names)
+  predictions.save(
+    out / f"scores_{split}.npz",
+    predictions.Predictions(
+      names,
+      counts,
+      part.labels,
+      scores,
+      known.validation_labels,
+      validation,
+      predictor in CALIBRATED,
+    ),
+  )
   report.write(
     out,
     metrics,
-    train_counts=np.bincount(
-      train.labels, minlength=len(dataset.class_names)
-    ).tolist(),
+    train_counts=counts.tolist(),
     history=run.history,
     view_pairs=_view_pairs(run.config, dataset),
+    activation=_activation(run, known.variables, part, scores, names),
     title=f"{' + '.join(configs.phases(run.config))} on {dataset.name}",
   )
   return metrics
@@ -89,15 +102,60 @@ def _view_pairs(
   """One training image of each class and two views of it, for the eye."""
   images, labels = dataset.parts["train"]
   _, first = np.unique(labels, return_index=True)
-  views = dict(config[configs.phases(config)[0]]) | {"views": 2}
+  views = dict(config[configs.phases(config)[0]]) | {"views": 2, "mixup": 0.0}
   draw = jax.jit(inputs.of_images(views, dataset.image_size, "frozen").draw)
   ids = jnp.asarray(first, jnp.int32)
-  pair = draw(jax.random.key(config.seed), ids, jnp.asarray(images[first]))
+  pair, _ = draw(
+    jax.random.key(config.seed), ids, jnp.asarray(images[first]), None
+  )
   return images[first], np.asarray(pair[0]), np.asarray(pair[1])
 
 
+def _activation(
+  run: Run,
+  variables: dict[str, Any],
+  part: Part,
+  scores: np.ndarray,
+  class_names: tuple[str, ...],
+) -> bytes | None:
+  """Class activation maps, where the head is linear on averages of a map."""
+  config = run.config
+  head = variables["params"]["head"]
+  averaged = config.model.get("pooling", "average") == "average"
+  if set(head) != {"logits"} or "bias" not in head["logits"] or not averaged:
+    return None
+  model = make_model(config.model, config[run.phase].head, len(class_names))
+  predicted = scores.argmax(axis=1)
+  chosen = activation_maps.examples(part.labels, predicted, len(class_names), 4)
+  images = inputs.of_images(config[run.phase], part.images.shape[1], "frozen")
+  _, found = jax.jit(
+    lambda rows: model.apply(
+      variables, images.plain(rows), train=False, mutable=["intermediates"]
+    )
+  )(part.images[chosen])
+  maps = found.get("intermediates", {}).get("encoder", {}).get("maps", [None])
+  # Of a map of few pixels there is nothing to tell apart.
+  if maps[0] is None or maps[0].shape[1] * maps[0].shape[2] < 4:
+    return None
+  of_classes = activation_maps.class_activation_maps(
+    np.asarray(maps[0], np.float32), np.asarray(head["logits"]["kernel"])
+  )
+  return activation_maps.activation_figure(
+    part.images[chosen],
+    of_classes[np.arange(len(chosen)), predicted[chosen]],
+    part.labels[chosen],
+    predicted[chosen],
+    class_names,
+    "",
+  )
+
+
 def evaluate_workdir(
-  workdir: Path, data_dir: str | None, split: str, out: Path
+  workdir: Path,
+  data_dir: str | None,
+  split: str,
+  out: Path,
+  predictor: str | None = None,
 ) -> dict[str, Any]:
   """Restores a run's model and evaluates it.
 
@@ -106,6 +164,7 @@ def evaluate_workdir(
     data_dir: another copy of the data, or None for the run's own.
     split: 'train', 'validation' or 'test'.
     out: folder to write to, made if need be.
+    predictor: name in `predictors.PREDICTORS`, or None for the run's own.
 
   Returns:
     What `metrics.json` holds.
@@ -117,6 +176,9 @@ def evaluate_workdir(
   directory = checkpoint.phase_dir(workdir, phase)
   meta = checkpoint.load_meta(directory)
   config = configs.from_dict(meta["config"])
+  if predictor is not None:
+    config[phase].predictor = predictor
+    config = configs.resolve(config)
   variables, step = checkpoint.load_model(directory, config[phase].keep)
   if data_dir is not None:
     config.data.dir = data_dir
@@ -135,13 +197,36 @@ def evaluate_workdir(
   model = make_model(config.model, config[phase].head, len(dataset.class_names))
   mesh = sharding.make_mesh()
   images = inputs.of_images(config[phase], dataset.image_size, "frozen")
-  forward = make_forward(
-    compiled(steps.make_eval_step(model, images), mesh),
-    sharding.put(variables, sharding.replicated(mesh)),
-    mesh,
+  step_of = compiled(steps.make_eval_step(model, images), mesh)
+  run = Run(config, phase, step, read_rows(workdir / "metrics.jsonl"))
+  model_known = known(step_of, variables, dataset, mesh)
+  return write(run, dataset, split, model_known, out)
+
+
+def known(
+  eval_step: Any,
+  variables: dict[str, Any],
+  dataset: Dataset,
+  mesh: jax.sharding.Mesh,
+) -> Known:
+  """A trained model with the parts that predictors may look at.
+
+  Args:
+    eval_step: of the model over images, compiled.
+    variables: of the model.
+    dataset: with 'train' and 'validation'.
+    mesh: the devices.
+
+  Returns:
+    It.
+  """
+  placed = sharding.put(variables, sharding.replicated(mesh))
+  return Known(
+    make_forward(eval_step, placed, mesh),
+    variables,
+    dataset.parts,
+    len(dataset.class_names),
   )
-  history = read_rows(workdir / "metrics.jsonl")
-  return write(Run(config, phase, step, history), dataset, split, forward, out)
 
 
 def last_phase(workdir: Path) -> str:

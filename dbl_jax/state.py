@@ -16,16 +16,21 @@ class TrainState(flax.struct.PyTreeNode):
     params: parameters, under 'encoder' and 'head'.
     batch_stats: batch-norm running statistics, under the same keys.
     opt_state: the optimizer's state, over trained leaves alone.
+    memory: what loss terms remember, such as class centres.
   """
 
   step: jax.Array
   params: Any
   batch_stats: Any
   opt_state: Any
+  memory: dict[str, jax.Array]
 
   @classmethod
   def start(
-    cls, variables: dict[str, Any], optimizer: optax.GradientTransformation
+    cls,
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    memory: dict[str, jax.Array],
   ) -> Self:
     """The state before the first step, from fresh or loaded variables."""
     return cls(
@@ -33,6 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
       params=variables["params"],
       batch_stats=variables["batch_stats"],
       opt_state=optimizer.init(variables["params"]),
+      memory=memory,
     )
 
   def model(self) -> dict[str, Any]:

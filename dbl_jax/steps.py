@@ -1,20 +1,36 @@
 """Training and evaluation steps: pure functions, made once, then compiled."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from dbl_jax import losses
 from dbl_jax.data import pipeline
 from dbl_jax.inputs import Inputs
+from dbl_jax.losses import terms as losses
+from dbl_jax.losses.seen import Seen
 from dbl_jax.models.model import Model
 from dbl_jax.state import TrainState
 
 # (state, resident, batch, key) -> next state, figures f32[]
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+class Objective(NamedTuple):
+  """What a phase minimises.
+
+  Attributes:
+    terms: the phase's losses, see `losses.terms`.
+    counts: int[C], training images of each class.
+    total: steps of the phase.
+  """
+
+  terms: losses.Terms
+  counts: np.ndarray
+  total: int
 
 
 def init_variables(
@@ -39,10 +55,21 @@ def init_variables(
   }
 
 
+def num_features(
+  model: Model, variables: Mapping[str, Any], image_size: int
+) -> int:
+  """F, the width of the encoder's features."""
+  images = jnp.zeros((1, image_size, image_size, 3))
+  shapes = jax.eval_shape(
+    lambda given: model.apply(given, images, train=False), variables
+  )
+  return shapes[0].shape[-1]
+
+
 def make_train_step(
   model: Model,
   inputs: Inputs,
-  terms: Mapping[str, Mapping[str, Any]],
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   trained: Any,
@@ -53,7 +80,7 @@ def make_train_step(
     model: encoder and head.
     inputs: what the model reads; if its encoder is not 'trained', nothing of
       the encoder may be.
-    terms: the phase's losses, see `losses.weighted_sum`.
+    objective: what is minimised.
     optimizer: as made by `optim.make_optimizer`.
     schedule: step -> learning rate, for the log.
     trained: tree of bool over the parameters.
@@ -64,7 +91,7 @@ def make_train_step(
     loss terms report. `resident` and `batch` come from `pipeline`; `key` is
     the phase's, from which the step's and each example's are folded.
   """
-  forward = _make_loss(model, inputs.encoder, terms)
+  forward = _make_loss(model, inputs.encoder, objective)
 
   def train_step(
     state: TrainState,
@@ -75,9 +102,11 @@ def make_train_step(
     view_key, dropout_key = jax.random.split(
       jax.random.fold_in(key, state.step)
     )
-    drawn = inputs.draw(view_key, batch["id"], pipeline.gather(resident, batch))
-    grads, (figures, batch_stats) = jax.grad(forward, has_aux=True)(
-      state.params, state.batch_stats, drawn, batch["label"], dropout_key
+    rows = pipeline.gather(resident, batch)
+    targets = jax.nn.one_hot(batch["label"], len(objective.counts))
+    drawn, targets = inputs.draw(view_key, batch["id"], rows, targets)
+    grads, (figures, batch_stats, memory) = jax.grad(forward, has_aux=True)(
+      state.params, state, drawn, (batch["label"], targets), dropout_key
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     # Over all leaves, this norm would bring the frozen backward pass back.
@@ -91,38 +120,51 @@ def make_train_step(
       params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats,
       opt_state=opt_state,
+      memory=memory,
     ), figures
 
   return train_step
 
 
 def _make_loss(
-  model: Model, encoder: str, terms: Mapping[str, Mapping[str, Any]]
-) -> Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]:
-  """Loss of a batch of views, with its figures and the next statistics."""
+  model: Model, encoder: str, objective: Objective
+) -> Callable[..., tuple[jax.Array, Any]]:
+  """Loss of a batch of views, with figures, next statistics and memory."""
 
   def loss(
     params: Any,
-    batch_stats: Any,
+    state: TrainState,
     drawn: jax.Array,
-    labels: jax.Array,
+    truth: tuple[jax.Array, jax.Array],
     dropout_key: jax.Array,
-  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+  ) -> tuple[jax.Array, Any]:
     num_views = drawn.shape[0]
     # The views of one example side by side: the rows 2k-1, 2k of eq. (3),
     # and an axis that stays split over the devices.
     drawn = jnp.moveaxis(drawn, 0, 1).reshape(-1, *drawn.shape[2:])
-    (_, outputs), updated = model.apply(
-      {"params": params, "batch_stats": batch_stats},
+    found, updated = model.apply(
+      {"params": params, "batch_stats": state.batch_stats},
       drawn,
       train=True,
       encoder=encoder,
       mutable=["batch_stats"],
       rngs={"dropout": dropout_key},
     )
-    outputs = outputs.reshape(-1, num_views, outputs.shape[-1])
-    value, figures = losses.weighted_sum(terms, outputs, labels)
-    return value, (figures, batch_stats | updated["batch_stats"])
+    features, outputs = (
+      rows.reshape(-1, num_views, rows.shape[-1]) for rows in found
+    )
+    seen = Seen(
+      features,
+      outputs,
+      *truth,
+      counts=jnp.asarray(objective.counts, jnp.float32),
+      progress=state.step / objective.total,
+      head=params["head"],
+    )
+    value, figures, memory = losses.weighted_sum(
+      objective.terms, seen, state.memory
+    )
+    return value, (figures, state.batch_stats | updated["batch_stats"], memory)
 
   return loss
 

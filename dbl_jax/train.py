@@ -17,20 +17,12 @@ from dbl_jax.data import pipeline, sampling, sources
 from dbl_jax.data.prepared import Dataset
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import evaluate, make_forward
+from dbl_jax.predictors import Known
 from dbl_jax.progress import Journal, Progress, say
 from dbl_jax.state import TrainState
 from dbl_jax.trainer import Trainer, evaluation_steps, make_trainer
 
 log = logging.getLogger(__name__)
-
-# Fields that do not change what a run computes.
-_FREE_FIELDS = (
-  "data.cache_dir",
-  "data.input",
-  "log_every",
-  "steps_per_dispatch",
-  "tensorboard",
-)
 
 # Seconds. To save a quick phase after every epoch takes longer than to train
 # it; a better one is saved always.
@@ -59,7 +51,8 @@ def run_phase(
   Raises:
     UserError: if loss or gradients are no longer finite.
   """
-  state = checkpoint.restore_latest(manager, trainer.state) or trainer.state
+  restored = checkpoint.restore_latest(manager, trainer.state)
+  state = trainer.state if restored is None else restored
   start, total = int(state.step), trainer.total
   per_epoch = sampling.steps_per_epoch(trainer.feed.sampler)
   progress = Progress(trainer.name, total, trainer.phase.batch_size)
@@ -70,9 +63,11 @@ def run_phase(
   take = pipeline.reader(trainer.feed, start, total, trainer.most)
   unread: list[tuple[int, _Pending]] = []
   best, saved = checkpoint.best_so_far(manager), time.monotonic()
-  for look in _looks(start, total, log_every, marks):
+  # Of a phase without steps, what it starts from is what it leaves.
+  looks = _looks(start, total, log_every, marks) if total else [0]
+  for look in looks if restored is None or total else []:
     state, pending = _advance(trainer, state, take, look - start)
-    unread.append((look, pending))
+    unread += [(look, pending)] if pending else []
     start = look
     # One behind, so that the devices work while the host looks.
     while len(unread) > (look not in marks):
@@ -158,15 +153,16 @@ def validate(
   Returns:
     Name -> fraction; names begin with 'knn_' for the probe, else 'val_'.
   """
-  forward = make_forward(trainer.eval_step, state.model(), trainer.feed.mesh)
-  result = evaluate(
-    trainer.phase.predictor,
-    forward,
-    trainer.parts["train"],
-    trainer.parts["validation"],
-    class_names,
+  known = Known(
+    make_forward(trainer.eval_step, state.model(), trainer.feed.mesh),
+    state.model(),
+    trainer.parts,
+    len(class_names),
   )
-  prefix = {"head": "val", "knn": "knn"}[trainer.phase.predictor]
+  result, _ = evaluate(
+    trainer.phase.predictor, known, trainer.parts["validation"], class_names
+  )
+  prefix = "knn" if trainer.phase.predictor == "knn" else "val"
   return {
     f"{prefix}_{name}": result[name]
     for name in ("overall_accuracy", "mean_class_accuracy")
@@ -202,16 +198,16 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   workdir = workdir.expanduser().resolve()
   with distributed.main_first("workdir"):
     _remember(config, workdir)
-  encoder = None
+  variables = None
   if config.init_from:
-    encoder = checkpoint.load_encoder(config.init_from, configs.PHASES)
+    variables = checkpoint.load_start(config.init_from, configs.PHASES)
   with distributed.main_first("data"):
     dataset = sources.load(config.data)
   mesh = sharding.make_mesh()
   say(_headline(config, dataset, mesh))
   with Journal(workdir, config.tensorboard) as journal, jax.set_mesh(mesh):
     for name in configs.phases(config):
-      trainer = make_trainer(config, name, dataset, mesh, encoder)
+      trainer = make_trainer(config, name, dataset, mesh, variables)
       _describe(trainer, workdir / f"parameters_{name}.txt")
       directory = checkpoint.phase_dir(workdir, name)
       with distributed.main_first(f"checkpoints of {name}"):
@@ -225,11 +221,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         }
         run_phase(trainer, manager, journal, meta, config.log_every)
       variables, step = checkpoint.load_model(directory, trainer.phase.keep)
-      encoder = {kind: tree["encoder"] for kind, tree in variables.items()}
-    variables = sharding.put(variables, sharding.replicated(mesh))
-    forward = make_forward(trainer.predict_step, variables, mesh)
     run = results.Run(config, trainer.name, step, journal.rows())
-    return results.write(run, dataset, "test", forward, workdir)
+    known = results.known(trainer.predict_step, variables, dataset, mesh)
+    return results.write(run, dataset, "test", known, workdir)
 
 
 def _describe(trainer: Trainer, path: Path) -> None:
@@ -276,7 +270,7 @@ def _remember(config: ConfigDict, workdir: Path) -> None:
       changed = configs.differences(
         json.loads(path.read_text()), config.to_dict()
       )
-      serious = [c for c in changed if not c.startswith(_FREE_FIELDS)]
+      serious = [c for c in changed if not c.startswith(configs.FREE_FIELDS)]
       if serious:
         raise UserError(
           f"{workdir} holds a run of another config, which differs in"

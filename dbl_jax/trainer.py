@@ -1,10 +1,11 @@
 """A phase made ready to run: model, optimizer, state and input."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
@@ -13,6 +14,7 @@ from dbl_jax.data import pipeline, sampling
 from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import compiled
+from dbl_jax.losses import terms
 from dbl_jax.models.model import make_model
 from dbl_jax.state import TrainState
 
@@ -54,7 +56,7 @@ def make_trainer(
   name: str,
   dataset: Dataset,
   mesh: jax.sharding.Mesh,
-  encoder: dict[str, Any] | None,
+  start: dict[str, Any] | None,
 ) -> Trainer:
   """Builds model, optimizer, state and input of a phase.
 
@@ -63,19 +65,20 @@ def make_trainer(
     name: which phase.
     dataset: with a 'train' part.
     mesh: the devices.
-    encoder: variables of the encoder to start from, or None for fresh ones.
+    start: variables of the model to start from, or None; what the phase
+      does not inherit is fresh.
 
   Returns:
     The trainer.
 
   Raises:
-    UserError: if batch, data, devices or encoder do not fit together.
+    UserError: if batch, data, devices or start do not fit together.
   """
-  phase, number = config[name], configs.PHASES.index(name)
+  phase, number = config[name], configs.stage(config, name)
   num_classes, size = len(dataset.class_names), dataset.image_size
   sharding.check_batch_size(phase.batch_size, mesh)
   train = dataset.parts["train"]
-  seed = config.seed * len(configs.PHASES) + number
+  seed = config.seed * configs.MOST_STAGES + number
   sampler = sampling.make_sampler(
     train.labels, num_classes, phase.q, phase.batch_size, seed
   )
@@ -87,13 +90,18 @@ def make_trainer(
   variables = steps.init_variables(model, init_key, size)
   trained = optim.trained_mask(variables["params"], phase.trained)
   frozen = not any(jax.tree.leaves(trained["encoder"]))
-  _check_frozen(name, phase, frozen, encoder)
-  if encoder is not None:
-    variables = _with_encoder(variables, encoder)
+  _check_frozen(name, phase, frozen, start)
+  if start is not None:
+    variables = _with_inherited(variables, start, phase.inherit)
+  model = model.with_frozen(_frozen_modules(trained["encoder"]))
   schedule = optim.make_schedule(phase.optimizer, total, phase.batch_size)
   optimizer = optim.make_optimizer(phase.optimizer, schedule, trained)
+  counts = np.bincount(train.labels, minlength=num_classes)
+  memory = terms.start_memory(
+    phase.losses, num_classes, steps.num_features(model, variables, size)
+  )
   state = sharding.put(
-    TrainState.start(variables, optimizer), sharding.replicated(mesh)
+    TrainState.start(variables, optimizer, memory), sharding.replicated(mesh)
   )
 
   images = inputs.of_images(phase, size, "frozen" if frozen else "trained")
@@ -103,10 +111,11 @@ def make_trainer(
     parts = features.extract(
       model, state.model(), parts, phase, key, mesh, name
     )
-    read = inputs.of_features(phase.views)
+    read = inputs.of_features(phase)
     eval_step = compiled(steps.make_eval_step(model, read), mesh)
+  objective = steps.Objective(phase.losses, counts, max(total, 1))
   train_step = steps.make_train_step(
-    model, read, phase.losses, optimizer, schedule, trained
+    model, read, objective, optimizer, schedule, trained
   )
   most = _steps_per_dispatch(config, name, mesh)
   return Trainer(
@@ -145,10 +154,10 @@ def _steps_per_dispatch(
 
 
 def _check_frozen(
-  name: str, phase: ConfigDict, frozen: bool, encoder: dict[str, Any] | None
+  name: str, phase: ConfigDict, frozen: bool, start: dict[str, Any] | None
 ) -> None:
   """Raises UserError where a phase freezes what it has not, or caches more."""
-  if frozen and encoder is None:
+  if frozen and start is None:
     raise UserError(
       f"config.{name}.trained={tuple(phase.trained)} freezes the encoder, but"
       " there is none to start from. Set --config.init_from to the workdir of"
@@ -162,28 +171,39 @@ def _check_frozen(
     )
 
 
-def _with_encoder(
-  variables: dict[str, Any], encoder: dict[str, Any]
+def _with_inherited(
+  variables: dict[str, Any], start: dict[str, Any], patterns: Sequence[str]
 ) -> dict[str, Any]:
-  """Fresh variables with their encoder replaced, shapes checked."""
+  """Fresh variables, those whose path matches replaced, shapes checked."""
   replaced = {}
   for kind, tree in variables.items():
-    fresh = _shapes(tree["encoder"])
-    found = _shapes(encoder[kind])
+    fresh, found = optim.by_path(tree), optim.by_path(start[kind])
     for path in sorted(fresh | found):
-      if fresh.get(path) != found.get(path):
+      if not optim.matches(path, patterns):
+        continue
+      shapes = [
+        np.shape(leaves[path]) if path in leaves else None
+        for leaves in (found, fresh)
+      ]
+      if shapes[0] != shapes[1]:
         raise UserError(
-          "The encoder to start from has another architecture: its"
-          f" {kind}{path} has shape {found.get(path)}, but config.model asks"
-          f" for {fresh.get(path)}. Set config.model as that run had it."
+          "The model to start from has another architecture: its"
+          f" {kind}/{path} has shape {shapes[0]}, but the config asks for"
+          f" {shapes[1]}. Set config.model and the head as that run had them."
         )
-    replaced[kind] = tree | {"encoder": encoder[kind]}
+      fresh[path] = found[path]
+    replaced[kind] = jax.tree.unflatten(
+      jax.tree.structure(tree), list(fresh.values())
+    )
   return replaced
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+def _frozen_modules(trained: Any) -> tuple[str, ...]:
+  """The encoder's modules of which nothing is trained, where some are."""
+  frozen = {
+    name for name, tree in trained.items() if not any(jax.tree.leaves(tree))
+  }
+  return tuple(sorted(frozen)) if len(frozen) < len(trained) else ()
 
 
 def evaluation_steps(trainer: Trainer) -> set[int]:

@@ -1,15 +1,19 @@
 """Which values a config may hold."""
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dbl_jax import losses, optim
-from dbl_jax.data import long_tail, pipeline, sources
+from dbl_jax import optim
+from dbl_jax.data import long_tail, pipeline, regions, sources
 from dbl_jax.errors import UserError
+from dbl_jax.losses import cross_entropy
+from dbl_jax.losses.terms import TERMS
 from dbl_jax.models import model
+from dbl_jax.predictors import PREDICTORS
 
 # A test says whether a value is possible, and what is.
 _Test = tuple[Callable[[Any], bool], str]
@@ -57,17 +61,24 @@ _COMMON: dict[str, _Test] = {
   "data.num_test": _number(7),
   "data.input": _one_of(pipeline.FORMS),
   "model.name": _one_of(model.ENCODERS),
-  "model.stem": _one_of(("imagenet", "small")),
   "model.dtype": _one_of(("auto", "bfloat16", "float32")),
+  "data.region": _one_of(regions.REGIONS),
   "log_every": _whole(1),
   "steps_per_dispatch": _whole(0, 10_000),
 }
+# Of encoders that have them.
+_ENCODER: dict[str, _Test] = {
+  "pooling": _one_of(("average", "flatten")),
+  "stem": _one_of(("imagenet", "small")),
+  "width": _whole(1),
+}
 _PHASE: dict[str, _Test] = {
-  "epochs": _number(1),
+  "epochs": _number(0),
   "batch_size": _number(2),
   "views": _number(1, 8),
   "cached_views": _whole(0, 64),
   "q": _number(0, 1),
+  "mixup": _number(0, 10),
   "head.name": _one_of(model.HEADS),
   "optimizer.name": _one_of(optim.NAMES),
   "optimizer.learning_rate": _number(_EPSILON),
@@ -83,13 +94,23 @@ _PHASE: dict[str, _Test] = {
   "augment.grey": _number(0, 1),
   "augment.blur": _number(0, 1),
   "augment.rotation": _number(0, 180),
-  "predictor": _one_of(("head", "knn")),
+  "predictor": _one_of(PREDICTORS),
   "keep": _one_of(("best", "latest")),
   "evaluate_every": _number(0.01),
 }
 _TERM: dict[str, _Test] = {
+  "after": _number(0, 1),
+  "beta": _number(0, 1 - 1e-7),
+  "head": _number(0, 0.99),
+  "margin": _number(0, 10),
+  "neighbours": _whole(1),
+  "rate": _number(0, 1),
+  "scale": _number(_EPSILON),
+  "strength": _number(0, 10),
+  "tail": _number(0, 0.99),
   "temperature": _number(1e-3),
   "weight": _number(0),
+  "weighting": _one_of(cross_entropy.WEIGHTINGS),
 }
 
 
@@ -113,18 +134,45 @@ def _tests(
   config: ConfigDict, phases: Sequence[str]
 ) -> Iterator[tuple[str, _Test]]:
   yield from _COMMON.items()
+  fields = model.ENCODERS[config.model.name].__dataclass_fields__
+  for option in config.model:
+    if option not in {"name", *fields}:
+      raise UserError(
+        f"config.model.{option} is not for the encoder {config.model.name!r}."
+        f" It has {', '.join(sorted(fields.keys() & _ENCODER.keys()))}."
+      )
+    if option in _ENCODER:
+      yield f"model.{option}", _ENCODER[option]
   for phase in phases:
     for path, test in _PHASE.items():
       yield f"{phase}.{path}", test
-    for name, options in config[phase].losses.items():
-      if name not in losses.TERMS:
+    yield from _term_tests(config, phase)
+
+
+def _term_tests(config: ConfigDict, phase: str) -> Iterator[tuple[str, _Test]]:
+  """Tests of the options of a phase's losses; their names are checked here."""
+  for name, options in config[phase].losses.items():
+    if name not in TERMS:
+      raise UserError(
+        f"config.{phase}.losses names {name!r}; there are"
+        f" {', '.join(sorted(TERMS))}."
+      )
+    if config[phase].mixup and not TERMS[name].mixes:
+      possible = sorted(key for key, term in TERMS.items() if term.mixes)
+      raise UserError(
+        f"config.{phase}.mixup={config[phase].mixup} mixes labels, which the"
+        f" loss {name!r} cannot read. Set mixup=0, or use"
+        f" {', '.join(possible)}."
+      )
+    allowed = {"weight", *inspect.signature(TERMS[name].loss).parameters}
+    for option in options:
+      if option not in allowed or option not in _TERM:
+        possible = sorted(allowed & _TERM.keys())
         raise UserError(
-          f"config.{phase}.losses names {name!r}; there are"
-          f" {', '.join(sorted(losses.TERMS))}."
+          f"config.{phase}.losses.{name} has no option {option!r}; there are"
+          f" {', '.join(possible)}."
         )
-      for option in options:
-        if option in _TERM:
-          yield f"{phase}.losses.{name}.{option}", _TERM[option]
+      yield f"{phase}.losses.{name}.{option}", _TERM[option]
 
 
 def _check(config: ConfigDict, path: str, test: _Test) -> None:

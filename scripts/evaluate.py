@@ -1,7 +1,7 @@
 """Evaluates a finished run, also on another copy of the data.
 
 python scripts/evaluate.py --workdir=runs/dbl [--data_dir=D] [--split=test] \
-  [--out=DIR]
+  [--predictor=logit_adjusted] [--out=DIR]
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,12 @@ _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Another copy of the data. Default: the run's own."
 )
 _SPLIT = flags.DEFINE_string("split", "test", "'train', 'validation', 'test'.")
+_PREDICTOR = flags.DEFINE_string(
+  "predictor",
+  None,
+  "Another way to classify, such as 'logit_adjusted'; what it needs to choose,"
+  " it chooses on validation. Default: the run's own.",
+)
 _OUT = flags.DEFINE_string(
   "out", None, "Folder for the report. Default: WORKDIR/evaluation/SPLIT."
 )
@@ -30,9 +36,10 @@ def main(argv: Sequence[str]) -> None:
   from dbl_jax import results
 
   workdir = Path(_WORKDIR.value).expanduser()
-  out = Path(_OUT.value or workdir / "evaluation" / _SPLIT.value).expanduser()
+  name = "_".join(filter(None, [_SPLIT.value, _PREDICTOR.value]))
+  out = Path(_OUT.value or workdir / "evaluation" / name).expanduser()
   metrics = results.evaluate_workdir(
-    workdir, _DATA_DIR.value, _SPLIT.value, out
+    workdir, _DATA_DIR.value, _SPLIT.value, out, _PREDICTOR.value
   )
   for name, row in metrics["per_class"].items():
     recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"

@@ -1,4 +1,4 @@
-"""Evaluation: every image counts once, and the probe votes as it should."""
+"""Evaluation: every image counts once, and metrics are of the scores."""
 
 import jax
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 
 from dbl_jax import evaluate, sharding
 from dbl_jax.data.prepared import Part
+from dbl_jax.predictors import Known
 
 
 def mean_colour(variables, images):
@@ -27,44 +28,34 @@ def test_every_image_counts_once_in_order(forward, n):
   assert outputs.shape == (n, 2)
 
 
-def literal_knn(bank, labels, features, k, temperature, num_classes):
-  scores = np.zeros((len(features), num_classes))
-  for i, feature in enumerate(features):
-    similar = [
-      feature @ other / np.linalg.norm(feature) / np.linalg.norm(other)
-      for other in bank
-    ]
-    for j in np.argsort(similar)[::-1][:k]:
-      scores[i, labels[j]] += np.exp(similar[j] / temperature)
-  return scores
-
-
-def test_knn_votes_as_written(forward):
-  rng = np.random.default_rng(1)
-  images = rng.integers(0, 256, (30, 4, 4, 3), np.uint8)
-  train = Part(images[:20], rng.integers(0, 3, 20).astype(np.int32))
-  scores = evaluate.knn_scores(
-    forward, train, images[20:], 3, neighbours=5, temperature=0.1
-  )
-  colours = images.mean(axis=(1, 2))
-  expected = literal_knn(colours[:20], train.labels, colours[20:], 5, 0.1, 3)
-  np.testing.assert_allclose(scores, expected, rtol=1e-3)
-
-
-def test_knn_of_a_small_bank_takes_all_of_it(forward):
-  images = np.full((2, 4, 4, 3), 9, np.uint8)
-  train = Part(images, np.array([0, 1], np.int32))
-  scores = evaluate.knn_scores(forward, train, images[:1], 2)
-  np.testing.assert_allclose(scores[0, 0], scores[0, 1], rtol=1e-5)
-
-
-def test_evaluate_gives_the_metrics_of_the_scores(forward):
+def test_evaluate_gives_the_scores_and_their_metrics(forward):
   # Red wins where red is brighter than green: classes 0 and 1 of the head.
   images = np.zeros((4, 4, 4, 3), np.uint8)
   images[:3, :, :, 0] = 200
   images[3, :, :, 1] = 200
   part = Part(images, np.array([0, 0, 1, 1], np.int32))
-  result = evaluate.evaluate("head", forward, part, part, ("red", "green"))
+  known = Known(forward, {}, {"train": part, "validation": part}, 2)
+  result, scores = evaluate.evaluate("head", known, part, ("red", "green"))
+  np.testing.assert_allclose(scores, [[200, 0]] * 3 + [[0, 200]], rtol=1e-5)
   assert result["confusion_matrix"] == [[2, 0], [1, 1]]
   assert result["overall_accuracy"] == 0.75
   assert result["mean_class_accuracy"] == 0.75
+  assert result["predictor"] == "head"
+  assert result["chosen"] is None
+
+
+def test_evaluate_says_what_was_chosen_on_validation(forward):
+  # The head calls every image red; as the training part is nearly all red,
+  # less of the prior makes the dim ones green.
+  images = np.zeros((2, 4, 4, 3), np.uint8)
+  images[0, :, :, 0] = 3
+  images[1, :, :, 0] = 1
+  part = Part(images, np.array([0, 1], np.int32))
+  train = Part(images[[0] * 9 + [1]], np.array([0] * 9 + [1], np.int32))
+  known = Known(forward, {}, {"train": train, "validation": part}, 2)
+  names = ("red", "green")
+  result, scores = evaluate.evaluate("logit_adjusted", known, part, names)
+  # The least multiple of log 9 that is more than 1.
+  assert result["chosen"] == pytest.approx(0.5)
+  assert result["mean_class_accuracy"] == 1
+  assert scores.argmax(axis=1).tolist() == [0, 1]

@@ -9,16 +9,25 @@ ROOT = Path(dbl_jax.__file__).parent
 
 # Each module may import from layers before its own.
 LAYERS = [
-  ["errors", "nt_xent", "startup"],
+  ["errors", "machine", "startup"],
   ["distributed"],
   ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
-  ["state", "inputs", "data", "figures", "report_page"],
-  ["validation", "checkpoint", "steps", "figures_training"],
+  [
+    "state",
+    "inputs",
+    "data",
+    "figures",
+    "report_page",
+    "predictions",
+    "activation_maps",
+  ],
+  ["predictors", "checkpoint", "steps", "figures_training", "comparison"],
+  ["validation"],
   ["config", "evaluate", "report"],
   ["results", "features", "cli"],
   ["trainer"],
   ["train"],
-  ["main", "benchmarks"],
+  ["main", "benchmarks", "grid"],
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 

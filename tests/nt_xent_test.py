@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from dbl_jax import nt_xent, sharding
+from dbl_jax import sharding
+from dbl_jax.losses import nt_xent
 
 TAU = 0.1
 

@@ -23,11 +23,8 @@ def dataset(config):
   return sources.load(config.data)
 
 
-def encoder_of(trainer):
-  return {
-    "params": trainer.state.params["encoder"],
-    "batch_stats": trainer.state.batch_stats["encoder"],
-  }
+def model_of(trainer):
+  return trainer.state.model()
 
 
 def run(trainer, steps):
@@ -44,9 +41,9 @@ def run(trainer, steps):
   return state, rows
 
 
-def start(config, dataset, phase, devices=None, encoder=None):
+def start(config, dataset, phase, devices=None, given=None):
   mesh = sharding.make_mesh(devices)
-  return make_trainer(config, phase, dataset, mesh, encoder)
+  return make_trainer(config, phase, dataset, mesh, given)
 
 
 def host(tree):
@@ -54,8 +51,8 @@ def host(tree):
 
 
 @pytest.fixture
-def some_encoder(config, dataset):
-  return host(encoder_of(start(config, dataset, "pretrain")))
+def some_model(config, dataset):
+  return host(model_of(start(config, dataset, "pretrain")))
 
 
 def test_pretraining_moves_everything(config, dataset):
@@ -79,18 +76,18 @@ def test_the_two_views_of_one_image_are_the_positives(config, dataset):
 
 @pytest.mark.parametrize("cached", [0, 2])
 def test_phase_2_leaves_the_encoder_bit_for_bit(
-  config, dataset, some_encoder, cached
+  config, dataset, some_model, cached
 ):
   config = config.copy_and_resolve_references()
   config.classify.cached_views = cached
-  trainer = start(config, dataset, "classify", encoder=some_encoder)
+  trainer = start(config, dataset, "classify", given=some_model)
   head = host(trainer.state.params["head"])
   state, _ = run(trainer, 3)
   after = {
     "params": state.params["encoder"],
     "batch_stats": state.batch_stats["encoder"],
   }
-  jax.tree.map(np.testing.assert_array_equal, some_encoder, host(after))
+  jax.tree.map(np.testing.assert_array_equal, some_model, host(after))
   for old, new in zip(
     jax.tree.leaves(head), jax.tree.leaves(state.params["head"]), strict=True
   ):
@@ -98,9 +95,9 @@ def test_phase_2_leaves_the_encoder_bit_for_bit(
 
 
 def test_phase_2_has_no_optimizer_state_for_the_encoder(
-  config, dataset, some_encoder
+  config, dataset, some_model
 ):
-  trainer = start(config, dataset, "classify", encoder=some_encoder)
+  trainer = start(config, dataset, "classify", given=some_model)
   head = trainer.state.params["head"]
   in_head = {leaf.shape for leaf in jax.tree.leaves(head)}
   shapes = {leaf.shape for leaf in jax.tree.leaves(trainer.state.opt_state)}
@@ -116,15 +113,15 @@ def flops(trainer):
 
 
 def test_phase_2_has_no_backward_pass_through_the_encoder(
-  config, dataset, some_encoder
+  config, dataset, some_model
 ):
   plain = config.copy_and_resolve_references()
   plain.classify.cached_views = 0
-  frozen = start(plain, dataset, "classify", encoder=some_encoder)
+  frozen = start(plain, dataset, "classify", given=some_model)
   whole = plain.copy_and_resolve_references()
   whole.classify.trained = ("encoder", "head")
-  trained = start(whole, dataset, "classify", encoder=some_encoder)
-  kernel = some_encoder["params"]["conv"]["kernel"]
+  trained = start(whole, dataset, "classify", given=some_model)
+  kernel = some_model["params"]["conv"]["kernel"]
   # The kernel's gradient costs what the convolution does: 2 FLOP a product.
   convolution = 2 * 32 * 4 * 4 * kernel.size / 8
   assert flops(trained) - flops(frozen) > 0.9 * convolution
@@ -134,7 +131,7 @@ def test_phase_2_has_no_backward_pass_through_the_encoder(
   ("phase", "cached"), [("pretrain", 0), ("classify", 0), ("classify", 3)]
 )
 def test_one_and_eight_devices_train_alike(
-  config, dataset, some_encoder, phase, cached
+  config, dataset, some_model, phase, cached
 ):
   # Adam would turn rounding of a gradient that is zero into a whole step.
   config = config.copy_and_resolve_references()
@@ -142,7 +139,7 @@ def test_one_and_eight_devices_train_alike(
   config[phase].cached_views = cached
   states, losses = [], []
   for devices in (jax.devices()[:1], jax.devices()):
-    trainer = start(config, dataset, phase, devices, some_encoder)
+    trainer = start(config, dataset, phase, devices, some_model)
     state, rows = run(trainer, 3)
     states.append(host(state.model()))
     losses.append([row["loss"] for row in rows])
@@ -172,14 +169,14 @@ NO_AUGMENTATION = {
 
 
 def test_cached_features_train_the_head_that_images_train(
-  config, dataset, some_encoder
+  config, dataset, some_model
 ):
   heads = []
   for cached in (0, 1):
     form = config.copy_and_resolve_references()
     form.classify.augment.update(NO_AUGMENTATION)
     form.classify.cached_views = cached
-    trainer = start(form, dataset, "classify", encoder=some_encoder)
+    trainer = start(form, dataset, "classify", given=some_model)
     state, _ = run(trainer, 4)
     heads.append(host(state.params["head"]))
   jax.tree.map(
@@ -188,11 +185,11 @@ def test_cached_features_train_the_head_that_images_train(
 
 
 def test_cached_views_are_the_plain_image_and_random_ones(
-  config, dataset, some_encoder
+  config, dataset, some_model
 ):
   several = config.copy_and_resolve_references()
   several.classify.cached_views = 3
-  trainer = start(several, dataset, "classify", encoder=some_encoder)
+  trainer = start(several, dataset, "classify", given=some_model)
   cached = trainer.parts["train"].images
   plain, *others = np.moveaxis(cached, 1, 0)
   forward = make_forward(
@@ -208,15 +205,17 @@ def test_cached_views_are_the_plain_image_and_random_ones(
 def test_each_step_draws_among_the_cached_views():
   features = jnp.arange(5.0)[None, :, None] + jnp.zeros((64, 1, 1))
   keys = jax.random.split(jax.random.key(0), 4)
-  draw = inputs.of_features(num_views=2).draw
-  drawn = np.stack([draw(key, jnp.arange(64), features) for key in keys])
+  draw = inputs.of_features({"views": 2, "mixup": 0.0}).draw
+  drawn = np.stack(
+    [draw(key, jnp.arange(64), features, None)[0] for key in keys]
+  )
   assert drawn.shape == (4, 2, 64, 1)
   assert {*drawn.ravel()} == {0.0, 1.0, 2.0, 3.0, 4.0}
   assert len(np.unique(drawn[:, 0], axis=0)) == 4  # each step another choice
   assert (drawn[0, 0] != drawn[0, 1]).any()  # each view too
 
 
-def test_caching_what_is_trained_is_refused(config, dataset, some_encoder):
+def test_caching_what_is_trained_is_refused(config, dataset, some_model):
   config = config.copy_and_resolve_references()
   config.pretrain.cached_views = 1
   with pytest.raises(UserError, match=r"cached_views=0"):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dbl_jax.benchmarks import machine, runner, tables
+from dbl_jax import machine
+from dbl_jax.benchmarks import runner, tables
 from dbl_jax.benchmarks.cases import PARTS, Case, make_cases
 from dbl_jax.errors import UserError
 from dbl_jax.progress import clock

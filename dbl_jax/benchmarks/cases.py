@@ -8,7 +8,7 @@ temperature and optimizer are the same by construction.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dbl_jax.benchmarks import machine
+from dbl_jax import machine
 
 
 class Part(NamedTuple):

@@ -21,6 +21,7 @@ from dbl_jax.data import (
   listing,
   long_tail,
   prepared,
+  regions,
   sampling,
   synthetic_faces,
 )
@@ -74,7 +75,7 @@ def load(options: Any) -> Dataset:
     )
   for warning in dataset.warnings:
     log.warning("%s", warning)
-  return dataset
+  return regions.apply(dataset, options.get("region", "face"))
 
 
 def _read_prepared(path: Path, options: Any) -> Dataset:

@@ -5,6 +5,7 @@ Both compute in float32: they are small, and losses want the precision.
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class ProjectionHead(nn.Module):
@@ -19,15 +20,23 @@ class ProjectionHead(nn.Module):
     hidden: width of all layers but the last.
     out: width of the last.
     layers: number of dense layers, at least 1.
+    prototypes: whether it has a parameter 'prototypes' f32[num_classes, out],
+      for losses that compare embeddings with learned points, one a class.
+    num_classes: C.
   """
 
   hidden: int = 512
   out: int = 128
   layers: int = 2
+  prototypes: bool = False
+  num_classes: int = 0
 
   @nn.compact
   def __call__(self, h: jax.Array, train: bool) -> jax.Array:
     """Features f32[B, F] -> embeddings f32[B, out], not normalised."""
+    if self.prototypes:
+      shape = (self.num_classes, self.out)
+      self.param("prototypes", nn.initializers.normal(1.0), shape)
     for layer in range(1, self.layers + 1):
       last = layer == self.layers
       width = self.out if last else self.hidden
@@ -48,11 +57,17 @@ class MLPHead(nn.Module):
     hidden: widths of the layers before it; () makes the classifier linear.
     dropout: probability of dropping an input of the last layer in training,
       which then draws from the random stream 'dropout'.
+    cosine: if not 0, logits are this many times the cosine between the last
+      layer's inputs and each class's weights, which then have no bias.
+    scaled: whether each class's logit is multiplied by a parameter 'scale',
+      at first 1 (learnable weight scaling, Kang et al. 2020, eq. (3)).
   """
 
   num_classes: int
   hidden: tuple[int, ...] = (256,)
   dropout: float = 0.0
+  cosine: float = 0.0
+  scaled: bool = False
 
   @nn.compact
   def __call__(self, h: jax.Array, train: bool) -> jax.Array:
@@ -60,4 +75,28 @@ class MLPHead(nn.Module):
     for layer, width in enumerate(self.hidden, 1):
       h = nn.relu(nn.Dense(width, name=f"dense{layer}")(h))
     h = nn.Dropout(self.dropout, deterministic=not train)(h)
-    return nn.Dense(self.num_classes, name="logits")(h)
+    if self.cosine:
+      logits = self.cosine * _Cosine(self.num_classes, name="logits")(h)
+    else:
+      logits = nn.Dense(self.num_classes, name="logits")(h)
+    if self.scaled:
+      ones = nn.initializers.ones
+      logits = logits * self.param("scale", ones, (1, self.num_classes))
+    return logits
+
+
+class _Cosine(nn.Module):
+  """Cosines f32[B, features] of rows with the columns of a kernel."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, h: jax.Array) -> jax.Array:
+    shape = (h.shape[-1], self.features)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    return _unit(h, 1) @ _unit(kernel, 0)
+
+
+def _unit(x: jax.Array, axis: int) -> jax.Array:
+  squares = jnp.sum(x * x, axis=axis, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

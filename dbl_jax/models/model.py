@@ -1,16 +1,17 @@
 """An encoder and a head, made from a config."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.heads import MLPHead, ProjectionHead
 from dbl_jax.models.resnet import ResNet18
 
-ENCODERS = {"resnet18": ResNet18}
+ENCODERS = {"dcnn": DCNN, "resnet18": ResNet18}
 HEADS = {"mlp": MLPHead, "projection": ProjectionHead}
 
 # Pixels from 0 to 1 are brought near zero mean and unit deviation.
@@ -52,6 +53,15 @@ class Model(nn.Module):
       features = jax.lax.stop_gradient(features)
     features = features.astype(jnp.float32)
     return features, self.head(features, train)
+
+  def with_frozen(self, names: tuple[str, ...]) -> Self:
+    """The same model; these modules of its encoder run as for evaluation.
+
+    An encoder without batch norm runs alike anyway, and has no such field.
+    """
+    if "frozen" not in type(self.encoder).__dataclass_fields__:
+      return self
+    return self.clone(encoder=self.encoder.clone(frozen=names))
 
 
 def make_model(

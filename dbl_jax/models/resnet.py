@@ -59,11 +59,13 @@ class ResNet18(nn.Module):
       3x3 convolution, for images of about 32 pixels (11,168,832 parameters).
     zero_init_residual: see `ResidualBlock`.
     dtype: of the computation; parameters and statistics stay float32.
+    frozen: names of modules that run as for evaluation whatever `train` says.
   """
 
   stem: str = "imagenet"
   zero_init_residual: bool = False
   dtype: jnp.dtype = jnp.float32
+  frozen: tuple[str, ...] = ()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -74,20 +76,28 @@ class ResNet18(nn.Module):
       train: batch norm uses the batch's statistics and updates its own.
 
     Returns:
-      f32[B, 512], averages over the last map.
+      f32[B, 512], averages over the last map, which is sown as 'maps',
+      [B, h, w, 512] of `dtype`, in 'intermediates'.
     """
     size, strides = _STEMS[self.stem]
     x = Conv2D(64, size, strides, dtype=self.dtype, name="stem")(x)
-    x = BatchNorm(not train, relu=True, dtype=self.dtype, name="stem_norm")(x)
+
+    def training(name: str) -> bool:
+      return train and name not in self.frozen
+
+    fixed = not training("stem_norm")
+    x = BatchNorm(fixed, relu=True, dtype=self.dtype, name="stem_norm")(x)
     if self.stem == "imagenet":
       x = max_pool(x)
     for stage, features in enumerate((64, 128, 256, 512), 1):
       for block in (1, 2):
+        name = f"stage{stage}_block{block}"
         x = ResidualBlock(
           features,
           strides=2 if stage > 1 and block == 1 else 1,
           zero_init_residual=self.zero_init_residual,
           dtype=self.dtype,
-          name=f"stage{stage}_block{block}",
-        )(x, train)
+          name=name,
+        )(x, training(name))
+    self.sow("intermediates", "maps", x)
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

@@ -101,3 +101,78 @@ def test_output_is_float32(head):
     lambda: head.init_with_output(jax.random.key(0), features, train=False)
   )
   assert z.dtype == jnp.float32
+
+
+def test_cosine_logits_are_the_scale_times_the_cosine():
+  head = MLPHead(7, hidden=(), cosine=30.0)
+  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  params = variables["params"]
+  assert jax.tree.map(jnp.shape, params) == {"logits": {"kernel": (20, 7)}}
+  logits = head.apply(variables, FEATURES, train=True)
+  kernel = params["logits"]["kernel"]
+  lengths = jnp.linalg.norm(FEATURES, axis=1, keepdims=True) * jnp.linalg.norm(
+    kernel, axis=0, keepdims=True
+  )
+  np.testing.assert_allclose(
+    logits, 30 * (FEATURES @ kernel) / lengths, rtol=1e-4, atol=1e-4
+  )
+  assert jnp.abs(logits).max() <= 30
+
+
+def test_cosine_logits_do_not_see_length_and_are_bounded():
+  head = MLPHead(3, hidden=(), cosine=16.0)
+  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  logits = head.apply(variables, FEATURES, train=False)
+  longer = jax.tree.map(lambda kernel: 5 * kernel, variables)
+  for given, features in ((variables, 1e3 * FEATURES), (longer, FEATURES)):
+    found = head.apply(given, features, train=False)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+  kernel = variables["params"]["logits"]["kernel"]
+  along = head.apply(variables, kernel.T, train=False)
+  np.testing.assert_allclose(jnp.diag(along), 16, rtol=1e-5)
+
+
+def test_cosine_logits_of_nothing_have_a_finite_gradient():
+  head = MLPHead(7, hidden=(), cosine=30.0)
+  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  total = jax.jit(lambda h: head.apply(variables, h, train=False).sum())
+  slopes = jax.grad(total)(jnp.zeros((2, 20)))
+  assert np.isfinite(slopes).all()
+
+
+@pytest.mark.parametrize("cosine", [0.0, 30.0])
+def test_scaled_starts_as_it_would_be_and_scales_each_class(cosine):
+  plain = MLPHead(7, hidden=(), cosine=cosine)
+  scaled = MLPHead(7, hidden=(), cosine=cosine, scaled=True)
+  expected, before = plain.init_with_output(
+    jax.random.key(1), FEATURES, train=False
+  )
+  found, variables = scaled.init_with_output(
+    jax.random.key(1), FEATURES, train=False
+  )
+  np.testing.assert_array_equal(found, expected)
+  params = variables["params"]
+  np.testing.assert_array_equal(params.pop("scale"), np.ones((1, 7)))
+  jax.tree.map(np.testing.assert_array_equal, params, before["params"])
+  scale = jnp.arange(7.0)[None]
+  found = scaled.apply(
+    {"params": params | {"scale": scale}}, FEATURES, train=False
+  )
+  np.testing.assert_allclose(found, expected * scale, rtol=1e-6)
+
+
+def test_prototypes_are_one_point_a_class_beside_the_projection():
+  plain = ProjectionHead(hidden=16, out=8)
+  head = ProjectionHead(hidden=16, out=8, prototypes=True, num_classes=7)
+  expected, before = plain.init_with_output(
+    jax.random.key(1), FEATURES, train=False
+  )
+  found, variables = head.init_with_output(
+    jax.random.key(1), FEATURES, train=False
+  )
+  prototypes = variables["params"].pop("prototypes")
+  assert prototypes.shape == (7, 8)
+  assert (jnp.linalg.norm(prototypes, axis=1) > 0.5).all()
+  assert len(np.unique(prototypes)) == 56
+  assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, before)
+  assert found.shape == expected.shape

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbl_jax import losses
 from dbl_jax.benchmarks.ours import devices
 from dbl_jax.benchmarks.ours.step import device_facts
+from dbl_jax.losses import contrastive
 
 
 def plain(z: jax.Array, temperature: float) -> jax.Array:
@@ -22,7 +22,7 @@ def plain(z: jax.Array, temperature: float) -> jax.Array:
   return (jax.nn.logsumexp(similarities, axis=-1) - positives).mean()
 
 
-_IMPLEMENTATIONS = {"dbl_jax": losses.nt_xent, "plain": plain}
+_IMPLEMENTATIONS = {"dbl_jax": contrastive.nt_xent, "plain": plain}
 
 
 def build(settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dbl_jax import losses
 from dbl_jax.benchmarks.ours import devices
 from dbl_jax.benchmarks.ours.plain_flax import PlainSimCLR
+from dbl_jax.losses.contrastive import nt_xent
 from dbl_jax.models.model import make_model
 
 # Variables, state of the optimizer.
@@ -40,7 +40,7 @@ def make_step(
       z, updated = embed(
         variables | {"params": params}, images, mutable=["batch_stats"]
       )
-      return losses.nt_xent(z.reshape(-1, 2, z.shape[-1]), tau), updated
+      return nt_xent(z.reshape(-1, 2, z.shape[-1]), tau), updated
 
     params = variables["params"]
     (value, updated), grads = jax.value_and_grad(loss, has_aux=True)(params)

@@ -55,7 +55,7 @@ def pretraining(settings: dict[str, Any]) -> Run:
     momentum=settings["momentum"],
     weight_decay=settings["weight_decay"],
   )
-  return _start(config, "pretrain", settings, encoder=None)
+  return _start(config, "pretrain", settings, start=None)
 
 
 def classifying(settings: dict[str, Any]) -> Run:
@@ -82,8 +82,7 @@ def classifying(settings: dict[str, Any]) -> Run:
     config.model, config.classify.head, len(settings["class_shares"])
   )
   fresh = steps.init_variables(model, jax.random.key(0), settings["size"])
-  encoder = {kind: tree["encoder"] for kind, tree in fresh.items()}
-  return _start(config, "classify", settings, jax.device_get(encoder))
+  return _start(config, "classify", settings, jax.device_get(fresh))
 
 
 def _config(settings: dict[str, Any]) -> ConfigDict:
@@ -97,7 +96,7 @@ def _start(
   config: ConfigDict,
   phase: str,
   settings: dict[str, Any],
-  encoder: dict[str, Any] | None,
+  start: dict[str, Any] | None,
 ) -> Run:
   shares = settings["class_shares"]
   images = random_images(settings)
@@ -112,7 +111,7 @@ def _start(
   mesh = sharding.make_mesh(jax.devices()[:1])
   jax.set_mesh(mesh)
   config = configs.resolve(config)
-  trainer = make_trainer(config, phase, dataset, mesh, encoder)
+  trainer = make_trainer(config, phase, dataset, mesh, start)
   return Run(trainer, dataset, mesh)
 
 

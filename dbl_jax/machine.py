@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""What a result was measured on."""
 
 import os
 import platform
@@ -22,6 +22,15 @@ def describe() -> dict[str, Any]:
     "system": platform.platform(),
     "load_average": _load(),
   }
+
+
+def words() -> str:
+  """Processor, cores, memory and GPUs in one line."""
+  found = describe()
+  gpus = ", ".join(found["gpus"]) or "no GPU"
+  return (
+    f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB; {gpus}"
+  )
 
 
 def cores() -> int:

@@ -28,7 +28,7 @@ _AXIS = "data"
 def loss_and_accuracy(
   z: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-  """NT-Xent of `losses.nt_xent`, and how often the positive is the nearest.
+  """NT-Xent, and how often the positive is the nearest.
 
   No temperature overflows. If the context mesh (`jax.set_mesh`) has several
   devices and N divides over them, each works on its own examples.

@@ -1,0 +1,17 @@
+"""Base DCNN of Table 1: the RAF-DB paper's network (Li et al. 2017).
+
+python -m dbl_jax.main --config=configs/dcnn.py --workdir=runs/dcnn
+"""
+
+from ml_collections import ConfigDict
+
+from dbl_jax import config as defaults
+
+
+def get_config() -> ConfigDict:
+  config = defaults.base()
+  config.model = defaults.dcnn()
+  config.classify = defaults.supervised()
+  config.classify.batch_size = 64
+  config.classify.optimizer.learning_rate = 0.16
+  return config

@@ -1,0 +1,200 @@
+"""What a finished run hands over to be compared, and the paper's numbers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dbl_jax import metrics
+from dbl_jax.comparison.statistics import CUTS
+from dbl_jax.errors import UserError
+
+# Table 1 of the paper, on RAF-DB: average and overall accuracy in per cent.
+PAPER: dict[str, tuple[float | None, float | None]] = {
+  "basic": (70.35, 81.68),
+  "reweighting": (72.69, 80.28),
+  "resampling": (72.15, 81.64),
+  "decoupling": (71.36, 80.73),
+  "center_loss": (72.87, 83.68),
+  "dcnn": (72.42, 82.86),
+  "dlp_cnn": (74.20, 84.13),
+  "regions": (None, 82.69),
+  "dbl": (75.87, 83.21),
+}
+# Table 1's names, in its order.
+TITLES: dict[str, str] = {
+  "basic": "Basic",
+  "reweighting": "Re-weighting",
+  "resampling": "Re-sampling",
+  "decoupling": "Decoupling",
+  "center_loss": "Center Loss",
+  "dcnn": "base DCNN",
+  "dlp_cnn": "DLP-CNN",
+  "regions": "Lian et al.",
+  "dbl": "DBL",
+}
+# What `about` must say; the other facts follow from the records.
+ABOUT = ("dataset", "image_size", "command", "hardware")
+
+
+class Record(NamedTuple):
+  """One system trained with one seed.
+
+  Attributes:
+    system: name of its config, such as 'dbl'.
+    seed: the seed it was trained with.
+    class_names: C different names, in index order.
+    train_counts: int[C], training images of each class.
+    labels: int[n], true classes of the test images.
+    scores: f32[n, C], logits, or any scores whose argmax is the prediction.
+    probabilities_ok: whether softmax(scores) is a probability.
+    seconds: training time over its own stages, None if not known.
+    validation_labels: int[m], true classes of the validation images.
+    validation_scores: f32[m, C], as `scores`.
+  """
+
+  system: str
+  seed: int
+  class_names: tuple[str, ...]
+  train_counts: np.ndarray
+  labels: np.ndarray
+  scores: np.ndarray
+  probabilities_ok: bool
+  seconds: float | None
+  validation_labels: np.ndarray
+  validation_scores: np.ndarray
+
+
+def title(system: str) -> str:
+  """The name Table 1 prints, or the system's own where it is not in it."""
+  return TITLES.get(system, system)
+
+
+def predictions(record: Record) -> np.ndarray:
+  """int[n]; the first of equal scores wins."""
+  return np.argmax(record.scores, axis=1)
+
+
+def summary(record: Record) -> dict[str, Any]:
+  """The metrics of one run, as `metrics.summarise` gives them."""
+  return metrics.summarise(confusion([record]), record.class_names)
+
+
+def confusion(records: Iterable[Record]) -> np.ndarray:
+  """int64[C, C] summed over records, rows are the truth."""
+  return sum(
+    metrics.confusion_matrix(
+      record.labels, predictions(record), len(record.class_names)
+    )
+    for record in records
+  )
+
+
+def by_system(records: Sequence[Record]) -> dict[str, list[Record]]:
+  """Groups records by system, after checking that they can be compared.
+
+  Returns:
+    system -> its records by seed; Table 1's systems in its order, then the
+    others in the order they came.
+
+  Raises:
+    UserError: there are none, two are of one system and seed, they differ in
+      classes, training counts or test labels, or scores are not finite.
+  """
+  if not records:
+    raise UserError(
+      "found no finished run to compare; expected at least one: train one first"
+    )
+  seen = dict.fromkeys(record.system for record in records)
+  groups = {system: [] for system in (*TITLES, *seen) if system in seen}
+  for record in sorted(records, key=lambda record: record.seed):
+    group = groups[record.system]
+    if group and group[-1].seed == record.seed:
+      raise UserError(
+        f"found {record.system!r} with seed {record.seed} more than once; "
+        "expected each seed once: leave one of the runs out"
+      )
+    _check(record, records[0])
+    group.append(record)
+  return groups
+
+
+def facts(
+  records: Sequence[Record],
+  about: Mapping[str, Any],
+  cuts: tuple[int, int] = CUTS,
+) -> dict[str, str]:
+  """What a reader must know beside the numbers: label -> plain text.
+
+  Args:
+    records: the runs of the table.
+    about: `dataset`, `image_size` (pixels a side, or text), `command` and
+      `hardware`; other keys are passed over.
+    cuts: (many, few) training images of the tiers.
+
+  Raises:
+    ValueError: `about` lacks one of those.
+  """
+  lacking = [key for key in ABOUT if key not in about]
+  if lacking:
+    raise ValueError(f"about lacks {lacking}; expected {list(ABOUT)}")
+  first, size = records[0], about["image_size"]
+  count = np.bincount(first.labels, minlength=len(first.class_names))
+  if isinstance(size, int):
+    size = f"{size} × {size} pixels"
+  classes = zip(first.class_names, first.train_counts, count, strict=True)
+  return {
+    "Data set": str(about["dataset"]),
+    "Image size": str(size),
+    "Test images": str(len(first.labels)),
+    "Class order (training / test images)": "; ".join(
+      f"{i} {name} ({train:,} / {test:,})"
+      for i, (name, train, test) in enumerate(classes)
+    ),
+    "Tiers": (
+      f"many: more than {cuts[0]:,} training images; few: fewer than "
+      f"{cuts[1]:,}; medium: the rest"
+    ),
+    "Seeds": seed_list({record.seed for record in records}),
+    "Choice of checkpoints": (
+      "on validation images; each run read the test images once, at its end"
+    ),
+    "Hardware": str(about["hardware"]),
+    "Command": str(about["command"]),
+  }
+
+
+def seed_list(seeds: Iterable[int]) -> str:
+  """Seeds as text, in ascending order."""
+  return ", ".join(map(str, sorted(seeds)))
+
+
+def _check(record: Record, first: Record) -> None:
+  """Refuses a record that cannot stand beside the first one."""
+  name = f"{record.system!r} with seed {record.seed}"
+  same = {
+    "classes": tuple(record.class_names) == tuple(first.class_names),
+    "training counts": np.array_equal(record.train_counts, first.train_counts),
+    "test labels": np.array_equal(record.labels, first.labels),
+  }
+  for what, equal in same.items():
+    if not equal:
+      raise UserError(
+        f"found other {what} in {name} than in {first.system!r} with seed "
+        f"{first.seed}; expected one data set and split for all: train it "
+        "again on the same data"
+      )
+  if not np.size(record.labels):
+    raise UserError(
+      f"found no test images in {name}; expected at least one: check the data"
+    )
+  wanted, found = (len(first.labels), len(first.class_names)), record.scores
+  if np.shape(found) != wanted:
+    raise ValueError(
+      f"scores of {name} have shape {np.shape(found)}; expected {wanted}"
+    )
+  if not np.isfinite(record.scores).all():
+    raise UserError(
+      f"found scores that are not finite in {name}; expected numbers: its "
+      "training diverged, train it again with a lower learning rate"
+    )

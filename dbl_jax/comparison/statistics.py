@@ -1,0 +1,268 @@
+"""Numbers that tell systems apart: tiers, calibration, paired differences."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dbl_jax.errors import UserError
+
+# Above the first a class has many training images, below the second few.
+CUTS = (100, 20)
+TIERS = ("many", "medium", "few")
+
+
+class Mean(NamedTuple):
+  """Mean and sample standard deviation; None where undefined."""
+
+  mean: float | None
+  sd: float | None
+
+
+class Difference(NamedTuple):
+  """A difference of fractions, its 95% interval and two-sided p."""
+
+  difference: float
+  lower: float
+  upper: float
+  p: float
+
+
+class Comparison(NamedTuple):
+  """How much more accurate one system is than another."""
+
+  mean_class: Difference
+  overall: Difference
+
+
+def over_seeds(values: Sequence[float | None]) -> Mean:
+  """Mean over the seeds, and their sample standard deviation (s - 1 below).
+
+  Args:
+    values: one for each seed, or None for a seed where it is not known.
+
+  Returns:
+    The mean of the known ones, None if there are none; no deviation of one.
+  """
+  known = [value for value in values if value is not None]
+  return Mean(
+    float(np.mean(known)) if known else None,
+    float(np.std(known, ddof=1)) if len(known) > 1 else None,
+  )
+
+
+def tiers(
+  train_counts: ArrayLike, cuts: tuple[int, int] = CUTS
+) -> tuple[str, ...]:
+  """Sorts classes by how many training images they have.
+
+  Args:
+    train_counts: int[C], training images of each class.
+    cuts: (many, few).
+
+  Returns:
+    C names: 'many' above `many` images, 'few' below `few`, else 'medium'.
+
+  Raises:
+    UserError: `many` is below `few`.
+
+  Source: Liu et al., "Large-scale long-tailed recognition in an open world",
+  CVPR 2019, which cuts at 100 and 20. Every class of RAF-DB has more.
+  """
+  many, few = cuts
+  if many < few:
+    raise UserError(
+      f"found the cuts {many} and {few}; expected 'many' (the first) not "
+      "below 'few' (the second): exchange them"
+    )
+  return tuple(
+    "many" if count > many else "few" if count < few else "medium"
+    for count in np.asarray(train_counts)
+  )
+
+
+def tier_recall(
+  recall: Sequence[float | None], names: Sequence[str]
+) -> Mapping[str, float | None]:
+  """Mean recall of each tier.
+
+  Args:
+    recall: C recalls, None for a class that does not occur in the test.
+    names: C tiers, as from `tiers`.
+
+  Returns:
+    Tier -> mean over its classes that occur, None if there are none.
+  """
+  return {
+    tier: over_seeds(
+      [value for value, name in zip(recall, names, strict=True) if name == tier]
+    ).mean
+    for tier in TIERS
+  }
+
+
+def expected_calibration_error(
+  labels: ArrayLike, scores: ArrayLike, bins: int = 15
+) -> float:
+  """Gap between confidence and accuracy, sum_m |B_m|/n |acc_m - conf_m|.
+
+  B_m holds the images whose largest probability is in ((m-1)/bins, m/bins].
+
+  Args:
+    labels: int[n], true classes.
+    scores: f32[n, C], logits.
+    bins: number of bins of equal width.
+
+  Returns:
+    A fraction in [0, 1]; NaN without images.
+
+  Source: Guo et al., "On calibration of modern neural networks", ICML 2017,
+  eq. (3).
+  """
+  labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+  if not labels.size:
+    return float("nan")
+  shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+  confidence = 1 / shares.sum(axis=1)
+  right = scores.argmax(axis=1) == labels
+  bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+  gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
+  return float(np.abs(gaps).sum() / labels.size)
+
+
+def paired_bootstrap(
+  labels: ArrayLike,
+  a_predictions: ArrayLike,
+  b_predictions: ArrayLike,
+  draws: int = 10_000,
+  seed: int = 0,
+  *,
+  a_seeds: Sequence[int] | None = None,
+  b_seeds: Sequence[int] | None = None,
+) -> Comparison:
+  """How much more accurate a is than b, by the percentile bootstrap.
+
+  A draw takes images with replacement within each class, the same for both
+  systems and all seeds, and training seeds with replacement, a seed of both
+  systems for both at once. With few seeds it understates how much training
+  varies: s seeds drawn from themselves have (s - 1)/s of the variance.
+
+  Args:
+    labels: int[n], true classes.
+    a_predictions: int[n], or int[s, n] for s seeds.
+    b_predictions: int[n], or int[t, n] for t seeds.
+    draws: how often to draw.
+    seed: of the draws.
+    a_seeds: s different seeds, 0 to s - 1 if left out.
+    b_seeds: t different seeds, 0 to t - 1 if left out.
+
+  Returns:
+    Differences a - b in mean-class and in overall accuracy, as fractions, each
+    a mean over seeds. p is twice the smaller share of draws at or beyond 0,
+    at most 1 and never 0: one draw more counts as beyond.
+
+  Raises:
+    ValueError: shapes or numbers of seeds do not match, or there is no image.
+  """
+  labels = np.asarray(labels)
+  a, b = np.atleast_2d(a_predictions), np.atleast_2d(b_predictions)
+  if not labels.size or {a.shape[1:], b.shape[1:]} != {labels.shape}:
+    raise ValueError(
+      f"found labels {labels.shape} and predictions {a.shape} and {b.shape}; "
+      "expected [n], n > 0, and [seeds, n]"
+    )
+  rng = np.random.default_rng(seed)
+  right = np.concatenate([a == labels, b == labels]).T
+  weights = _seed_weights(
+    rng,
+    range(len(a)) if a_seeds is None else a_seeds,
+    range(len(b)) if b_seeds is None else b_seeds,
+    draws,
+  )
+  if len(weights[0]) != right.shape[1]:
+    raise ValueError("found another number of seeds than of predictions")
+  observed = np.repeat((1 / len(a), -1 / len(b)), (len(a), len(b)))
+  classes = np.unique(labels)
+  totals = np.zeros((2, draws + 1))
+  for c in classes:
+    # Images all runs agree on need no telling apart: their number is enough.
+    patterns, count = np.unique(right[labels == c], axis=0, return_counts=True)
+    n = count.sum()
+    drawn = rng.multinomial(n, count / n, size=draws)
+    hits = drawn.astype(np.float64) @ patterns
+    gain = np.append(
+      np.sum(hits * weights, axis=1), count @ patterns @ observed
+    )
+    totals += gain / np.array([[n * classes.size], [labels.size]])
+  return Comparison(*(_difference(total) for total in totals))
+
+
+def logit_adjustment_frontier(
+  labels: ArrayLike,
+  scores: ArrayLike,
+  train_counts: ArrayLike,
+  strengths: ArrayLike,
+) -> tuple[np.ndarray, np.ndarray]:
+  """What a trained classifier trades by scores - strength * log(prior).
+
+  Args:
+    labels: int[n], true classes.
+    scores: f32[n, C], logits.
+    train_counts: int[C]; a class without images counts as one of one image.
+    strengths: f64[k]; 0 leaves the classifier as it is, 1 balances it.
+
+  Returns:
+    (mean-class accuracy, overall accuracy), each f64[k].
+
+  Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021,
+  eq. (9).
+  """
+  labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+  counts = np.maximum(np.asarray(train_counts, np.float64), 1)
+  log_prior = np.log(counts / counts.sum())
+  classes, class_of, count = np.unique(
+    labels, return_inverse=True, return_counts=True
+  )
+  share = 1 / (classes.size * count[class_of])
+  right = np.stack(
+    [
+      np.argmax(scores - strength * log_prior[None], axis=1) == labels
+      for strength in np.asarray(strengths)
+    ]
+  )
+  return right @ share, right.mean(axis=1)
+
+
+def _seed_weights(
+  rng: np.random.Generator,
+  a_seeds: Sequence[int],
+  b_seeds: Sequence[int],
+  draws: int,
+) -> np.ndarray:
+  """f64[draws, s + t]: means over drawn seeds of a, less those of b."""
+  every = np.unique([*a_seeds, *b_seeds])
+  columns = [np.searchsorted(every, seeds) for seeds in (a_seeds, b_seeds)]
+  if any(np.unique(column).size < column.size for column in columns):
+    raise ValueError("found a seed twice; expected different seeds")
+  equal = np.full(every.size, 1 / every.size)
+  drawn = rng.multinomial(every.size, equal, size=draws)
+  # A draw without any seed of one system says nothing: draw again.
+  while True:
+    empty = np.any([drawn[:, c].sum(axis=1) == 0 for c in columns], axis=0)
+    if not empty.any():
+      break
+    drawn[empty] = rng.multinomial(every.size, equal, size=empty.sum())
+  a, b = (drawn[:, c] / drawn[:, c].sum(axis=1)[:, None] for c in columns)
+  return np.concatenate([a, -b], axis=1)
+
+
+def _difference(values: np.ndarray) -> Difference:
+  """Sums up draws, the last of which is the observed difference."""
+  # Equal accuracies must not differ by rounding.
+  values = np.round(values, 12)
+  drawn = values[:-1]
+  lower, upper = np.quantile(drawn, (0.025, 0.975))
+  beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
+  p = min(1.0, 2 * (1 + beyond) / (1 + drawn.size))
+  return Difference(float(values[-1]), float(lower), float(upper), float(p))

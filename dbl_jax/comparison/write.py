@@ -1,0 +1,74 @@
+"""The files of a comparison: table.md, table.csv, table.html, two pictures."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dbl_jax.comparison import figures, table
+from dbl_jax.comparison.records import Record, facts
+from dbl_jax.comparison.statistics import CUTS
+
+
+def write(
+  out: Path,
+  records: Sequence[Record],
+  missing: Sequence[str],
+  about: Mapping[str, Any],
+  *,
+  reference: str = "basic",
+  cuts: tuple[int, int] = CUTS,
+  paper_points: bool = False,
+) -> None:
+  """Writes the tables and pictures, each file whole or not at all.
+
+  All are made before the first is written, so that what cannot be made leaves
+  the old ones as they were.
+
+  Args:
+    out: folder, made if missing.
+    records: finished runs on one data set.
+    missing: systems asked for but not finished, and what each lacks.
+    about: `dataset`, `image_size`, `command` and `hardware`, plain text.
+    reference: system that the others are compared with.
+    cuts: (many, few) training images of the tiers.
+    paper_points: whether to draw the paper's accuracies beside ours.
+
+  Raises:
+    UserError: the records cannot be compared, see `records.by_system`.
+  """
+  rows = table.rows(records, reference, cuts)
+  stated = facts(records, about, cuts)
+  accuracies = figures.accuracies(records, reference, paper_points=paper_points)
+  matrices = figures.confusion_matrices(records)
+  pictures = {
+    "Mean-class against overall accuracy": accuracies,
+    "Confusion matrices": matrices,
+  }
+  page = table.as_html(rows, stated, missing, pictures)
+  files = {
+    "table.md": _utf8(table.as_markdown(rows, stated, missing)),
+    "table.csv": _utf8(table.as_csv(rows, stated, missing)),
+    "table.html": page.encode("utf-8", "xmlcharrefreplace"),
+    "confusion_matrices.png": matrices,
+    "accuracies.png": accuracies,
+  }
+  out = Path(out)
+  out.mkdir(parents=True, exist_ok=True)
+  for name, content in files.items():
+    _replace(out / name, content)
+
+
+def _utf8(text: str) -> bytes:
+  """UTF-8, with question marks for what no file can hold."""
+  return text.encode("utf-8", "replace")
+
+
+def _replace(path: Path, content: bytes) -> None:
+  """Writes a file so that readers find the old one or the whole new one."""
+  partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    partial.write_bytes(content)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)

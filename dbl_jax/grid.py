@@ -1,0 +1,247 @@
+"""Many systems, many seeds: what is shared is trained once, nothing twice.
+
+Every config is cut into its phases. A stage is one phase, with the stage it
+starts from; stages that agree in everything but the phase's name are one. Each
+has a workdir of its own, named after its content, so a grid that was killed
+goes on, and one that grows trains what is new.
+"""
+
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from dbl_jax import config as configs
+from dbl_jax import predictions, train
+from dbl_jax.comparison.records import Record
+from dbl_jax.errors import UserError
+from dbl_jax.progress import clock, say
+
+_SECONDS = "seconds.json"
+
+
+class Stage(NamedTuple):
+  """One phase to train.
+
+  Attributes:
+    config: resolved, with this phase alone.
+    workdir: its own.
+    before: the stage it starts from.
+  """
+
+  config: ConfigDict
+  workdir: Path
+  before: "Stage | None"
+
+
+class Entry(NamedTuple):
+  """A system with a seed, and the stage that gives its result."""
+
+  system: str
+  seed: int
+  stage: Stage
+
+
+def plan(
+  systems: Mapping[str, ConfigDict], seeds: Sequence[int], out: Path
+) -> list[Entry]:
+  """What a table needs, seed by seed.
+
+  Args:
+    systems: name -> config, not resolved.
+    seeds: of each system.
+    out: folder of the workdirs.
+
+  Returns:
+    For each seed and system the stage that ends it.
+
+  Raises:
+    UserError: for a config that cannot be.
+  """
+  entries = []
+  for seed in seeds:
+    for system, config in systems.items():
+      config = ConfigDict(config)
+      config.seed = seed
+      entries.append(Entry(system, seed, _last_stage(config, out)))
+  return entries
+
+
+def _last_stage(config: ConfigDict, out: Path) -> Stage:
+  resolved = configs.resolve(config)
+  before = None
+  for name in configs.phases(resolved):
+    single = resolved.copy_and_resolve_references()
+    with single.unlocked():
+      for other in configs.PHASES:
+        if other != name and other in single:
+          del single[other]
+      if before is not None:
+        single.init_from = str(before.workdir)
+    before = Stage(single, _workdir(single, name, before, out), before)
+  return before
+
+
+def _workdir(
+  config: ConfigDict, name: str, before: Stage | None, out: Path
+) -> Path:
+  """Named after all that decides the result."""
+  what = config.to_dict()
+  for field in configs.FREE_FIELDS:
+    group, _, leaf = field.rpartition(".")
+    (what[group] if group else what).pop(leaf, None)
+  what["phase"] = what.pop(name)
+  if before is not None:
+    what["init_from"] = before.workdir.name
+  text = json.dumps(what, sort_keys=True, default=str)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+  loss = "+".join(config[name].losses)
+  return out.resolve() / f"seed{config.seed}-{loss}-{digest}"
+
+
+def stages(entries: Sequence[Entry]) -> list[Stage]:
+  """All stages of the entries, each once, before those that need it."""
+  found: dict[Path, Stage] = {}
+  for entry in entries:
+    chain, stage = [], entry.stage
+    while stage is not None:
+      chain.append(stage)
+      stage = stage.before
+    for stage in reversed(chain):
+      found.setdefault(stage.workdir, stage)
+  return list(found.values())
+
+
+def run(entries: Sequence[Entry]) -> dict[Path, str]:
+  """Trains every stage that is not finished, and says how far it is.
+
+  A stage that cannot be trained does not stop the others.
+
+  Args:
+    entries: as made by `plan`.
+
+  Returns:
+    Workdir of each stage that failed -> why.
+  """
+  todo = [stage for stage in stages(entries) if not is_done(stage)]
+  done = len(stages(entries)) - len(todo)
+  say(f"grid: {len(entries)} results, {done} stages done, {len(todo)} to train")
+  failed: dict[Path, str] = {}
+  started = time.monotonic()
+  for number, stage in enumerate(todo):
+    left = (time.monotonic() - started) / max(number, 1) * (len(todo) - number)
+    estimate = f", about {clock(left)} left" if number else ""
+    users = sorted({e.system for e in entries if _needs(e.stage, stage)})
+    say(
+      f"grid: stage {number + 1} of {len(todo)}{estimate}: seed"
+      f" {stage.config.seed}, for {', '.join(users)}\n  {stage.workdir}"
+    )
+    if stage.before is not None and stage.before.workdir in failed:
+      failed[stage.workdir] = f"needs {stage.before.workdir.name}, which failed"
+      continue
+    try:
+      _train(stage)
+    except UserError as error:
+      failed[stage.workdir] = str(error)
+      say(f"grid: failed: {error}")
+    gc.collect()
+  return failed
+
+
+def _needs(stage: Stage, other: Stage) -> bool:
+  return other.workdir in {one.workdir for one in _chain(stage)}
+
+
+def _chain(stage: Stage | None) -> list[Stage]:
+  return [] if stage is None else [*_chain(stage.before), stage]
+
+
+def is_done(stage: Stage) -> bool:
+  """Whether a stage has its results; the page is written after the scores."""
+  return (stage.workdir / "report.html").exists()
+
+
+def _train(stage: Stage) -> None:
+  started = time.monotonic()
+  try:
+    train.train_and_evaluate(stage.config, stage.workdir)
+  finally:
+    if stage.workdir.is_dir():
+      spent = _seconds(stage) + time.monotonic() - started
+      (stage.workdir / _SECONDS).write_text(json.dumps(round(spent, 1)) + "\n")
+
+
+def _seconds(stage: Stage) -> float:
+  try:
+    return float(json.loads((stage.workdir / _SECONDS).read_text()))
+  except (OSError, ValueError):
+    return 0.0
+
+
+def records(entries: Sequence[Entry]) -> list[Record]:
+  """What the finished entries hand over to be compared."""
+  found = []
+  for system, seed, stage in entries:
+    if not is_done(stage):
+      continue
+    scores = predictions.load(stage.workdir / "scores_test.npz")
+    found.append(
+      Record(
+        system=system,
+        seed=seed,
+        class_names=scores.class_names,
+        train_counts=scores.train_counts,
+        labels=scores.labels,
+        scores=scores.scores,
+        probabilities_ok=scores.calibrated,
+        seconds=sum(_seconds(one) for one in _chain(stage)) or None,
+        validation_labels=scores.validation_labels,
+        validation_scores=scores.validation_scores,
+      )
+    )
+  return found
+
+
+def missing(entries: Sequence[Entry], failed: Mapping[Path, str]) -> list[str]:
+  """A line for each entry without result, and why."""
+  return [
+    f"{system}, seed {seed}: {failed.get(stage.workdir, 'not finished')}"
+    for system, seed, stage in entries
+    if not is_done(stage)
+  ]
+
+
+def with_budget(
+  config: ConfigDict,
+  data: Mapping[str, Any],
+  epochs: int,
+  head_epochs: int,
+  change: Callable[[ConfigDict], None] = lambda config: None,
+) -> ConfigDict:
+  """A system's config on given data, its encoder trained as long as others'.
+
+  Args:
+    config: the system's.
+    data: fields of `config.data` that differ from the defaults.
+    epochs: of the phase that trains the whole encoder; 0: the config's own.
+    head_epochs: of the phase after it, unless that has none; 0: its own.
+    change: applied last.
+
+  Returns:
+    A copy.
+  """
+  config = ConfigDict(config)
+  config.data.update(data)
+  first, *rest = configs.phases(config)
+  if epochs:
+    config[first].epochs = epochs
+  for name in rest:
+    if head_epochs and config[name].epochs != 0:
+      config[name].epochs = head_epochs
+  change(config)
+  return config

@@ -1,0 +1,1 @@
+"""Losses, as terms a config names and weighs; `terms` lists them."""

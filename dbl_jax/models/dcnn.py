@@ -1,0 +1,105 @@
+"""The base DCNN: Li et al. 2017, "Reliable Crowdsourcing and Deep
+Locality-Preserving Learning for Expression Recognition in the Wild", table 1.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dbl_jax.models.conv import Conv2D
+
+# Output channels of the convolutions; a pooling follows each group.
+_GROUPS = ((64,), (96,), (128, 128), (256, 256))
+# He et al. 2015, "Delving Deep into Rectifiers", eq. (10).
+_dense_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+class DCNN(nn.Module):
+  """The encoder: images to features, without batch norm.
+
+  Six 3x3 convolutions with bias and ReLU, 64, 96, 128, 128, 256 and 256
+  channels, and 2x2 max-pooling after the first, second, fourth and sixth.
+
+  Attributes:
+    width: features of the dense layer with ReLU that 'flatten' ends in.
+    pooling: 'flatten', the published network: the dense layer reads the whole
+      last map (19,634,736 parameters for images of 100 pixels, 3,250,736 for
+      32); or 'average', for class activation maps: no last pooling and no
+      dense layer, the features are averages over the last map (1,200,736
+      parameters).
+    dtype: of the computation; parameters stay float32.
+  """
+
+  width: int = 2000
+  pooling: str = "flatten"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Encodes images.
+
+    Args:
+      x: f32[B, H, W, 3], normalised, at least 16 pixels high and wide. An odd
+        map loses its last row or column where it is pooled.
+      train: without effect; nothing here differs in training.
+
+    Returns:
+      f32[B, width], or f32[B, 256] with pooling 'average'. The map they are
+      made of, [B, h, w, 256] of `dtype`, is sown as 'maps' in 'intermediates'.
+    """
+    if self.pooling not in ("flatten", "average"):
+      raise ValueError(
+        f"pooling is {self.pooling!r}; expected 'flatten' or 'average'"
+      )
+    layer = 0
+    for group in _GROUPS:
+      for place, features in enumerate(group, 1):
+        layer += 1
+        last = place == len(group)
+        pool = last and (group is not _GROUPS[-1] or self.pooling == "flatten")
+        x = _Convolution(features, pool, self.dtype, name=f"conv{layer}")(x)
+    self.sow("intermediates", "maps", x)
+    if self.pooling == "average":
+      return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    x = x.reshape(x.shape[0], -1)
+    x = nn.Dense(
+      self.width, dtype=self.dtype, kernel_init=_dense_init, name="dense"
+    )(x)
+    return nn.relu(x).astype(jnp.float32)
+
+
+class _Convolution(nn.Module):
+  """3x3 convolution, bias, ReLU and, if `pool`, max-pooling.
+
+  ReLU is monotone, so pooling may come first: the same values, and bias and
+  ReLU have a quarter of the pixels to do.
+  """
+
+  features: int
+  pool: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H, W, features], half as high and wide if pooled."""
+    x = Conv2D(self.features, kernel_size=3, dtype=self.dtype, name="conv")(x)
+    if self.pool:
+      x = _max_pool(x)
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    return nn.relu(x + bias.astype(self.dtype)[None, None, None])
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+  """2x2 max-pooling with stride 2, [B, H, W, C] -> [B, H // 2, W // 2, C].
+
+  By slices, along rows and then along columns: the gradient of
+  `lax.reduce_window`, select-and-scatter, is ten times as slow on CPU. Equal
+  pixels share the gradient.
+  """
+  for axis in (1, 2):
+    end = x.shape[axis] // 2 * 2
+    first = lax.slice_in_dim(x, 0, end, 2, axis)
+    second = lax.slice_in_dim(x, 1, end, 2, axis)
+    x = jnp.maximum(first, second)
+  return x

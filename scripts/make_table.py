@@ -1,0 +1,123 @@
+"""Remakes the paper's Table 1: trains what is missing, then compares.
+
+python scripts/make_table.py --out=runs/table \
+  --data.name=raf_db --data.dir=/data/RAF-DB --seeds=0,1,2
+
+Writes table.md, table.csv, table.html and two pictures to --out. Run again, it
+goes on where it stopped; with more systems or seeds it trains those alone.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from dbl_jax import config as configs
+from dbl_jax.cli import load_config, parse_flags, speak_plainly
+from dbl_jax.errors import UserError
+
+_TABLE_1 = (
+  "basic,reweighting,resampling,decoupling,center_loss,dcnn,dlp_cnn,regions,dbl"
+)
+_SYSTEMS = flags.DEFINE_list(
+  "systems",
+  _TABLE_1,
+  "Names of configs in configs/, with variants such as decoupling:lws.",
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Each system is trained with each.")
+_OUT = flags.DEFINE_string(
+  "out", "runs/table", "Folder of the table and of the workdirs."
+)
+_EPOCHS = flags.DEFINE_integer(
+  "epochs",
+  0,
+  "Of encoder training, the same for every system; 0: as each config has it.",
+  lower_bound=0,
+)
+_HEAD_EPOCHS = flags.DEFINE_integer(
+  "head_epochs",
+  0,
+  "Of a second phase; 0: as each config has it.",
+  lower_bound=0,
+)
+_REFERENCE = flags.DEFINE_string(
+  "reference", "basic", "The system that others are compared with."
+)
+_CUTS = flags.DEFINE_list(
+  "cuts",
+  ["100", "20"],
+  "Tiers: more training images than the first are 'many', fewer than the"
+  " second 'few'.",
+)
+_TRAIN = flags.DEFINE_bool(
+  "train", True, "--notrain: compare what is finished, train nothing."
+)
+_DATA = config_flags.DEFINE_config_dict(
+  "data", configs.base().data, "The data set, as in any config: --data.name=..."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Trains and writes."""
+  parse_flags(argv)
+  cuts = tuple(_whole("cuts", value) for value in _CUTS.value)
+  if len(cuts) != 2 or cuts[0] < cuts[1]:
+    raise UserError(
+      f"--cuts={','.join(_CUTS.value)}: expected two numbers, the larger first."
+    )
+  from dbl_jax import grid, machine
+  from dbl_jax.comparison.write import write
+  from dbl_jax.progress import say
+
+  out = Path(_OUT.value).expanduser()
+  data = {
+    name: value
+    for name, value in _DATA.value.to_dict().items()
+    if value != configs.base().data.to_dict()[name]
+  }
+  systems = {
+    name: grid.with_budget(
+      load_config(f"configs/{file}.py{colon}{variant}"),
+      data,
+      _EPOCHS.value,
+      _HEAD_EPOCHS.value,
+    )
+    for name in _SYSTEMS.value
+    for file, colon, variant in [name.partition(":")]
+  }
+  seeds = [_whole("seeds", value) for value in _SEEDS.value]
+  entries = grid.plan(systems, seeds, out / "stages")
+  failed = grid.run(entries) if _TRAIN.value else {}
+  missing = grid.missing(entries, failed)
+  config = entries[0].stage.config
+  write(
+    out,
+    grid.records(entries),
+    missing,
+    {
+      "dataset": config.data.name,
+      "image_size": config.data.image_size,
+      "command": shlex.join(["python", *sys.argv]),
+      "hardware": machine.words(),
+    },
+    reference=_REFERENCE.value,
+    cuts=cuts,
+  )
+  say(f"Table: {out / 'table.html'}")
+  if failed:
+    raise UserError("Not all could be trained:\n  " + "\n  ".join(missing))
+
+
+def _whole(flag: str, value: str) -> int:
+  if not value.strip().isdigit():
+    raise UserError(
+      f"--{flag}: {value!r} is not a whole number. Give some, with commas."
+    )
+  return int(value)
+
+
+if __name__ == "__main__":
+  speak_plainly(main)

@@ -1,0 +1,128 @@
+"""Every system of the table, from its config to its result, on drawn faces."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny
+from dbl_jax import cli, predictions, train
+from dbl_jax import config as configs
+from dbl_jax.errors import UserError
+
+FOLDER = Path(__file__).parents[1] / "configs"
+VARIANTS = [
+  "balanced_softmax",
+  "basic",
+  "center_loss",
+  "dbl",
+  "dbl:balanced_contrastive",
+  "dbl:fine_tuned",
+  "dbl:sup_con",
+  "dcnn",
+  "decoupling",
+  "decoupling:lws",
+  "decoupling:nearest_class_mean",
+  "decoupling:tau_normalised",
+  "dlp_cnn",
+  "dlp_cnn:svm",
+  "ldam_drw",
+  "logit_adjustment",
+  "mixup",
+  "mixup:only",
+  "regions",
+  "regions:mouth",
+  "resampling",
+  "resampling:0.5",
+  "reweighting",
+  "reweighting:effective",
+  "simclr",
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("cache"))
+
+
+def small(name, cache):
+  """A system on few faces, with the tests' encoder for a ResNet."""
+  file, colon, variant = name.partition(":")
+  config = cli.load_config(f"{FOLDER / file}.py{colon}{variant}")
+  config.data.update(num_train=60, num_test=20, image_size=16, cache_dir=cache)
+  config.tensorboard = False
+  if name not in ("dcnn", "regions"):
+    config.model = {"name": "tiny", "dtype": "auto"}
+  for phase in configs.phases(config):
+    config[phase].batch_size = 16
+    if config[phase].epochs is None:
+      config[phase].epochs = 1
+  if name == "dbl:fine_tuned":
+    config.classify.trained = ("encoder/norm", "head")
+  return configs.resolve(config)
+
+
+def test_every_config_is_tried_here():
+  tried = {name.partition(":")[0] for name in VARIANTS} | {"classifier"}
+  assert {path.stem for path in FOLDER.glob("*.py")} == tried
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_system_trains_and_scores(name, cache, tmp_path):
+  if name.endswith("svm"):
+    pytest.importorskip("sklearn")
+  metrics = train.train_and_evaluate(small(name, cache), tmp_path)
+  assert metrics["images"] == 20
+  scores = predictions.load(tmp_path / "scores_test.npz")
+  assert scores.scores.shape == (20, 7)
+  assert np.isfinite(scores.scores).all()
+  rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert all(np.isfinite(json.loads(row).get("loss", 0.0)) for row in rows)
+  # Run again, it is finished: nothing is trained, the same comes out.
+  before = (tmp_path / "metrics.jsonl").read_bytes()
+  again = train.train_and_evaluate(small(name, cache), tmp_path)
+  assert again == metrics
+  assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_unknown_variant_is_refused_with_its_name():
+  with pytest.raises(UserError, match=r"decoupling\.py has no variant 'crtt'"):
+    cli.load_config(f"{FOLDER / 'decoupling.py'}:crtt")
+
+
+def test_a_config_says_in_its_docstring_how_to_run_it():
+  for path in FOLDER.glob("*.py"):
+    assert re.search(rf"--config=configs/{path.name}", path.read_text())
+
+
+def test_fields_left_open_depend_on_the_data():
+  config = cli.load_config(str(FOLDER / "dbl.py"))
+  faces = configs.resolve(config)
+  assert faces.pretrain.augment.crop_scale == (0.6, 1.0)
+  config.data.name = "raf_db"
+  photos = configs.resolve(config)
+  assert photos.pretrain.augment.crop_scale == (0.2, 1.0)
+  config.pretrain.augment.crop_scale = (0.4, 1.0)
+  assert configs.resolve(config).pretrain.augment.crop_scale == (0.4, 1.0)
+
+
+def test_options_that_do_not_fit_are_refused():
+  config = tiny.get_config()
+  config.classify.mixup = 0.2
+  config.classify.losses = {"ldam": {}}
+  with pytest.raises(UserError, match=r"mixes labels.*balanced_softmax"):
+    configs.resolve(config)
+  config.classify.mixup = 0.0
+  config.classify.losses = {"cross_entropy": {"strength": 1.0}}
+  with pytest.raises(UserError, match=r"no option 'strength'.*weighting"):
+    configs.resolve(config)
+  config.classify.losses = {"cross_entropy": {"weighting": "odd"}}
+  with pytest.raises(UserError, match=r"one of effective, inverse, none"):
+    configs.resolve(config)
+  config = tiny.get_config()
+  config.model.stem = "imagenet"
+  config.model.name = "dcnn"
+  with pytest.raises(UserError, match=r"model\.stem is not for .*'dcnn'"):
+    configs.resolve(config)

@@ -1,0 +1,151 @@
+"""The grid: shared stages are trained once, finished ones never again."""
+
+from pathlib import Path
+
+import pytest
+
+import tiny
+from dbl_jax import config as configs
+from dbl_jax import grid, train
+from dbl_jax.errors import UserError
+
+
+def supervised(cache):
+  config = configs.base()
+  config.data.update(
+    num_train=60, num_test=20, image_size=16, cache_dir=str(cache)
+  )
+  config.model.name = "tiny"
+  config.tensorboard = False
+  config.classify = configs.supervised()
+  config.classify.update(batch_size=16, epochs=1)
+  return config
+
+
+def decoupled(cache):
+  config = supervised(cache)
+  config.pretrain = config.classify
+  config.classify = configs.untrained("tau_normalised")
+  config.classify.batch_size = 16
+  return config
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def entries(cache, tmp_path):
+  systems = {"basic": supervised(cache), "decoupling": decoupled(cache)}
+  return grid.plan(systems, [0, 1], tmp_path)
+
+
+def test_a_stage_that_systems_share_is_one(entries):
+  basic, tau, other_seed, _ = entries
+  assert tau.stage.before.workdir == basic.stage.workdir
+  assert other_seed.stage.workdir != basic.stage.workdir
+  assert len(grid.stages(entries)) == 4
+  order = [stage.workdir for stage in grid.stages(entries)]
+  assert order.index(basic.stage.workdir) < order.index(tau.stage.workdir)
+
+
+def test_what_decides_the_result_decides_the_workdir(cache, tmp_path):
+  def place(change):
+    config = supervised(cache)
+    change(config)
+    (entry,) = grid.plan({"basic": config}, [0], tmp_path)
+    return entry.stage.workdir
+
+  usual = place(lambda config: None)
+  assert place(lambda c: c.classify.update(epochs=2)) != usual
+  assert place(lambda c: c.data.update(image_size=24)) != usual
+  assert place(lambda c: c.data.update(region="mouth")) != usual
+  assert place(lambda c: c.update(log_every=3)) == usual
+  assert place(lambda c: c.data.update(cache_dir="/elsewhere")) == usual
+
+
+def test_two_phases_apart_are_the_two_phases_together(cache, tmp_path):
+  config = tiny.get_config()
+  config.data.update(num_train=60, num_test=20, cache_dir=str(cache))
+  for phase in ("pretrain", "classify"):
+    config[phase].update(batch_size=16, epochs=1)
+  together = train.train_and_evaluate(
+    configs.resolve(config), tmp_path / "together"
+  )
+  entries = grid.plan({"dbl": config}, [0], tmp_path / "apart")
+  assert not grid.run(entries)
+  (record,) = grid.records(entries)
+  shown = [record.scores.argmax(axis=1).tolist(), record.labels.tolist()]
+  confusion = together["confusion_matrix"]
+  for truth, guess in zip(*reversed(shown), strict=True):
+    confusion[truth][guess] -= 1
+  assert not any(map(any, confusion))
+
+
+def test_a_grid_goes_on_and_trains_nothing_twice(entries, monkeypatch):
+  trained, real = [], train.train_and_evaluate
+
+  def killed_at_the_third(config, workdir):
+    if len(trained) == 2:
+      raise KeyboardInterrupt
+    trained.append(workdir)
+    return real(config, workdir)
+
+  monkeypatch.setattr(train, "train_and_evaluate", killed_at_the_third)
+  with pytest.raises(KeyboardInterrupt):
+    grid.run(entries)
+  assert len(grid.records(entries)) == 2
+  assert len(grid.missing(entries, {})) == 2
+  first = list(trained)
+
+  def count(config, workdir):
+    trained.append(workdir)
+    return real(config, workdir)
+
+  monkeypatch.setattr(train, "train_and_evaluate", count)
+  assert grid.run(entries) == {}
+  assert len(trained) == 4
+  assert not set(first) & set(trained[2:])
+  assert all(record.seconds > 0 for record in grid.records(entries))
+  assert grid.run(entries) == {}
+  assert len(trained) == 4
+
+
+def test_a_failure_stops_what_needs_it_and_nothing_else(entries, monkeypatch):
+  broken = entries[0].stage.workdir
+  real = train.train_and_evaluate
+
+  def fail(config, workdir):
+    if workdir == broken:
+      raise UserError("loss is nan")
+    return real(config, workdir)
+
+  monkeypatch.setattr(train, "train_and_evaluate", fail)
+  failed = grid.run(entries)
+  assert failed[broken] == "loss is nan"
+  assert set(failed) == {broken, entries[1].stage.workdir}
+  told = grid.missing(entries, failed)
+  assert told[0] == "basic, seed 0: loss is nan"
+  assert "needs" in told[1]
+  assert [record.seed for record in grid.records(entries)] == [1, 1]
+
+
+def test_the_budget_is_every_encoders():
+  config = configs.base()
+  config.pretrain = configs.simclr()
+  config.classify = configs.classifier()
+  given = grid.with_budget(config, {"name": "raf_db"}, 7, 3)
+  assert given.data.name == "raf_db"
+  assert (given.pretrain.epochs, given.classify.epochs) == (7, 3)
+  assert config.pretrain.epochs is None
+  untrained = configs.base()
+  untrained.pretrain = configs.supervised()
+  untrained.classify = configs.untrained("svm")
+  assert grid.with_budget(untrained, {}, 7, 3).classify.epochs == 0
+
+
+def test_stages_lie_under_the_folder_given(entries, tmp_path):
+  assert all(
+    Path(stage.workdir).parent == tmp_path for stage in grid.stages(entries)
+  )

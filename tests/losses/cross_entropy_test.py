@@ -1,0 +1,267 @@
+"""Cross-entropy and its forms against their papers' formulas."""
+
+import numpy as np
+import pytest
+from batches import assert_gradient, run, seen, slopes
+
+from dbl_jax.losses import cross_entropy as losses
+
+COUNTS = np.array([500.0, 60, 9, 1])  # and no class is as frequent as another
+LABELS = np.array([0, 1, 3, 3, 2, 0])
+RNG = np.random.default_rng(0)
+OUTPUTS = 3 * RNG.normal(size=(6, 2, 4))
+TARGETS = np.eye(4)[LABELS]
+MIXED = 0.7 * TARGETS + 0.3 * np.roll(TARGETS, 1, axis=0)
+
+
+def softmax(z):
+  return np.exp(z) / np.exp(z).sum()
+
+
+def literal_weights(counts, weighting, beta):
+  if weighting == "none":
+    return np.ones(len(counts))
+  if weighting == "inverse":
+    raw = [1 / n for n in counts]
+  else:  # Cui et al. 2019, eq. (2), and section 4: they sum to C
+    raw = [1 / ((1 - beta**n) / (1 - beta)) for n in counts]
+  return np.array(raw) * len(counts) / sum(raw)
+
+
+def literal_cross_entropy(
+  outputs, targets, counts, weighting="none", beta=0.9999
+):
+  weights = literal_weights(counts, weighting, beta)
+  values = []
+  for views, target in zip(outputs, targets, strict=True):
+    for z in views:
+      p = softmax(z)
+      terms = [weights[j] * target[j] * np.log(p[j]) for j in range(len(z))]
+      values.append(-sum(terms))
+  return np.mean(values)
+
+
+def literal_balanced_softmax(outputs, targets, counts, strength=1.0):
+  values = []
+  for views, target in zip(outputs, targets, strict=True):
+    for z in views:  # Ren et al. 2020, eq. (4)
+      shares = counts**strength * np.exp(z)
+      values.append(-sum(target * np.log(shares / shares.sum())))
+  return np.mean(values)
+
+
+def literal_ldam(
+  outputs, labels, counts, margin=0.5, scale=30.0, weighting="none", beta=0.9999
+):
+  weights = literal_weights(counts, weighting, beta)
+  largest = max(n**-0.25 for n in counts)
+  values = []
+  for views, y in zip(outputs, labels, strict=True):
+    for z in views:  # Cao et al. 2019, eq. (10) and (13)
+      gap = scale * margin * counts[y] ** -0.25 / largest
+      own = np.exp(z[y] - gap)
+      others = sum(np.exp(z[j]) for j in range(len(z)) if j != y)
+      values.append(-weights[y] * np.log(own / (own + others)))
+  return np.mean(values)
+
+
+def literal_smoothing(outputs, targets, counts, head=0.3, tail=0.0):
+  classes, most, least = len(counts), max(counts), min(counts)
+  values = []
+  for views, target in zip(outputs, targets, strict=True):
+    for z in views:
+      log_p = np.log(softmax(z))
+      for y in range(classes):  # Zhong et al. 2021, eq. (4) and (6)
+        angle = np.pi * (counts[y] - least) / (2 * (most - least))
+        e = tail + (head - tail) * np.sin(angle)
+        others = sum(log_p[j] for j in range(classes) if j != y)
+        own = -(1 - e) * log_p[y] - e / (classes - 1) * others
+        values.append(target[y] * own)
+  return np.sum(values) / outputs[..., 0].size
+
+
+CASES = {
+  "plain": (losses.cross_entropy, literal_cross_entropy, {}),
+  "inverse": (
+    losses.cross_entropy,
+    literal_cross_entropy,
+    {"weighting": "inverse"},
+  ),
+  "effective": (
+    losses.cross_entropy,
+    literal_cross_entropy,
+    {"weighting": "effective", "beta": 0.99},
+  ),
+  "effective, beta almost 1": (
+    losses.cross_entropy,
+    literal_cross_entropy,
+    {"weighting": "effective", "beta": 0.9999},
+  ),
+  "balanced": (losses.balanced_softmax, literal_balanced_softmax, {}),
+  "balanced, stronger": (
+    losses.balanced_softmax,
+    literal_balanced_softmax,
+    {"strength": 1.5},
+  ),
+  "ldam": (
+    losses.ldam,
+    literal_ldam,
+    {"weighting": "none", "margin": 0.4, "scale": 4.0},
+  ),
+  "ldam, weighted": (losses.ldam, literal_ldam, {"weighting": "effective"}),
+  "smoothing": (losses.label_aware_smoothing, literal_smoothing, {}),
+  "smoothing of the tail too": (
+    losses.label_aware_smoothing,
+    literal_smoothing,
+    {"head": 0.4, "tail": 0.1},
+  ),
+}
+MIXING = [name for name in CASES if "ldam" not in name]
+
+
+def batch(**changes):
+  given = {"outputs": OUTPUTS, "labels": LABELS, "counts": COUNTS} | changes
+  return seen(**given)
+
+
+def value(loss, given=None, **options):
+  return run(loss, given or batch(), **options)[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradient_equal_the_formula(name):
+  loss, literal, options = CASES[name]
+  goals = LABELS if literal is literal_ldam else TARGETS
+
+  def expected(outputs):
+    return literal(outputs, goals, COUNTS, **options)
+
+  found, _, gradients = run(loss, batch(), **options)
+  np.testing.assert_allclose(found, expected(OUTPUTS), rtol=1e-5)
+  assert_gradient(gradients["outputs"], slopes(expected, OUTPUTS))
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_mixed_targets_give_the_mixture_of_losses(name):
+  loss, literal, options = CASES[name]
+  mixed = value(loss, batch(targets=MIXED), **options)
+  np.testing.assert_allclose(
+    mixed, literal(OUTPUTS, MIXED, COUNTS, **options), rtol=1e-5
+  )
+  own = value(loss, **options)
+  swapped = batch(targets=np.roll(TARGETS, 1, axis=0))
+  neighbour = value(loss, swapped, **options)
+  np.testing.assert_allclose(mixed, 0.7 * own + 0.3 * neighbour, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", losses.WEIGHTINGS)
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
+def test_class_weights_are_the_papers_with_mean_1(weighting, beta):
+  weights = losses.class_weights(COUNTS, weighting, beta)
+  expected = literal_weights(COUNTS, weighting, beta)
+  np.testing.assert_allclose(weights, expected, rtol=1e-4)
+  np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
+
+
+def test_effective_weights_go_from_none_to_inverse():
+  almost = losses.class_weights(COUNTS, "effective", 1 - 1e-6)
+  np.testing.assert_allclose(
+    almost, losses.class_weights(COUNTS, "inverse"), rtol=1e-3
+  )
+  np.testing.assert_allclose(losses.class_weights(COUNTS, "effective", 0), 1)
+
+
+def test_class_weights_of_an_empty_class_are_finite():
+  for weighting in losses.WEIGHTINGS:
+    weights = losses.class_weights(np.array([9.0, 0]), weighting)
+    assert np.isfinite(weights).all()
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ldam])
+@pytest.mark.parametrize(
+  ("progress", "holds"), [(0, False), (0.59, False), (0.6, True), (1, True)]
+)
+def test_weights_hold_from_their_share_of_the_phase_on(loss, progress, holds):
+  given = batch(progress=progress)
+  found = value(loss, given, weighting="inverse", after=0.6)
+  other = "inverse" if holds else "none"
+  expected = value(loss, weighting=other)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_weights_of_cross_entropy_hold_from_the_start_unless_deferred():
+  given = batch(progress=0)
+  found = value(losses.cross_entropy, given, weighting="inverse")
+  np.testing.assert_allclose(
+    found,
+    literal_cross_entropy(OUTPUTS, TARGETS, COUNTS, "inverse"),
+    rtol=1e-5,
+  )
+
+
+def test_cross_entropy_of_two_known_rows():
+  logits = np.array([[[2.0, 0.0, -1.0]], [[0.0, 0.0, 0.0]]])
+  given = seen(logits, [0, 2], counts=[1, 1, 1])
+  loss, figures, _ = run(losses.cross_entropy, given)
+  expected = [np.log(np.exp(2) + 1 + np.exp(-1)) - 2, np.log(3)]
+  np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-6)
+  assert figures["accuracy"] == 0.5
+
+
+def test_balanced_softmax_of_alike_classes_is_cross_entropy():
+  np.testing.assert_allclose(
+    value(losses.balanced_softmax, batch(counts=[7, 7, 7, 7])),
+    value(losses.cross_entropy),
+    rtol=1e-6,
+  )
+  np.testing.assert_allclose(
+    value(losses.balanced_softmax, strength=0.0),
+    value(losses.cross_entropy),
+    rtol=1e-6,
+  )
+
+
+def test_ldam_without_margin_is_weighted_cross_entropy():
+  for progress in (0.5, 1):
+    given = batch(progress=progress)
+    found = value(losses.ldam, given, margin=0.0)
+    expected = value(
+      losses.cross_entropy, given, weighting="effective", after=0.8
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_ldam_lowers_the_rarest_class_by_the_whole_margin():
+  # Equal logits, but for 6 x 0.5 off the rare and half of it off the other.
+  for label, lowered in ((1, 3.0), (0, 1.5)):
+    given = seen(np.zeros((1, 1, 2)), [label], counts=[16, 1])
+    found = value(losses.ldam, given, margin=0.5, scale=6.0, weighting="none")
+    np.testing.assert_allclose(found, np.log1p(np.exp(lowered)), rtol=1e-6)
+
+
+def test_the_rarest_class_keeps_its_label():
+  rare = batch(labels=[3] * 6)
+  np.testing.assert_allclose(
+    value(losses.label_aware_smoothing, rare),
+    value(losses.cross_entropy, rare),
+    rtol=1e-6,
+  )
+
+
+def test_alike_classes_are_smoothed_like_the_rarest():
+  alike = batch(counts=[7, 7, 7, 7])
+  np.testing.assert_allclose(
+    value(losses.label_aware_smoothing, alike),
+    value(losses.cross_entropy, alike),
+    rtol=1e-6,
+  )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_accuracy_is_of_the_logits_as_they_are_at_test_time(name):
+  # Every true class leads by less than any prior or margin would shift.
+  outputs = np.tile(0.01 * TARGETS[:, None], (1, 2, 1))
+  outputs[0, 1] *= -1
+  loss, _, options = CASES[name]
+  _, figures, _ = run(loss, batch(outputs=outputs), **options)
+  np.testing.assert_allclose(figures["accuracy"], 11 / 12, rtol=1e-6)

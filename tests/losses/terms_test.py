@@ -1,0 +1,148 @@
+"""Terms: how a config's losses add up, and that none is ever not a number."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from batches import run, seen
+
+from dbl_jax.losses import terms
+from dbl_jax.losses.terms import TERMS
+
+C = 6
+COUNTS = np.array([30.0, 10, 5, 1, 7, 2])
+PROTOTYPES = np.random.default_rng(1).normal(size=(C, C))
+RANDOM = np.random.default_rng(0).normal(size=(6, 2, C))
+ONES = np.ones((6, 2, C))
+SOME = [0, 1, 0, 2, 0, 1]
+# Name -> rows f[B, 2, C], which are features, embeddings and logits at once,
+# labels, and the prototypes.
+HARD = {
+  "random": (RANDOM, SOME, PROTOTYPES),
+  "batch of 2": (RANDOM[:2], [0, 1], PROTOTYPES),
+  "equal": (ONES, SOME, np.ones((C, C))),
+  "zero": (0 * ONES, SOME, 0 * PROTOTYPES),
+  "opposite": (ONES * np.array([[[1.0], [-1.0]]]), SOME, -np.ones((C, C))),
+  "one class": (RANDOM, [2] * 6, PROTOTYPES),
+  "one image of each class": (RANDOM, range(6), PROTOTYPES),
+  "tiny": (1e-13 * RANDOM, SOME, 1e-13 * PROTOTYPES),
+  "huge": (1e6 * RANDOM, SOME, 1e6 * PROTOTYPES),
+}
+
+
+def options_of(name):
+  parameters = inspect.signature(TERMS[name].loss).parameters
+  return {"temperature": 0.01} if "temperature" in parameters else {}
+
+
+def batch(case="random", **changes):
+  values, labels, prototypes = HARD[case]
+  given = {"counts": COUNTS, "head": {"prototypes": prototypes}} | changes
+  return seen(values, list(labels), **given)
+
+
+@functools.cache
+def term(name):
+  """The term as a loss without memory, at a low temperature."""
+  config = {name: options_of(name)}
+
+  def loss(given):
+    value, figures, _ = terms.weighted_sum(config, given, memory_of(config))
+    return value, figures
+
+  return loss
+
+
+def memory_of(config):
+  return terms.start_memory(config, C, C)
+
+
+def summed(config, given, memory):
+  """`weighted_sum`, compiled."""
+  return jax.jit(functools.partial(terms.weighted_sum, config))(given, memory)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_loss_and_gradients_are_finite(name):
+  for case in HARD:
+    for leaf in jax.tree.leaves(run(term(name), batch(case))):
+      assert np.isfinite(leaf).all(), case
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_loss_is_finite_where_the_training_part_lacks_a_class(name):
+  given = batch(counts=[30.0, 10, 5, 0, 7, 2])
+  for leaf in jax.tree.leaves(run(term(name), given)):
+    assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_mixes_if_it_says_so(name):
+  mixed = batch(targets=np.roll(np.eye(C)[SOME], 1, axis=0))
+  values = [run(term(name), given)[0] for given in (batch(), mixed)]
+  assert (values[0] != values[1]) == TERMS[name].mixes
+
+
+def test_weighted_sum_adds_terms_by_weight():
+  config = {"cross_entropy": {"weight": 2.0}, "nt_xent": {"temperature": 1.0}}
+  loss, figures, remembered = summed(config, batch(), {})
+  np.testing.assert_allclose(
+    loss, 2 * figures["cross_entropy"] + figures["nt_xent"], rtol=1e-6
+  )
+  np.testing.assert_array_equal(figures["loss"], loss)
+  assert figures.keys() == {
+    "loss",
+    "cross_entropy",
+    "nt_xent",
+    "accuracy",
+    "contrastive_accuracy",
+  }
+  assert remembered == {}
+
+
+def test_a_term_alone_is_the_loss_and_gets_its_options():
+  options = {"weighting": "inverse"}
+  given = batch()
+  loss, figures, _ = summed({"cross_entropy": options}, given, {})
+  assert figures.keys() == {"loss", "accuracy"}
+  expected, _, _ = run(TERMS["cross_entropy"].loss, given, **options)
+  plain, _, _ = run(TERMS["cross_entropy"].loss, given)
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+  assert abs(loss - plain) > 0.01
+
+
+CENTER = {"cross_entropy": {}, "center": {"weight": 0.5, "rate": 0.25}}
+
+
+def test_memory_is_of_the_terms_that_remember():
+  memory = memory_of(CENTER)
+  assert jax.tree.map(jnp.shape, memory) == {"center": (C, C)}
+  assert memory_of({"cross_entropy": {}}) == {}
+
+
+def test_memory_moves_after_the_loss_by_the_terms_rate():
+  given, memory = batch(), memory_of(CENTER)
+  center = TERMS["center"]
+  for _ in range(2):
+    _, figures, after = summed(CENTER, given, memory)
+    expected, _ = center.loss(given, memory["center"])
+    np.testing.assert_allclose(figures["center"], expected, rtol=1e-6)
+    assert after.keys() == {"center"}
+    moved = center.update(given, memory["center"], rate=0.25)
+    np.testing.assert_allclose(after["center"], moved, rtol=1e-5, atol=1e-7)
+    memory = after
+
+
+def test_no_gradient_flows_through_memory():
+  given, memory = batch(), memory_of(CENTER)
+
+  @jax.jit
+  @jax.grad
+  def slope(features):
+    seen = given._replace(features=features)
+    return terms.weighted_sum(CENTER, seen, memory)[2]["center"].sum()
+
+  np.testing.assert_array_equal(slope(given.features), 0)

@@ -1,0 +1,204 @@
+"""The base DCNN against a literal one, and its size."""
+
+import functools
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from dbl_jax.models import conv
+from dbl_jax.models.dcnn import DCNN
+from dbl_jax.models.heads import MLPHead
+from dbl_jax.models.model import Model
+
+
+@pytest.fixture
+def plain(monkeypatch):
+  """The accelerator's convolution, which compiles sooner."""
+  monkeypatch.setattr(conv, "conv2d", conv._lax_conv)
+
+
+def make(pooling, size, dtype=jnp.float32):
+  """A network, its parameters, biases too at random, and two images."""
+  model = DCNN(width=20, pooling=pooling, dtype=dtype)
+  rng = np.random.default_rng(0)
+
+  def draw(leaf):
+    deviation = (2 / np.prod(leaf.shape[:-1])) ** 0.5 if leaf.ndim > 1 else 0.2
+    return jnp.array(deviation * rng.standard_normal(leaf.shape), leaf.dtype)
+
+  params = jax.tree.map(draw, shapes(model, size)["params"])
+  images = rng.standard_normal((2, size, size, 3)).astype(np.float32)
+  return model, params, jnp.array(images)
+
+
+def shapes(model, size):
+  return jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False
+    )
+  )
+
+
+def literal(params, x, pooling):
+  """Line by line from the paper's table; the last map and the features."""
+  pooled = {1, 2, 4, 6} if pooling == "flatten" else {1, 2, 4}
+  for layer in range(1, 7):
+    weights = params[f"conv{layer}"]
+    x = lax.conv_general_dilated(
+      x,
+      weights["conv"]["kernel"],
+      (1, 1),
+      ((1, 1), (1, 1)),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    x = jnp.maximum(x + weights["bias"].reshape(1, 1, 1, -1), 0)
+    if layer in pooled:
+      x = nn.max_pool(x, (2, 2), (2, 2))
+  if pooling == "average":
+    return x, x.mean((1, 2))
+  dense = params["dense"]
+  flat = x.reshape(len(x), -1)
+  return x, jnp.maximum(flat @ dense["kernel"] + dense["bias"][None], 0)
+
+
+def count(model, size):
+  variables = shapes(model, size)
+  assert list(variables) == ["params"]
+  return sum(leaf.size for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize("size", [32, 33, 100])
+def test_parameter_count_is_that_of_a_hand_count(size):
+  channels = [3, 64, 96, 128, 128, 256, 256]
+  convolutions = sum(
+    3 * 3 * before * after + after
+    for before, after in itertools.pairwise(channels)
+  )
+  last = {32: 2, 33: 2, 100: 6}[size]  # 100, 50, 25, 12, 6
+  dense = last * last * 256 * 2000 + 2000
+  assert convolutions == 1_200_736
+  assert count(DCNN(), size) == convolutions + dense
+  assert count(DCNN(pooling="average"), size) == convolutions
+  if size != 33:  # what the docstring says
+    total = {32: 3_250_736, 100: 19_634_736}[size]
+    assert convolutions + dense == total
+
+
+def outputs_of(model, params, images):
+  """The last map and the features."""
+  features, sown = model.apply(
+    {"params": params}, images, False, mutable=["intermediates"]
+  )
+  return sown["intermediates"]["maps"][0], features
+
+
+def assert_trees_close(actual, expected, tolerance):
+  """Errors are measured against the norm of each leaf."""
+
+  def check(path, ours, reference):
+    assert np.isfinite(ours).all()
+    assert np.any(ours)
+    error = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+    assert error < tolerance, f"{jax.tree_util.keystr(path)}: {error:.1e}"
+
+  jax.tree.map_with_path(check, actual, expected)
+
+
+@pytest.mark.parametrize("pooling", ["flatten", "average"])
+@pytest.mark.parametrize("size", [32, 100])
+@pytest.mark.usefixtures("plain")
+def test_values_equal_a_literal_network(pooling, size):
+  model, params, images = make(pooling, size)
+  actual = jax.jit(functools.partial(outputs_of, model))(params, images)
+  expected = jax.jit(literal, static_argnums=2)(params, images, pooling)
+  assert actual[1].shape == (2, 20 if pooling == "flatten" else 256)
+  assert_trees_close(actual, expected, 1e-5)
+
+
+def test_values_on_this_platforms_convolution():
+  model, params, images = make("average", 17)
+  actual = jax.jit(functools.partial(outputs_of, model))(params, images)
+  expected = jax.jit(literal, static_argnums=2)(params, images, "average")
+  assert_trees_close(actual, expected, 1e-4)
+
+
+@pytest.mark.usefixtures("plain")
+def test_gradients_equal_a_literal_network():
+  model, params, images = make("flatten", 33)
+
+  def gradients(network):
+    def loss(params, images):
+      outputs = network(params, images)
+      weights = jnp.cos(jnp.arange(outputs[1].size))
+      return jnp.sum(outputs[1] * weights.reshape(outputs[1].shape)), outputs
+
+    return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, images)
+
+  actual = gradients(functools.partial(outputs_of, model))
+  expected = gradients(lambda p, x: literal(p, x, "flatten"))
+  assert_trees_close(actual, expected, 1e-4)
+
+
+@pytest.mark.usefixtures("plain")
+def test_activations_neither_vanish_nor_explode():
+  small, large = (
+    jax.random.normal(jax.random.key(0), (4, size, size, 3))
+    for size in (32, 100)
+  )
+
+  @jax.jit
+  def run(key):
+    variables = DCNN(width=50).init(key, small, train=False)
+    seen = [
+      DCNN(width=50, pooling=pooling).apply(
+        variables, images, True, capture_intermediates=True, mutable=True
+      )[1]["intermediates"]
+      for pooling, images in (("flatten", small), ("average", large))
+    ]
+    outputs = [
+      {name: layers[name]["__call__"][0] for name in layers if name[0] in "cd"}
+      for layers in seen
+    ]
+    return jax.tree.map(lambda x: jnp.sqrt(jnp.mean(x**2)), outputs)
+
+  at_32, at_100 = run(jax.random.key(1, impl="rbg"))  # compiles sooner
+  assert [len(at_32), len(at_100)] == [7, 6]
+  for name, rms in [*at_32.items(), *at_100.items()]:
+    assert 0.1 < rms < 2, f"{name}: {rms}"
+
+
+@pytest.mark.usefixtures("plain")
+def test_bfloat16_is_close_and_keeps_parameters_and_output_float32():
+  model, params, images = make("flatten", 16, dtype=jnp.bfloat16)
+  features = jax.jit(model.apply, static_argnums=2)(
+    {"params": params}, images, True
+  )
+  _, expected = jax.jit(literal, static_argnums=2)(params, images, "flatten")
+  for leaf in jax.tree.leaves((params, features)):
+    assert leaf.dtype == jnp.float32
+  error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
+  assert 0 < error < 3e-2
+
+
+def test_maps_reach_the_caller_of_a_model():
+  model = Model(DCNN(pooling="average"), MLPHead(num_classes=7, hidden=()))
+  images = jnp.zeros((2, 24, 24, 3))
+
+  def run():
+    variables = model.init(jax.random.key(0), images, train=False)
+    return model.apply(variables, images, False, mutable=["intermediates"])
+
+  (features, logits), sown = jax.eval_shape(run)
+  maps = sown["intermediates"]["encoder"]["maps"][0]
+  assert (features.shape, logits.shape) == ((2, 256), (2, 7))
+  assert maps.shape == (2, 3, 3, 256)
+
+
+def test_pooling_is_one_of_two():
+  with pytest.raises(ValueError, match="'max'; expected 'flatten' or"):
+    count(DCNN(pooling="max"), 32)
