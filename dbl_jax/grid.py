@@ -66,7 +66,7 @@ def plan(
   entries = []
   for seed in seeds:
     for system, config in systems.items():
-      config = ConfigDict(config)
+      config = config.copy_and_resolve_references()
       config.seed = seed
       entries.append(Entry(system, seed, _last_stage(config, out)))
   return entries
@@ -235,7 +235,7 @@ def with_budget(
   Returns:
     A copy.
   """
-  config = ConfigDict(config)
+  config = config.copy_and_resolve_references()
   config.data.update(data)
   first, *rest = configs.phases(config)
   if epochs:
