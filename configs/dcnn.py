@@ -11,7 +11,5 @@ from dbl_jax import config as defaults
 def get_config() -> ConfigDict:
   config = defaults.base()
   config.model = defaults.dcnn()
-  config.classify = defaults.supervised()
-  config.classify.batch_size = 64
-  config.classify.optimizer.learning_rate = 0.16
+  config.classify = defaults.supervised_dcnn()
   return config

@@ -14,9 +14,7 @@ from dbl_jax import config as defaults
 def get_config(predictor: str = "head") -> ConfigDict:
   config = defaults.base()
   config.model = defaults.dcnn()
-  phase = defaults.supervised()
-  phase.batch_size = 64
-  phase.optimizer.learning_rate = 0.16
+  phase = defaults.supervised_dcnn()
   phase.losses = {
     "cross_entropy": {},
     "locality_preserving": {"weight": 0.003, "neighbours": 20},

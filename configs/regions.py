@@ -18,7 +18,5 @@ def get_config(region: str = "face") -> ConfigDict:
   config.data.region = region
   config.model = defaults.dcnn()
   config.model.pooling = "average"
-  config.classify = defaults.supervised()
-  config.classify.batch_size = 64
-  config.classify.optimizer.learning_rate = 0.16
+  config.classify = defaults.supervised_dcnn()
   return config

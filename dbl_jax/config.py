@@ -197,7 +197,6 @@ def supervised() -> ConfigDict:
   config.cached_views = 0
   config.head.hidden = ()
   config.trained = ("encoder", "head")
-  config.optimizer.update(name="sgd", learning_rate=0.05, weight_decay=5e-4)
   return config
 
 
@@ -214,6 +213,17 @@ def untrained(predictor: str) -> ConfigDict:
 def dcnn() -> ConfigDict:
   """The encoder of the RAF-DB paper, in place of `base`'s."""
   return ConfigDict({"name": "dcnn", "dtype": "auto", "pooling": "flatten"})
+
+
+def supervised_dcnn() -> ConfigDict:
+  """`supervised` for that encoder, by plain SGD as its paper (Li et al. 2017).
+
+  The rate is four times theirs, 0.01: better on validation in short trainings.
+  """
+  config = supervised()
+  config.batch_size = 64
+  config.optimizer.update(name="sgd", learning_rate=0.16, weight_decay=5e-4)
+  return config
 
 
 def from_dict(fields: dict[str, Any]) -> ConfigDict:

@@ -5,6 +5,7 @@ A file of plain arrays: nothing in it is executed.
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,13 +64,18 @@ def load(path: Path) -> Predictions:
     UserError: if it is damaged or something else.
   """
   try:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with path.open("rb") as file, zipfile.ZipFile(file):
+      file.seek(0)
+      archive = np.load(file, allow_pickle=False)
       arrays = {name: archive[name] for name in Predictions._fields}
   except (
     OSError,
     ValueError,
     KeyError,
     EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zlib.error,
     zipfile.BadZipFile,
   ) as error:
     raise UserError(

@@ -152,7 +152,7 @@ def tau_normalised(known: Known) -> Fitted:
   if set(head) != {"logits"}:
     raise UserError(
       "predictor='tau_normalised' needs a linear head, but this one has"
-      f" {', '.join(sorted(head))}. Set head.hidden=()."
+      f" {', '.join(sorted(head))}. Set head.hidden=(), head.scaled=False."
     )
   kernel = np.asarray(head["logits"]["kernel"])
   lengths = np.maximum(np.linalg.norm(kernel, axis=0), 1e-12)
@@ -216,8 +216,12 @@ def svm(known: Known) -> Fitted:
     def distances(features: np.ndarray, outputs: np.ndarray) -> np.ndarray:
       del outputs
       found = machine.decision_function((features - centre) / spread)
-      # With two classes scikit-learn gives the second one's distance alone.
-      return np.stack([-found, found], 1) if found.ndim == 1 else found
+      # Of two classes scikit-learn gives the second one's distance alone, and
+      # of a class without training images nothing.
+      found = np.stack([-found, found], 1) if found.ndim == 1 else found
+      every = np.full((len(found), known.num_classes), -np.inf)
+      every[:, machine.classes_] = found
+      return every
 
     return distances
 

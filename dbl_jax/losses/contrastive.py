@@ -60,7 +60,7 @@ def sup_con(seen: Seen, *, temperature: float) -> Value:
     The mean over all views and no figures.
   """
   z, labels = _unit(as_rows(seen.outputs)), labels_of_rows(seen)
-  logits = z @ z.T / temperature
+  logits = _similarities(z, z) / temperature
   other = ~jnp.eye(len(z), dtype=bool)
   log_p = logits - _logsumexp(logits, other)
   positive = (labels[:, None] == labels[None]) & other
@@ -92,7 +92,8 @@ def balanced_contrastive(seen: Seen, *, temperature: float) -> Value:
   prototypes = _unit(seen.head["prototypes"])
   num_classes = len(prototypes)
   columns = jnp.concatenate([labels, jnp.arange(num_classes)])
-  logits = z @ jnp.concatenate([z, prototypes]).T / temperature
+  points = jnp.concatenate([z, prototypes])
+  logits = _similarities(z, points) / temperature
   other = jnp.arange(len(columns))[None] != jnp.arange(len(z))[:, None]
   same = labels[:, None] == columns[None]
   members = jnp.bincount(columns, length=num_classes)[columns]
@@ -107,6 +108,11 @@ def _unit(z: jax.Array) -> jax.Array:
   z = z.astype(jnp.float32)
   squares = jnp.sum(z * z, axis=-1, keepdims=True)
   return z * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
+def _similarities(a: jax.Array, b: jax.Array) -> jax.Array:
+  """a @ b.T in full float32, as a low temperature magnifies rounding."""
+  return jnp.matmul(a, b.T, precision="highest")
 
 
 def _logsumexp(logits: jax.Array, where: jax.Array) -> jax.Array:

@@ -47,7 +47,9 @@ def move_centers(
   """
   one_hot = jax.nn.one_hot(labels_of_rows(seen), len(centers))
   count = one_hot.sum(axis=0)[:, None]
-  delta = (count * centers - one_hot.T @ as_rows(seen.features)) / (1 + count)
+  delta = (count * centers - _product(one_hot.T, as_rows(seen.features))) / (
+    1 + count
+  )
   return centers - rate * delta
 
 
@@ -69,7 +71,7 @@ def locality_preserving(seen: Seen, *, neighbours: int = 20) -> Value:
   """
   x, labels = as_rows(seen.features), labels_of_rows(seen)
   squares = jnp.sum(x * x, axis=1)
-  distances = squares[:, None] + squares[None] - 2 * x @ x.T
+  distances = squares[:, None] + squares[None] - 2 * _product(x, x.T)
   peers = (labels[:, None] == labels[None]) & ~jnp.eye(len(x), dtype=bool)
   k = min(neighbours, len(x) - 1)
   nearness = jnp.where(peers, -distances, -jnp.inf)
@@ -79,6 +81,11 @@ def locality_preserving(seen: Seen, *, neighbours: int = 20) -> Value:
   # As a product: gathering [M, k, F] would take k times the memory.
   rows = jnp.arange(len(x))[:, None]
   picked = jnp.zeros((len(x), len(x))).at[rows, nearest].add(chosen)
-  mean = jax.lax.stop_gradient(picked @ x) / jnp.maximum(count, 1)
+  mean = jax.lax.stop_gradient(_product(picked, x)) / jnp.maximum(count, 1)
   away = jnp.where(count > 0, x - mean, 0.0)
   return jnp.sum(away * away, axis=1).mean() / 2, {}
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+  """a @ b in full float32: differences of near values are taken of it."""
+  return jnp.matmul(a, b, precision="highest")

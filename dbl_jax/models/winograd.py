@@ -27,13 +27,7 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import polynomial
 
-from dbl_jax.models import chunks
-
 _POINTS = (0, 0.75, -0.75, 1.5, -1.5)
-
-# Tiles per product for the gradient by the kernel: where channels are few,
-# XLA's products that contract a long leading axis run at half speed.
-_TILES_PER_PRODUCT = 128
 
 
 @functools.cache
@@ -100,22 +94,11 @@ class Winograd:
 
   def matrices_gradient(self, x: jax.Array, dy: jax.Array) -> jax.Array:
     """Gradient by the matrices: [B, H, W, C], [B, H, W, F] -> [n^2, C, F]."""
-    batch, (rows, columns) = x.shape[0], self._tiles
-    group = chunks.images_per_chunk(batch, rows * columns, _TILES_PER_PRODUCT)
-    if batch % group:
-      group = batch
-
-    def split(windows: jax.Array) -> jax.Array:
-      size, _, channels = windows.shape
-      return windows.reshape(
-        size, batch // group, group * rows * columns, channels
-      )
-
     return lax.dot_general(
-      split(self._windows(x)),
-      split(self._output_transposed(dy)),
-      (((2,), (2,)), ((0, 1), (0, 1))),
-    ).sum(1)
+      self._windows(x),
+      self._output_transposed(dy),
+      (((1,), (1,)), ((0,), (0,))),
+    )
 
   def convolve_transposed(
     self, dy: jax.Array, matrices: jax.Array
