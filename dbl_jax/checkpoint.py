@@ -157,36 +157,56 @@ def _check_some_left(directory: Path) -> None:
 
 
 def restore_latest(
-  manager: ocp.CheckpointManager, state: TrainState
+  manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]
 ) -> TrainState | None:
   """The newest readable state, or None where nothing was saved yet.
 
   Args:
     manager: of the phase.
     state: a fresh state, whose shapes and placement the result takes on.
+    meta: what is kept with checkpoints now.
 
   Returns:
     The state.
 
   Raises:
-    UserError: if there are checkpoints and none can be read.
+    UserError: if there are checkpoints and none can be read, or if the data
+      are no longer those it was trained on.
   """
   like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
   args = ocp.args.Composite(
     model=ocp.args.StandardRestore(like.model()),
     train=ocp.args.StandardRestore(_leaves(_of_training(like))),
+    meta=ocp.args.JsonRestore(),
   )
   directory = Path(manager.directory)
   while (step := manager.latest_step()) is not None:
     try:
-      return _with_step(state, step, manager.restore(step, args=args))
+      items = manager.restore(step, args=args)
+      found = _with_step(state, step, items)
     except _DAMAGE as error:
       with distributed.main_first(f"damaged step {step}"):
         if distributed.is_main():
           _set_aside(directory / str(step), error)
       _check_some_left(directory)
       manager.reload()
+    else:
+      _check_same_data(items.meta, meta, directory)
+      return found
   return None
+
+
+def _check_same_data(
+  before: dict[str, Any], now: dict[str, Any], directory: Path
+) -> None:
+  """Raises UserError if data changed under a run."""
+  for field, words in (("class_names", "classes"), ("fingerprint", "images")):
+    a, b = (json.loads(json.dumps(meta[field])) for meta in (before, now))
+    if a != b:
+      raise UserError(
+        f"{directory} was trained on other {words}: {a}, now {b}. Bring the"
+        " data back as they were to go on, or use another --workdir."
+      )
 
 
 def _with_step(state: TrainState, step: int, items: Any) -> TrainState:
@@ -273,7 +293,9 @@ def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
     ) from error
 
 
-def load_start(init_from: str, phases: Sequence[str]) -> dict[str, Any]:
+def load_start(
+  init_from: str, phases: Sequence[str]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
   """The model another run trained, for a phase to start from.
 
   Args:
@@ -282,7 +304,8 @@ def load_start(init_from: str, phases: Sequence[str]) -> dict[str, Any]:
       is taken, which is where an encoder is trained.
 
   Returns:
-    Variables: 'params' and 'batch_stats', of that run's choice of checkpoint.
+    Variables, 'params' and 'batch_stats', of that run's choice of checkpoint;
+    and its class names.
 
   Raises:
     UserError: if there is no checkpoint.
@@ -291,8 +314,9 @@ def load_start(init_from: str, phases: Sequence[str]) -> dict[str, Any]:
   for name in phases:
     directory = phase_dir(workdir, name)
     if directory.is_dir():
-      keep = load_meta(directory)["config"][name]["keep"]
-      return load_model(directory, keep)[0]
+      meta = load_meta(directory)
+      variables, _ = load_model(directory, meta["config"][name]["keep"])
+      return variables, tuple(meta["class_names"])
   raise UserError(
     f"config.init_from={init_from} holds no checkpoint: expected the workdir"
     f" of a run, with {phase_dir(workdir, phases[0])} in it."

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dbl_jax import checkpoint, distributed, results, sharding
+from dbl_jax import checkpoint, distributed, optim, results, sharding
 from dbl_jax import config as configs
 from dbl_jax.data import pipeline, sampling, sources
 from dbl_jax.data.prepared import Dataset
@@ -51,7 +51,7 @@ def run_phase(
   Raises:
     UserError: if loss or gradients are no longer finite.
   """
-  restored = checkpoint.restore_latest(manager, trainer.state)
+  restored = checkpoint.restore_latest(manager, trainer.state, meta)
   state = trainer.state if restored is None else restored
   start, total = int(state.step), trainer.total
   per_epoch = sampling.steps_per_epoch(trainer.feed.sampler)
@@ -198,11 +198,15 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   workdir = workdir.expanduser().resolve()
   with distributed.main_first("workdir"):
     _remember(config, workdir)
-  variables = None
+  variables, known_classes = None, None
   if config.init_from:
-    variables = checkpoint.load_start(config.init_from, configs.PHASES)
+    variables, known_classes = checkpoint.load_start(
+      config.init_from, configs.PHASES
+    )
   with distributed.main_first("data"):
     dataset = sources.load(config.data)
+  if known_classes is not None:
+    _check_classes(config, dataset, known_classes)
   mesh = sharding.make_mesh()
   say(_headline(config, dataset, mesh))
   with Journal(workdir, config.tensorboard) as journal, jax.set_mesh(mesh):
@@ -224,6 +228,21 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     run = results.Run(config, trainer.name, step, journal.rows())
     known = results.known(trainer.predict_step, variables, dataset, mesh)
     return results.write(run, dataset, "test", known, workdir)
+
+
+def _check_classes(
+  config: ConfigDict, dataset: Dataset, known: tuple[str, ...]
+) -> None:
+  """A classifier taken over must mean the same classes, in the same order."""
+  inherit = config[configs.phases(config)[0]].inherit
+  takes_head = optim.matches("head/logits/kernel", inherit)
+  if takes_head and known != tuple(dataset.class_names):
+    raise UserError(
+      f"The run in config.init_from={config.init_from} knows the classes"
+      f" {', '.join(known)}, in this order; the data has"
+      f" {', '.join(dataset.class_names)}. Inherit its encoder alone"
+      " (inherit=('encoder',)), or use data with its classes."
+    )
 
 
 def _describe(trainer: Trainer, path: Path) -> None:

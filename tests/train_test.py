@@ -137,6 +137,44 @@ def test_another_config_in_the_same_workdir_is_refused(finished):
     train.train_and_evaluate(other, workdir)
 
 
+def changed(monkeypatch, **fields):
+  load = train.sources.load
+  monkeypatch.setattr(
+    train.sources, "load", lambda options: load(options)._replace(**fields)
+  )
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"fingerprint": "another"}, "other images"),
+    ({"class_names": tuple("gfedcba")}, "other classes"),
+  ],
+)
+def test_a_run_does_not_go_on_with_other_data(
+  finished, tmp_path, monkeypatch, fields, words
+):
+  config, workdir, _ = finished
+  copy = tmp_path / "copy"
+  subprocess.run(["cp", "-r", workdir, copy], check=True)
+  changed(monkeypatch, **fields)
+  with pytest.raises(UserError, match=words):
+    train.train_and_evaluate(config, copy)
+
+
+def test_a_classifier_is_not_taken_over_for_other_classes(
+  finished, cache, tmp_path, monkeypatch
+):
+  _, workdir, _ = finished
+  config = tiny.get_resolved(cache_dir=cache).unlock()
+  del config.pretrain
+  config.init_from = str(workdir)
+  config.classify.inherit = ("encoder", "head")
+  changed(monkeypatch, class_names=tuple("gfedcba"))
+  with pytest.raises(UserError, match="in this order; the data has g, f, e"):
+    train.train_and_evaluate(config, tmp_path)
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
   finished, cache, tmp_path, caplog
 ):
@@ -268,14 +306,3 @@ run()
   assert "No TensorBoard files" in done.stderr
   assert (tmp_path / "metrics.jsonl").exists()
   assert (tmp_path / "report.html").exists()
-
-
-def test_configs_of_the_project_resolve():
-  for path in sorted((ROOT / "configs").glob("*.py")):
-    scope = {}
-    exec(compile(path.read_text(), path, "exec"), scope)
-    config = configs.resolve(scope["get_config"]())
-    assert configs.phases(config)
-    for phase in configs.phases(config):
-      assert config[phase].epochs >= 1
-      assert config[phase].batch_size >= 2
