@@ -13,7 +13,6 @@ import pytest
 
 import tiny
 from dbl_jax import checkpoint, results, train
-from dbl_jax import config as configs
 from dbl_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
