@@ -82,9 +82,8 @@ class Fitted(NamedTuple):
 
 
 def head(known: Known) -> Fitted:
-  """The classifier head: its logits."""
-  del known
-  return Fitted(lambda features, outputs: outputs)
+  """The classifier head: its logits, the last of its outputs."""
+  return Fitted(lambda features, outputs: outputs[:, -known.num_classes :])
 
 
 def knn(known: Known, neighbours: int = 20, temperature: float = 0.1) -> Fitted:
@@ -180,7 +179,7 @@ def logit_adjusted(known: Known) -> Fitted:
 
   def scores(strength: float) -> Scores:
     shift = np.float32(strength) * prior
-    return lambda features, outputs: outputs - shift
+    return lambda features, outputs: outputs[:, -len(shift) :] - shift
 
   return known.best((value, scores(value)) for value in STRENGTHS)
 

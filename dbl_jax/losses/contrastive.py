@@ -32,14 +32,14 @@ def nt_xent_term(seen: Seen, *, temperature: float) -> Value:
   """`nt_xent`, with how often the positive is the nearest view.
 
   Args:
-    seen: outputs are embeddings f32[N, 2, D].
+    seen: with embeddings f32[N, 2, D].
     temperature: tau > 0.
 
   Returns:
     The loss and {'contrastive_accuracy': f32[]}; a tie is no hit, so that
     embeddings which are all the same score 0.
   """
-  loss, accuracy = pairs.loss_and_accuracy(seen.outputs, temperature)
+  loss, accuracy = pairs.loss_and_accuracy(seen.embeddings, temperature)
   return loss, {"contrastive_accuracy": accuracy}
 
 
@@ -53,13 +53,13 @@ def sup_con(seen: Seen, *, temperature: float) -> Value:
           sum_{a != i} exp(s_ia / tau).
 
   Args:
-    seen: outputs are embeddings f32[B, V, D], V at least 2.
+    seen: with embeddings f32[B, V, D], V at least 2.
     temperature: tau > 0.
 
   Returns:
     The mean over all views and no figures.
   """
-  z, labels = _unit(as_rows(seen.outputs)), labels_of_rows(seen)
+  z, labels = _unit(as_rows(seen.embeddings)), labels_of_rows(seen)
   logits = _similarities(z, z) / temperature
   other = ~jnp.eye(len(z), dtype=bool)
   log_p = logits - _logsumexp(logits, other)
@@ -82,14 +82,14 @@ def balanced_contrastive(seen: Seen, *, temperature: float) -> Value:
   of the weights of a classifier trained beside, which phase 1 of DBL has not.
 
   Args:
-    seen: outputs are embeddings f32[B, V, D]; the head has prototypes [C, D].
+    seen: with embeddings f32[B, V, D]; the head has prototypes [C, D].
     temperature: tau > 0.
 
   Returns:
     The mean over all views and no figures.
   """
-  z, labels = _unit(as_rows(seen.outputs)), labels_of_rows(seen)
-  prototypes = _unit(seen.head["prototypes"])
+  z, labels = _unit(as_rows(seen.embeddings)), labels_of_rows(seen)
+  prototypes = _unit(seen.prototypes)
   num_classes = len(prototypes)
   columns = jnp.concatenate([labels, jnp.arange(num_classes)])
   points = jnp.concatenate([z, prototypes])

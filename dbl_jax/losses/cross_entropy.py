@@ -49,7 +49,7 @@ def cross_entropy(
   softmax"; plain cross-entropy is meant.
 
   Args:
-    seen: outputs are logits.
+    seen: with logits.
     weighting: of classes, see `class_weights`.
     beta: see `class_weights`.
     after: share of the phase after which the weights hold; before, all count
@@ -60,7 +60,7 @@ def cross_entropy(
     {'accuracy': f32[]}.
   """
   weights = _deferred(seen, weighting, beta, after)
-  return _soft(seen.outputs, seen.targets * weights[None]), _accuracy(seen)
+  return _soft(seen.logits, seen.targets * weights[None]), _accuracy(seen)
 
 
 def balanced_softmax(seen: Seen, *, strength: float = 1.0) -> Value:
@@ -71,7 +71,7 @@ def balanced_softmax(seen: Seen, *, strength: float = 1.0) -> Value:
   training, which they keep when the shares are left out at test time.
 
   Args:
-    seen: outputs are logits.
+    seen: with logits.
     strength: 0 is plain cross-entropy.
 
   Returns:
@@ -80,7 +80,7 @@ def balanced_softmax(seen: Seen, *, strength: float = 1.0) -> Value:
   """
   shares = seen.counts / seen.counts.sum()
   prior = strength * jnp.log(jnp.maximum(shares, 1e-12))
-  return _soft(seen.outputs + prior[None, None], seen.targets), _accuracy(seen)
+  return _soft(seen.logits + prior[None, None], seen.targets), _accuracy(seen)
 
 
 def ldam(
@@ -99,7 +99,7 @@ def ldam(
   Logits are to be `scale` times cosines (head option `cosine`).
 
   Args:
-    seen: outputs are logits. Labels count, not mixed targets.
+    seen: with logits. Labels count, not mixed targets.
     margin: of the rarest class, in units of the cosine.
     scale: of the head.
     weighting: see `class_weights`.
@@ -113,7 +113,7 @@ def ldam(
   margins = jnp.maximum(seen.counts, 1.0) ** -0.25
   margins = margin * scale * margins / margins.max()
   one_hot = jax.nn.one_hot(seen.labels, len(seen.counts))
-  logits = seen.outputs - (one_hot * margins[None])[:, None, :]
+  logits = seen.logits - (one_hot * margins[None])[:, None, :]
   weights = _deferred(seen, weighting, beta, after)
   return _soft(logits, one_hot * weights[None]), _accuracy(seen)
 
@@ -129,7 +129,7 @@ def label_aware_smoothing(
   sin(pi/2 (n_y - n_min)/(n_max - n_min)).
 
   Args:
-    seen: outputs are logits.
+    seen: with logits.
     head: smoothing of the most frequent class.
     tail: smoothing of the rarest class.
 
@@ -143,7 +143,7 @@ def label_aware_smoothing(
   kept = jnp.eye(num_classes) * (1 - smoothing)[:, None]
   shared = smoothing[:, None] / max(num_classes - 1, 1)
   rows = kept + (1 - jnp.eye(num_classes)) * shared
-  return _soft(seen.outputs, seen.targets @ rows), _accuracy(seen)
+  return _soft(seen.logits, seen.targets @ rows), _accuracy(seen)
 
 
 def _deferred(
@@ -160,5 +160,5 @@ def _soft(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _accuracy(seen: Seen) -> dict[str, jax.Array]:
-  hits = jnp.argmax(seen.outputs, axis=-1) == seen.labels[:, None]
+  hits = jnp.argmax(seen.logits, axis=-1) == seen.labels[:, None]
   return {"accuracy": jnp.mean(hits.astype(jnp.float32))}

@@ -15,7 +15,8 @@ class Seen(NamedTuple):
 
   Attributes:
     features: f32[B, V, F], of the encoder.
-    outputs: f32[B, V, K], of the head: embeddings or logits (K = C).
+    outputs: f32[B, V, K], of the head: embeddings, or logits (K = C), or of a
+      `JointHead` both.
     labels: int32[B].
     targets: f32[B, C], rows summing to 1; one-hot unless examples were mixed.
     counts: f32[C], training images of each class.
@@ -30,6 +31,23 @@ class Seen(NamedTuple):
   counts: jax.Array
   progress: jax.Array
   head: Mapping[str, Any]
+
+  @property
+  def embeddings(self) -> jax.Array:
+    """f32[B, V, D], what contrastive losses compare."""
+    if "projection" in self.head:
+      return self.outputs[..., : -self.targets.shape[-1]]
+    return self.outputs
+
+  @property
+  def logits(self) -> jax.Array:
+    """f32[B, V, C]."""
+    return self.outputs[..., -self.targets.shape[-1] :]
+
+  @property
+  def prototypes(self) -> jax.Array:
+    """f32[C, D], of a head with the option of this name."""
+    return self.head.get("projection", self.head)["prototypes"]
 
 
 def as_rows(values: jax.Array) -> jax.Array:

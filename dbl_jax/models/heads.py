@@ -49,6 +49,37 @@ class ProjectionHead(nn.Module):
     return h
 
 
+class JointHead(nn.Module):
+  """A projection and a linear classifier side by side, on the same features.
+
+  For phases with contrastive losses and cross-entropy at once.
+
+  Attributes:
+    num_classes: C.
+    hidden: of the projection, as `out` and `prototypes`.
+    out: D.
+    prototypes: see `ProjectionHead`.
+  """
+
+  num_classes: int
+  hidden: int = 512
+  out: int = 128
+  prototypes: bool = False
+
+  @nn.compact
+  def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+    """Features f32[B, F] -> embeddings, then logits, f32[B, D + C]."""
+    z = ProjectionHead(
+      self.hidden,
+      self.out,
+      prototypes=self.prototypes,
+      num_classes=self.num_classes,
+      name="projection",
+    )(h, train)
+    logits = MLPHead(self.num_classes, (), name="classifier")(h, train)
+    return jnp.concatenate([z, logits], axis=-1)
+
+
 class MLPHead(nn.Module):
   """A classifier: dense layers with ReLU between them.
 

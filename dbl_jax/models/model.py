@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from dbl_jax.models.dcnn import DCNN
-from dbl_jax.models.heads import MLPHead, ProjectionHead
+from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
 from dbl_jax.models.resnet import ResNet18
 
 ENCODERS = {"dcnn": DCNN, "resnet18": ResNet18}
-HEADS = {"mlp": MLPHead, "projection": ProjectionHead}
+HEADS = {"joint": JointHead, "mlp": MLPHead, "projection": ProjectionHead}
 
 # Pixels from 0 to 1 are brought near zero mean and unit deviation.
 _MEAN, _DEVIATION = 0.5, 0.25

@@ -146,3 +146,27 @@ def test_no_gradient_flows_through_memory():
     return terms.weighted_sum(CENTER, seen, memory)[2]["center"].sum()
 
   np.testing.assert_array_equal(slope(given.features), 0)
+
+
+def test_a_joint_head_gives_each_loss_its_part():
+  rng = np.random.default_rng(5)
+  embeddings = rng.normal(size=(6, 2, 8))
+  logits = rng.normal(size=(6, 2, 3))
+  labels = np.array([0, 1, 2, 0, 0, 1])
+  counts = [9, 5, 2]
+  both = seen(
+    np.concatenate([embeddings, logits], axis=-1), labels, counts=counts
+  )._replace(head={"projection": {}})
+  together, figures, _ = terms.weighted_sum(
+    {"balanced_softmax": {}, "sup_con": {"temperature": 0.3, "weight": 0.5}},
+    both,
+    {},
+  )
+  of_logits = seen(logits, labels, counts=counts)
+  of_embeddings = seen(embeddings, labels, counts=counts)
+  alone, _, _ = terms.weighted_sum({"balanced_softmax": {}}, of_logits, {})
+  apart, _, _ = terms.weighted_sum(
+    {"sup_con": {"temperature": 0.3}}, of_embeddings, {}
+  )
+  np.testing.assert_allclose(together, alone + 0.5 * apart, rtol=1e-6)
+  np.testing.assert_allclose(figures["balanced_softmax"], alone, rtol=1e-6)

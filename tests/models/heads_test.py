@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbl_jax.models.heads import MLPHead, ProjectionHead
+from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
 
 FEATURES = jax.random.normal(jax.random.key(0), (32, 20)) + 1
 
@@ -176,3 +176,19 @@ def test_prototypes_are_one_point_a_class_beside_the_projection():
   assert len(np.unique(prototypes)) == 56
   assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, before)
   assert found.shape == expected.shape
+
+
+def test_the_joint_head_is_a_projection_beside_a_classifier():
+  features = jax.random.normal(jax.random.key(0), (5, 16))
+  head = JointHead(num_classes=3, hidden=8, out=4, prototypes=True)
+  variables = head.init(jax.random.key(1), features, train=False)
+  outputs = head.apply(variables, features, train=False)
+  assert outputs.shape == (5, 7)
+  assert variables["params"]["projection"]["prototypes"].shape == (3, 4)
+  logits = variables["params"]["classifier"]["logits"]
+  np.testing.assert_allclose(
+    outputs[:, 4:],
+    features @ logits["kernel"] + logits["bias"][None],
+    rtol=1e-5,
+    atol=1e-6,
+  )
