@@ -161,6 +161,19 @@ def test_evaluation_of_an_image_does_not_depend_on_the_batch():
   np.testing.assert_allclose(together[:1], alone, rtol=1e-3, atol=1e-4)
 
 
+def test_frozen_modules_keep_their_statistics_in_training():
+  frozen = ("stem", "stem_norm", "stage1_block1", "stage1_block2")
+  model = ResNet18(frozen=frozen)
+  variables = initialise(model, IMAGES)
+  _, updated = jax.jit(
+    lambda v: model.apply(v, IMAGES, True, mutable=["batch_stats"])
+  )(variables)
+  before, after = variables["batch_stats"], updated["batch_stats"]
+  for name, old in before.items():
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), old, after[name])
+    assert set(jax.tree.leaves(same)) == {name in frozen}, name
+
+
 def test_zero_init_residual_starts_as_the_shortcut():
   model = ResidualBlock(4, zero_init_residual=True)
   images = jax.random.uniform(jax.random.key(0), (3, 6, 6, 4))
