@@ -7,95 +7,16 @@ are strangers' text, so each format escapes them in its own way.
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dbl_jax import report_page
-from dbl_jax.comparison import statistics
-from dbl_jax.comparison.records import (
-  PAPER,
-  Record,
-  by_system,
-  predictions,
-  seed_list,
-  summary,
-  title,
-)
-from dbl_jax.comparison.statistics import CUTS, Comparison, Difference, Mean
+from dbl_jax.comparison.grids import Grid, grids, percent
+from dbl_jax.comparison.rows import Row
+from dbl_jax.comparison.statistics import Comparison
 from dbl_jax.figures import one_line
 
-DASH = "–"
 TITLE = "The paper's Table 1, remade"
-# A heading, and for each row its text and whether that is bold.
-_ColumnText = tuple[str, list[tuple[str, bool]]]
-
-
-class Row(NamedTuple):
-  """One system.
-
-  Attributes:
-    system: name of its config.
-    title: the name to print.
-    seeds: seeds of its finished runs.
-    paper_average: the paper's mean-class accuracy in per cent, or None.
-    paper_overall: the paper's overall accuracy in per cent, or None.
-    mean_class: our mean-class accuracy over seeds.
-    overall: our overall accuracy over seeds.
-    recall: class name -> recall over seeds, in index order.
-    tiers: tier -> mean recall of its classes, None for an empty tier.
-    difference: gain over the reference; None for the reference itself or
-      without one.
-    calibration_error: mean over seeds; None where scores give no probability.
-    seconds: mean training time of the seeds that know theirs, or None.
-  """
-
-  system: str
-  title: str
-  seeds: tuple[int, ...]
-  paper_average: float | None
-  paper_overall: float | None
-  mean_class: Mean
-  overall: Mean
-  recall: Mapping[str, Mean]
-  tiers: Mapping[str, float | None]
-  difference: Comparison | None
-  calibration_error: float | None
-  seconds: float | None
-
-
-class _Grid(NamedTuple):
-  """A printed table; the names of its rows are not among the columns."""
-
-  heading: str
-  columns: Sequence[_ColumnText]
-  note: str
-
-
-def rows(
-  records: Sequence[Record],
-  reference: str = "basic",
-  cuts: tuple[int, int] = CUTS,
-  draws: int = 10_000,
-) -> list[Row]:
-  """Sums up each system over its seeds, in Table 1's order.
-
-  Args:
-    records: finished runs on one data set, in any order.
-    reference: system that the others are compared with.
-    cuts: (many, few), see `statistics.tiers`.
-    draws: of the bootstrap.
-
-  Raises:
-    UserError: the records cannot be compared, see `records.by_system`.
-  """
-  groups = by_system(records)
-  against = groups.get(reference)
-  return [
-    _row(system, group, None if system == reference else against, cuts, draws)
-    for system, group in groups.items()
-  ]
 
 
 def as_markdown(
@@ -106,7 +27,7 @@ def as_markdown(
   if missing:
     parts.append("**Missing**, not finished:")
     parts.append("\n".join(f"- {_markdown(item)}" for item in missing))
-  for grid in _grids(rows):
+  for grid in grids(rows):
     head = ["System", *(_markdown(heading) for heading, _ in grid.columns)]
     lines = [head, ["---", *(["---:"] * len(grid.columns))]]
     for i, row in enumerate(rows):
@@ -151,11 +72,11 @@ def as_html(
   figures: Mapping[str, bytes] | None = None,
 ) -> str:
   """A page that stands alone; `figures` is heading -> PNG, below the tables."""
-  grids = [
+  tables = [
     report_page.section(
       grid.heading, _html_table(rows, grid), report_page.note(grid.note)
     )
-    for grid in _grids(rows)
+    for grid in grids(rows)
   ]
   lacking = "".join(f"<li>{report_page.text(item)}</li>" for item in missing)
   alt = "; the tables on this page have the numbers"
@@ -173,7 +94,7 @@ def as_html(
     report_page.section("Missing, not finished", f"<ul>{lacking}</ul>")
     if missing
     else "",
-    *grids,
+    *tables,
     *pictures,
     report_page.section("How these numbers were made", stated, command),
   ]
@@ -182,200 +103,7 @@ def as_html(
   return report_page.page(TITLE, head, sections)
 
 
-def _row(
-  system: str,
-  group: Sequence[Record],
-  against: Sequence[Record] | None,
-  cuts: tuple[int, int],
-  draws: int,
-) -> Row:
-  """The row of a system from its records, the reference's in `against`."""
-  names = group[0].class_names
-  each = [summary(record) for record in group]
-  recall = {
-    name: statistics.over_seeds([e["per_class"][name]["recall"] for e in each])
-    for name in map(str, names)
-  }
-  errors = [
-    statistics.expected_calibration_error(record.labels, record.scores)
-    for record in group
-    if record.probabilities_ok
-  ]
-  average, overall = PAPER.get(system, (None, None))
-  return Row(
-    system,
-    title(system),
-    tuple(record.seed for record in group),
-    average,
-    overall,
-    statistics.over_seeds([e["mean_class_accuracy"] for e in each]),
-    statistics.over_seeds([e["overall_accuracy"] for e in each]),
-    recall,
-    statistics.tier_recall(
-      [value.mean for value in recall.values()],
-      statistics.tiers(group[0].train_counts, cuts),
-    ),
-    _compare(group, against, draws) if against else None,
-    float(np.mean(errors)) if len(errors) == len(group) else None,
-    statistics.over_seeds([record.seconds for record in group]).mean,
-  )
-
-
-def _compare(
-  group: Sequence[Record], against: Sequence[Record], draws: int
-) -> Comparison:
-  """The gain of a system over the reference."""
-  return statistics.paired_bootstrap(
-    group[0].labels,
-    np.stack([predictions(record) for record in group]),
-    np.stack([predictions(record) for record in against]),
-    draws,
-    a_seeds=[record.seed for record in group],
-    b_seeds=[record.seed for record in against],
-  )
-
-
-def _grids(rows: Sequence[Row]) -> list[_Grid]:
-  """The printed tables, from what a reader asks first."""
-  reference = [row.title for row in rows if row.difference is None]
-  grids = [
-    _Grid(
-      "Accuracy (%)",
-      [
-        _numbers("Paper: average", [row.paper_average for row in rows], 2),
-        _numbers("Paper: overall", [row.paper_overall for row in rows], 2),
-        _means("Mean-class", [row.mean_class for row in rows], 2),
-        _means("Overall", [row.overall for row in rows], 2),
-        _column("Seeds", [seed_list(row.seeds) for row in rows]),
-      ],
-      "Mean-class accuracy, the paper's average accuracy, is the mean of "
-      "recall over classes. Mean ± standard deviation over seeds. The paper's "
-      "numbers are of RAF-DB and one run each.",
-    ),
-    _Grid(
-      f"Difference to {one_line(reference[0], 40)} (points)",
-      [*_differences("Mean-class", rows), *_differences("Overall", rows)],
-      "With 95% intervals and two-sided p by a paired bootstrap over images "
-      "within classes and over seeds. p is not adjusted for the number of "
-      "systems, and few seeds understate how much training varies.",
-    )
-    if len(reference) < len(rows)
-    else None,
-    _Grid(
-      "Recall by class (%)",
-      [
-        _means(one_line(name, 40), [row.recall[name] for row in rows], 1)
-        for name in rows[0].recall
-      ],
-      "Mean ± standard deviation over seeds.",
-    ),
-    _Grid(
-      "Recall by tier (%)",
-      [
-        _numbers(tier.title(), [_percent(row.tiers[tier]) for row in rows], 1)
-        for tier in statistics.TIERS
-      ],
-      "Mean over the classes with many, a medium number of and few training "
-      f"images, and over seeds; {DASH} for a tier without classes.",
-    ),
-    _Grid(
-      "Calibration and cost",
-      [
-        _numbers(
-          "ECE (%)", [_percent(row.calibration_error) for row in rows], 1, min
-        ),
-        _column(
-          "Training time",
-          [_duration(row.seconds) for row in rows],
-          [row.seconds for row in rows],
-          min,
-        ),
-      ],
-      "ECE: expected calibration error in 15 bins, mean over seeds. Training "
-      "time: a system's own stages, mean over seeds.",
-    ),
-  ]
-  return [grid for grid in grids if grid]
-
-
-def _column(
-  heading: str,
-  texts: Sequence[str],
-  values: Sequence[float | None] | None = None,
-  best: Callable[..., float] = max,
-) -> _ColumnText:
-  """Texts, bold where the value is the best of several; all plain without."""
-  known = [value for value in values or () if value is not None]
-  chosen = best(known) if len(known) > 1 else None
-  bold = [chosen is not None and value == chosen for value in values or texts]
-  return heading, list(zip(texts, bold, strict=True))
-
-
-def _means(heading: str, means: Sequence[Mean], digits: int) -> _ColumnText:
-  """Mean ± deviation of fractions in per cent."""
-  texts = [
-    _number(_percent(mean), digits)
-    + ("" if sd is None else f" ± {100 * sd:.{digits}f}")
-    for mean, sd in means
-  ]
-  return _column(heading, texts, [_percent(mean, digits) for mean, _ in means])
-
-
-def _numbers(
-  heading: str,
-  values: Sequence[float | None],
-  digits: int,
-  best: Callable[..., float] = max,
-) -> _ColumnText:
-  """Values that print alike are equally good."""
-  rounded = [
-    None if value is None else round(value, digits) for value in values
-  ]
-  texts = [_number(value, digits) for value in values]
-  return _column(heading, texts, rounded, best)
-
-
-def _differences(heading: str, rows: Sequence[Row]) -> list[_ColumnText]:
-  """The difference with its interval, and p; the reference counts as 0."""
-  which = heading.lower().replace("-", "_")
-  found = [row.difference and getattr(row.difference, which) for row in rows]
-  texts = ["reference" if d is None else _interval(d) for d in found]
-  values = [0.0 if d is None else _percent(d.difference, 2) for d in found]
-  return [
-    _column(heading, texts, values),
-    _column("p", [DASH if d is None else _p(d.p) for d in found]),
-  ]
-
-
-def _interval(d: Difference) -> str:
-  """In points, as '+1.01 (−0.52 to 2.54)'."""
-  lower, upper = (f"{100 * limit:.2f}" for limit in (d.lower, d.upper))
-  return f"{100 * d.difference:+.2f} ({lower} to {upper})".replace("-", "−")
-
-
-def _p(p: float) -> str:
-  return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _number(value: float | None, digits: int) -> str:
-  return DASH if value is None else f"{value:.{digits}f}"
-
-
-def _percent(fraction: float | None, digits: int = 6) -> float | None:
-  return None if fraction is None else round(100 * fraction, digits)
-
-
-def _duration(seconds: float | None) -> str:
-  if seconds is None:
-    return DASH
-  if seconds < 120:
-    return f"{seconds:.0f} s"
-  if seconds < 7200:
-    return f"{seconds / 60:.1f} min"
-  return f"{seconds / 3600:.1f} h"
-
-
-def _html_table(rows: Sequence[Row], grid: _Grid) -> str:
+def _html_table(rows: Sequence[Row], grid: Grid) -> str:
   """As `report_page.table`, with the best values bold."""
   text = report_page.text
   head = ["System", *(heading for heading, _ in grid.columns)]
@@ -412,19 +140,19 @@ def _csv_row(row: Row) -> dict[str, Any]:
   }
   accuracies = {"mean_class": row.mean_class, "overall": row.overall}
   for name, (mean, sd) in accuracies.items():
-    cells[f"{name}_accuracy_percent"] = _percent(mean)
-    cells[f"{name}_accuracy_sd_percent"] = _percent(sd)
+    cells[f"{name}_accuracy_percent"] = percent(mean)
+    cells[f"{name}_accuracy_sd_percent"] = percent(sd)
   for name in Comparison._fields:
     d = row.difference and getattr(row.difference, name)
     for part in ("difference", "lower", "upper"):
       key = f"{name}_{part}_points"
-      cells[key] = _percent(getattr(d, part)) if d else None
+      cells[key] = percent(getattr(d, part)) if d else None
     cells[f"{name}_p"] = d.p if d else None
   for tier, recall in row.tiers.items():
-    cells[f"{tier}_recall_percent"] = _percent(recall)
-  cells["expected_calibration_error_percent"] = _percent(row.calibration_error)
+    cells[f"{tier}_recall_percent"] = percent(recall)
+  cells["expected_calibration_error_percent"] = percent(row.calibration_error)
   cells["training_seconds"] = row.seconds
   for name, (mean, sd) in row.recall.items():
-    cells[f"recall_percent: {name}"] = _percent(mean)
-    cells[f"recall_sd_percent: {name}"] = _percent(sd)
+    cells[f"recall_percent: {name}"] = percent(mean)
+    cells[f"recall_sd_percent: {name}"] = percent(sd)
   return cells

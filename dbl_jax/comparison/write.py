@@ -7,6 +7,7 @@ from typing import Any
 
 from dbl_jax.comparison import figures, table
 from dbl_jax.comparison.records import Record, facts
+from dbl_jax.comparison.rows import make_rows
 from dbl_jax.comparison.statistics import CUTS
 
 
@@ -37,7 +38,7 @@ def write(
   Raises:
     UserError: the records cannot be compared, see `records.by_system`.
   """
-  rows = table.rows(records, reference, cuts)
+  rows = make_rows(records, reference, cuts)
   stated = facts(records, about, cuts)
   accuracies = figures.accuracies(records, reference, paper_points=paper_points)
   matrices = figures.confusion_matrices(records)

@@ -11,6 +11,7 @@ import pytest
 from dbl_jax.comparison import records as records_module
 from dbl_jax.comparison import table, write
 from dbl_jax.comparison.records import Record
+from dbl_jax.comparison.rows import make_rows
 from dbl_jax.errors import UserError
 
 ABOUT = {
@@ -89,12 +90,12 @@ class _Page(HTMLParser):
 
 def _made(records, missing=(), form=table.as_markdown):
   facts = records_module.facts(records, ABOUT)
-  return form(table.rows(records), facts, missing)
+  return form(make_rows(records), facts, missing)
 
 
 def test_rows_follow_table_1_and_then_the_order_they_came():
   extra = [_record("ldam_drw", 0, (1, 1)), *_records()]
-  rows = table.rows(extra)
+  rows = make_rows(extra)
   assert [row.system for row in rows] == ["basic", "dbl", "ldam_drw", "mixup"]
   assert [row.title for row in rows] == ["Basic", "DBL", "ldam_drw", "mixup"]
   assert [row.seeds for row in rows] == [(0, 1), (0, 1), (0,), (0,)]
@@ -103,7 +104,7 @@ def test_rows_follow_table_1_and_then_the_order_they_came():
 
 
 def test_a_row_by_hand():
-  row = table.rows(_records(), cuts=(100, 20))[1]
+  row = make_rows(_records(), cuts=(100, 20))[1]
   # Mean-class (.7 + 1)/2 and (.9 + 1)/2, overall 11/14 and 13/14.
   assert row.mean_class == pytest.approx((0.9, 0.1 / 2**0.5))
   assert row.overall == pytest.approx((12 / 14, 2 / 14 / 2**0.5))
@@ -118,24 +119,24 @@ def test_a_row_by_hand():
 
 
 def test_differences_are_to_the_reference():
-  basic, dbl, mixup = table.rows(_records())
+  basic, dbl, mixup = make_rows(_records())
   assert basic.difference is None
   assert dbl.difference.mean_class.difference == pytest.approx(0.9 - 0.575)
   assert mixup.difference.overall.difference == pytest.approx(1 / 14)
-  basic, dbl, _ = table.rows(_records(), reference="dbl")
+  basic, dbl, _ = make_rows(_records(), reference="dbl")
   assert dbl.difference is None
   assert basic.difference.mean_class.difference == pytest.approx(0.575 - 0.9)
 
 
 def test_without_the_reference_there_are_no_differences():
   records = [record for record in _records() if record.system != "basic"]
-  assert all(row.difference is None for row in table.rows(records))
+  assert all(row.difference is None for row in make_rows(records))
   assert "Difference" not in _made(records)
 
 
 def test_one_seed_has_no_deviation_and_no_probability_no_ece():
   records = [_record("basic", 0, (9, 1), probabilities_ok=False, seconds=None)]
-  (row,) = table.rows(records)
+  (row,) = make_rows(records)
   assert row.mean_class.sd is None
   assert row.calibration_error is None
   assert row.seconds is None
@@ -146,7 +147,7 @@ def test_one_seed_has_no_deviation_and_no_probability_no_ece():
 
 def test_no_ece_where_a_seed_gives_no_probability():
   sure, unsure = _record("basic", 0, (9, 1)), _record("basic", 1, (9, 1))
-  (row,) = table.rows([sure, unsure._replace(probabilities_ok=False)])
+  (row,) = make_rows([sure, unsure._replace(probabilities_ok=False)])
   assert row.calibration_error is None
 
 
@@ -160,7 +161,7 @@ def test_a_class_absent_from_the_test_has_no_recall():
       scores=np.eye(2)[[0] * 7 + [1] * 7].astype(np.float32),
     )
   ]
-  (row,) = table.rows(records)
+  (row,) = make_rows(records)
   assert row.recall["fear"] == (None, None)
   assert row.mean_class.mean == 0.5
   assert _tables(_made(records))["Recall by class (%)"][2][1:] == ["50.0", "–"]
@@ -257,7 +258,7 @@ def test_strangers_names_are_text_everywhere():
 
 def test_a_command_cannot_leave_its_code_block():
   facts = records_module.facts(_records(), ABOUT | {"command": "a\n```\nb"})
-  text = table.as_markdown(table.rows(_records()), facts)
+  text = table.as_markdown(make_rows(_records()), facts)
   assert text.endswith("````sh\na\n```\nb\n````\n")
 
 
@@ -283,12 +284,12 @@ def test_records_that_cannot_be_compared_are_refused(changes, message):
   records = _records()
   records[1] = records[1]._replace(**changes)
   with pytest.raises(UserError, match=message):
-    table.rows(records)
+    make_rows(records)
 
 
 def test_nothing_finished_is_said_so():
   with pytest.raises(UserError, match="no finished run"):
-    table.rows([])
+    make_rows([])
 
 
 def test_about_must_be_complete():
