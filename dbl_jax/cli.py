@@ -1,15 +1,19 @@
 """What every command line shares: plain words for the user's mistakes."""
 
 import difflib
+import io
+import itertools
 import logging
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from dbl_jax import startup
 from dbl_jax.errors import UserError
@@ -30,14 +34,37 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   for name, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(name, value)
   startup.prepare()
+  # A file's name may hold what the terminal's encoding cannot say.
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   try:
     program(sys.argv)
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    _leave(str(error))
+  except OSError as error:
+    where = error.filename or "A file or the disk"
+    _leave(
+      f"{where} cannot be read or written ({error.strerror or error}). Check"
+      " that it exists, that you may use it, and that the disk has room."
+    )
   except KeyboardInterrupt:
     print("\nStopped. Run the same command to go on.", file=sys.stderr)
     sys.exit(130)
+
+
+def _leave(message: str) -> NoReturn:
+  """Prints one line and ends the program with status 2.
+
+  What is not printable is escaped: the names of a stranger's files are in the
+  message, and a terminal would obey them.
+  """
+  shown = "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode()
+    for c in message
+  )
+  print(f"error: {shown}", file=sys.stderr)
+  sys.exit(2)
 
 
 def parse_flags(argv: Sequence[str]) -> None:
@@ -55,8 +82,10 @@ def parse_flags(argv: Sequence[str]) -> None:
     print(flags.FLAGS.main_module_help())
     sys.exit(0)
   for argument in argv[1:]:
-    if argument.startswith("--config="):
-      load_config(argument.removeprefix("--config="))
+    _check_home(argument)
+  path = _config_path(argv)
+  if path is not None:
+    load_config(path)
   try:
     rest = flags.FLAGS(list(argv))
   except flags.Error as error:
@@ -69,14 +98,38 @@ def parse_flags(argv: Sequence[str]) -> None:
     )
 
 
+def _config_path(argv: Sequence[str]) -> str | None:
+  """What --config names, given with '=' or as the next word."""
+  found = None
+  for argument, following in itertools.zip_longest(argv[1:], argv[2:]):
+    name, equals, value = argument.partition("=")
+    if name in ("--config", "-config"):
+      found = value if equals else following
+  return found
+
+
+def _check_home(argument: str) -> None:
+  value = argument.partition("=")[2] or argument
+  if value.startswith("~") and os.path.expanduser(value).startswith("~"):
+    user = value[1:].split("/")[0]
+    raise UserError(
+      f"{argument}: there is no user {user!r} whose home this could be. Give"
+      " the path in full."
+    )
+
+
 def _unknown_field(argv: Sequence[str]) -> str:
   """Says which override names no field, and what may be meant."""
   from dbl_jax import config as configs
 
-  path = next(a for a in argv if a.startswith("--config=")).split("=", 1)[1]
-  names = configs.field_names(load_config(path))
-  given = (a for a in argv if a.startswith("--config."))
-  fields = [a.removeprefix("--config.").split("=")[0] for a in given]
+  path = _config_path(argv)
+  if path is None:  # a program with the section on data alone
+    path, prefix = "The section on data", "--data."
+    names = configs.field_names(configs.base().data)
+  else:
+    prefix, names = "--config.", configs.field_names(load_config(path))
+  given = (a for a in argv if a.startswith(prefix))
+  fields = [a.removeprefix(prefix).split("=")[0] for a in given] or [""]
   unknown = next(
     (f for f in fields if not any(f"{n}.".startswith(f"{f}.") for n in names)),
     fields[0],
@@ -87,8 +140,7 @@ def _unknown_field(argv: Sequence[str]) -> str:
 
 
 def _check_config_path(path: str) -> None:
-  found = Path(path.split(":")[0])
-  if found.is_file():
+  if os.path.isfile(path.split(":")[0]):
     return
   near = sorted(str(p) for p in Path("configs").glob("*.py"))
   hint = (
@@ -114,17 +166,42 @@ def load_config(path: str) -> Any:
   """
   _check_config_path(path)
   file, *argument = path.split(":", 1)
-  get_config = runpy.run_path(file).get("get_config")
+  try:
+    get_config = runpy.run_path(file).get("get_config")
+  except UserError:
+    raise
+  # A config is a program of the user's: it may raise anything.
+  except Exception as error:
+    raise UserError(_broken_config(file, error)) from error
   if get_config is None:
     raise UserError(
       f"{file} is no config: it has no function get_config. See configs/."
     )
   try:
-    return get_config(*argument)
-  except (KeyError, TypeError, ValueError) as error:
-    if not argument:
-      raise
+    config = get_config(*argument)
+  except UserError:
+    raise
+  except Exception as error:
+    if not argument or not isinstance(error, KeyError | TypeError | ValueError):
+      raise UserError(_broken_config(file, error)) from error
     raise UserError(
       f"{file} has no variant {':'.join(argument)!r} ({error}). Its first lines"
       " say which there are."
     ) from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f"{file}: get_config gives a {type(config).__name__}; expected an"
+      " ml_collections.ConfigDict, such as dbl_jax.config.base() makes."
+    )
+  return config
+
+
+def _broken_config(file: str, error: Exception) -> str:
+  """What is wrong in a config file, and in which line of it."""
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == file]
+  line = error.lineno if isinstance(error, SyntaxError) else (lines or [0])[-1]
+  return (
+    f"{file}, line {line or 1}: {type(error).__name__}: {error}; expected a"
+    " config, which is Python. Mend it, or see configs/."
+  )

@@ -28,16 +28,20 @@ MOST_STAGES = 1 + len(PHASES)
 
 # SimCLR's family (Chen et al. 2020, appendix A) and the rotation of the
 # paper's section 3. How strong is in `simclr`, by data set.
-STRONG_AUGMENTATION = {
-  "crop_scale": config_dict.placeholder(tuple),
-  "crop_ratio": (3 / 4, 4 / 3),
-  "flip": 0.5,
-  "jitter_prob": 0.8,
-  "jitter_strength": config_dict.placeholder(float),
-  "grey": 0.2,
-  "blur": config_dict.placeholder(float),
-  "rotation": 10.0,
-}
+def strong_augmentation() -> dict[str, Any]:
+  """Made anew each time: what is set in a placeholder is set for all of it."""
+  return {
+    "crop_scale": config_dict.placeholder(tuple),
+    "crop_ratio": (3 / 4, 4 / 3),
+    "flip": 0.5,
+    "jitter_prob": 0.8,
+    "jitter_strength": config_dict.placeholder(float),
+    "grey": 0.2,
+    "blur": config_dict.placeholder(float),
+    "rotation": 10.0,
+  }
+
+
 # For a classifier on frozen features: little, since features of heavily
 # augmented faces are not those the classifier will meet.
 LIGHT_AUGMENTATION = {
@@ -130,7 +134,7 @@ def simclr() -> ConfigDict:
       "batch_size": 64,
       "views": 2,
       "q": 1.0,
-      "augment": dict(STRONG_AUGMENTATION),
+      "augment": strong_augmentation(),
       "cached_views": 0,  # see `classifier`
       "mixup": 0.0,
       "head": {"name": "projection", "hidden": 512, "out": 128},
@@ -274,6 +278,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if config.data.image_size is None:
       config.data.image_size = sources.SOURCES[name].image_size
     for phase in phases(config):
+      validation.check_by_data(config, phase)
       by_data = config[phase].by_data
       _fill(config[phase], by_data.get(name, by_data.other))
   validation.check(config, phases(config))

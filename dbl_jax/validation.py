@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,10 +21,16 @@ _Test = tuple[Callable[[Any], bool], str]
 
 
 def _number(low: float, high: float = math.inf) -> _Test:
-  upto = "" if high == math.inf else f" and at most {high:g}"
-  return (
-    lambda value: isinstance(value, int | float) and low <= value <= high
-  ), f"a number of at least {low:g}{upto}"
+  def possible(value: Any) -> bool:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and low <= value <= high and value != math.inf
+
+  upto = "" if high == math.inf else f" and at most {_shown(high)}"
+  return possible, f"a number of at least {_shown(low)}{upto}"
+
+
+def _shown(number: float) -> str:
+  return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _whole(low: int, high: float = math.inf) -> _Test:
@@ -41,24 +48,43 @@ def _one_of(names: Collection[str]) -> _Test:
 def _range(low: float, high: float) -> _Test:
   def ordered(value: Any) -> bool:
     return value is None or (
-      len(value) == 2 and low <= value[0] <= value[1] <= high
+      len(value) == 2 and bool(low <= value[0] <= value[1] <= high)
     )
 
   return ordered, f"two numbers from {low:g} to {high:g}, the smaller first"
 
 
+def _all(test: _Test, words: str) -> _Test:
+  """Every item of a tuple passes the test; it may have none."""
+  return lambda value: (
+    isinstance(value, tuple | list) and all(map(test[0], value))
+  ), f"{words}, each {test[1]}"
+
+
+def _is_pattern(value: Any) -> bool:
+  try:
+    return bool(value) and re.compile(value) is not None
+  except (re.error, TypeError):
+    return False
+
+
 _EPSILON = 1e-6
+_MOST = 2**31 - 1  # of seeds and counts
+_PATTERN = (
+  _is_pattern,
+  "a regular expression for the start of a parameter's path, such as 'head'",
+)
 _COMMON: dict[str, _Test] = {
-  "seed": _number(0, 2**31 - 1),
-  "data.image_size": _number(16, 1024),
+  "seed": _whole(0, _MOST),
+  "data.image_size": _whole(16, 1024),
   "data.validation_fraction": _number(0.01, 0.9),
   "data.test_fraction": _number(0.01, 0.9),
-  "data.split_seed": _number(0),
+  "data.split_seed": _whole(0, _MOST),
   "data.long_tail": _one_of(("", *long_tail.KINDS)),
   "data.imbalance": _number(1, 1e6),
-  "data.image_seed": _number(0),
-  "data.num_train": _number(14),
-  "data.num_test": _number(7),
+  "data.image_seed": _whole(0, _MOST),
+  "data.num_train": _whole(14, 10_000_000),
+  "data.num_test": _whole(7, 10_000_000),
   "data.input": _one_of(pipeline.FORMS),
   "model.name": _one_of(model.ENCODERS),
   "model.dtype": _one_of(("auto", "bfloat16", "float32")),
@@ -74,12 +100,14 @@ _ENCODER: dict[str, _Test] = {
 }
 _PHASE: dict[str, _Test] = {
   "epochs": _number(0),
-  "batch_size": _number(2),
-  "views": _number(1, 8),
+  "batch_size": _whole(2, 10_000_000),
+  "views": _whole(1, 8),
   "cached_views": _whole(0, 64),
   "q": _number(0, 1),
   "mixup": _number(0, 10),
   "head.name": _one_of(model.HEADS),
+  "inherit": _all(_PATTERN, "a tuple"),
+  "trained": _all(_PATTERN, "a tuple"),
   "optimizer.name": _one_of(optim.NAMES),
   "optimizer.learning_rate": _number(_EPSILON),
   "optimizer.momentum": _number(0, 0.9999),
@@ -98,6 +126,16 @@ _PHASE: dict[str, _Test] = {
   "keep": _one_of(("best", "latest")),
   "evaluate_every": _number(0.01),
 }
+_WIDTH = _whole(1, 1_000_000)
+# Of heads that have them; widths are one number or, for some heads, a tuple.
+_HEAD: dict[str, _Test] = {
+  "cosine": _number(0, 10_000),
+  "dropout": _number(0, 0.99),
+  "hidden": _WIDTH,
+  "layers": _whole(1, 100),
+  "out": _WIDTH,
+}
+_WIDTHS = _all(_WIDTH, "a tuple of widths")
 _TERM: dict[str, _Test] = {
   "after": _number(0, 1),
   "beta": _number(0, 1 - 1e-7),
@@ -117,6 +155,15 @@ _TERM: dict[str, _Test] = {
 def check_data_name(config: ConfigDict) -> None:
   """Raises UserError unless the config names a data set there is."""
   _check(config, "data.name", _one_of(sources.SOURCES))
+
+
+def check_by_data(config: ConfigDict, phase: str) -> None:
+  """Raises UserError unless a phase says what depends on the data set."""
+  if "other" not in config[phase].get("by_data", ()):
+    raise UserError(
+      f"config.{phase}.by_data has no 'other', what holds for any data set."
+      " Start from a phase in dbl_jax/config.py, or give it empty."
+    )
 
 
 def check(config: ConfigDict, phases: Sequence[str]) -> None:
@@ -146,7 +193,24 @@ def _tests(
   for phase in phases:
     for path, test in _PHASE.items():
       yield f"{phase}.{path}", test
+    yield from _head_tests(config, phase)
     yield from _term_tests(config, phase)
+
+
+def _head_tests(config: ConfigDict, phase: str) -> Iterator[tuple[str, _Test]]:
+  """Tests of the options of a phase's head; its name has been checked."""
+  fields = model.HEADS[config[phase].head.name].__dataclass_fields__
+  for option in config[phase].head:
+    if option not in {"name", *fields}:
+      possible = sorted(fields.keys() & _HEAD.keys())
+      raise UserError(
+        f"config.{phase}.head.{option} is not for the head"
+        f" {config[phase].head.name!r}. It has {', '.join(possible)}."
+      )
+    if option == "hidden" and isinstance(fields[option].default, tuple):
+      yield f"{phase}.head.{option}", _WIDTHS
+    elif option in _HEAD:
+      yield f"{phase}.head.{option}", _HEAD[option]
 
 
 def _term_tests(config: ConfigDict, phase: str) -> Iterator[tuple[str, _Test]]:
@@ -163,6 +227,11 @@ def _term_tests(config: ConfigDict, phase: str) -> Iterator[tuple[str, _Test]]:
         f"config.{phase}.mixup={config[phase].mixup} mixes labels, which the"
         f" loss {name!r} cannot read. Set mixup=0, or use"
         f" {', '.join(possible)}."
+      )
+    if name == "nt_xent" and config[phase].views != 2:
+      raise UserError(
+        f"config.{phase}.views={config[phase].views}: the loss 'nt_xent'"
+        " compares two views of each image. Set views=2, or another loss."
       )
     allowed = {"weight", *inspect.signature(TERMS[name].loss).parameters}
     for option in options:

@@ -68,7 +68,9 @@ def main(argv: Sequence[str]) -> None:
   out = Path(_OUT.value or f"data_check/{options.name}").expanduser()
   pairs = checks.twin_pairs(facts, twins)
   contact_sheets.write(found, facts, pairs, out)
-  with (out / "findings.csv").open("w", newline="") as file:
+  with (out / "findings.csv").open(
+    "w", newline="", encoding="utf-8", errors="backslashreplace"
+  ) as file:
     csv.writer(file).writerows(checks.table(found, facts, twins))
   print(f"Pictures of each class, twins and a list of findings: {out}")
   bad = sum(bool(fact.error) for fact in facts)

@@ -37,7 +37,8 @@ def write(
   out.mkdir(parents=True, exist_ok=True)
   paths = []
   for label, name in enumerate(found.class_names):
-    safe = re.sub(r"\W+", "_", name)
+    # A file's name has at most 255 bytes.
+    safe = re.sub(r"\W+", "_", name)[:50]
     paths.append(out / f"class_{label}_{safe}.png")
     _class_sheet(facts, label, name, found.parts).save(paths[-1])
   if pairs:

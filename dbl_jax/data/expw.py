@@ -16,6 +16,7 @@ scene. The paper (Fan et al. 2020) names ExpW as long-tailed and trains on
 RAF-DB alone, so it has no split or figures to compare with.
 """
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ CLASS_NAMES = (
 COUNTS = (3671, 3995, 1088, 30537, 10559, 7060, 34883)
 # More boxes without area than this mean that the columns are others.
 _MOST_DEGENERATE = 0.01
+_FARTHEST = 1e6  # pixels; no photo is so large
 _EXPECTED = "expected label/label.lst and the photos in image/origin/"
 _ROW = "image_name face_id top left right bottom confidence label"
 # (photo, face id), label, box.
@@ -94,7 +96,7 @@ def _photos(files: dict[str, StoredFile]) -> dict[str, StoredFile]:
   """Photo's name -> file; those in `origin/`, if there is such a folder."""
   names = [name for name in files if image_folder.is_image(name)]
   origin = [name for name in names if "origin" in name.split("/")[:-1]]
-  return {name.rsplit("/", 1)[-1]: files[name] for name in origin or names}
+  return stored.by_name({name: files[name] for name in origin or names})
 
 
 def _parse(file: StoredFile) -> tuple[list[_Face], list[str]]:
@@ -142,7 +144,9 @@ def _parse_row(line: str, where: str) -> _Face:
   try:
     # A photo's name may hold a space; the numbers after it do not.
     *name, face, top, left, right, bottom, _, label = fields
-    box = tuple(float(edge) for edge in (left, top, right, bottom))
+    box = (float(left), float(top), float(right), float(bottom))
+    if max(map(abs, box)) > _FARTHEST or any(map(math.isnan, box)):
+      raise ValueError
     if not name or label not in {"0", "1", "2", "3", "4", "5", "6"}:
       raise ValueError
   except ValueError:

@@ -12,6 +12,7 @@ a plain image folder has them, neutral would come before sad and surprise.)
 351 training images are in PublicTest too: see scripts/check_data.py.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def _read_table(file: StoredFile) -> dict[str, tuple[Record, ...]]:
   return {part: tuple(records) for part, records in parts.items()}
 
 
-def _lines(content: bytes):
+def _lines(content: bytes) -> Iterator[tuple[int, int, bytes]]:
   """Number, place and content of each line that is not empty."""
   start, number = 0, 0
   while start < len(content):
@@ -165,7 +166,8 @@ def _columns(header: bytes, origin: str) -> tuple[int, int, int]:
       " emotion, pixels and Usage. Use fer2013.csv or icml_face_data.csv:"
       " train.csv and test.csv lack one of them."
     )
-  return tuple(names.index(name) for name in wanted)
+  emotion, usage, pixels = map(names.index, wanted)
+  return emotion, usage, pixels
 
 
 def _parse_row(
@@ -188,10 +190,11 @@ def _parse_row(
 
 def _image(pixels: bytes, where: str) -> bytes:
   """The row's picture as a PGM file, so that it is read like any other."""
-  try:
-    values = np.fromstring(pixels.strip(b' "\r'), np.int64, sep=" ")
-  except ValueError:
-    values = np.zeros(0, np.int64)
+  pixels = pixels.strip(b' "\r')
+  # What is no number would end NumPy's reading, or be taken for one.
+  if pixels.translate(None, b"0123456789 \t"):
+    pixels = b""
+  values = np.fromstring(pixels, np.int64, sep=" ")
   if len(values) != _SIDE**2 or values.min() < 0 or values.max() > 255:
     raise UserError(
       f"{where} does not hold a picture; expected {_SIDE**2} ({_SIDE} x"

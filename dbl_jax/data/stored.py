@@ -1,14 +1,23 @@
 """Files as they are stored: in a folder, or in a zip read in place."""
 
+import functools
+import lzma
 import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 from dbl_jax.errors import UserError
+
+
+# A file is read whole, and many at once. FER2013's table has 0.3 GB.
+_MOST_BYTES = 1 << 30
+# Photos hardly shrink in a zip, and tables to a third. Of small files any may.
+_MOST_RATIO, _ANY_RATIO_BYTES = 100, 16 << 20
 
 
 class StoredFile(NamedTuple):
@@ -23,8 +32,8 @@ class StoredFile(NamedTuple):
 def open_tree(path: Path, expected: str) -> dict[str, StoredFile]:
   """Finds all files of a folder or a zip; none is read.
 
-  Links are followed. What systems leave behind is left out: hidden files and
-  folders, and `__MACOSX`.
+  Links are followed, but not to a folder that they are in. What systems leave
+  behind is left out: hidden files and folders, and `__MACOSX`.
 
   Args:
     path: the folder or zip.
@@ -34,11 +43,12 @@ def open_tree(path: Path, expected: str) -> dict[str, StoredFile]:
     The files by path below the folder, with '/' between its parts, sorted.
 
   Raises:
-    UserError: if there is no such folder or zip, or it cannot be read.
+    UserError: if there is no such folder or zip, it cannot be read, or
+      something in it leads nowhere or out of it.
   """
-  if path.is_dir():
+  if os.path.isdir(path):
     found = dict(_walk(path))
-  elif path.is_file():
+  elif os.path.isfile(path):
     archive = open_archive(path, str(path), expected)
     found = dict(zip_files(archive, str(path)))
   else:
@@ -64,27 +74,33 @@ def folder_files(folder: Path) -> Iterator[tuple[str, StoredFile]]:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, StoredFile]]:
-  waiting, seen = [(root, "")], set()
+  waiting: list[tuple[Path, str, frozenset]] = [(root, "", frozenset())]
   while waiting:
-    folder, prefix = waiting.pop()
+    folder, prefix, above = waiting.pop()
     try:
       stat = folder.stat()
       # A link to a folder above it would have no end.
-      if (stat.st_dev, stat.st_ino) in seen:
+      if (stat.st_dev, stat.st_ino) in above:
         continue
-      seen.add((stat.st_dev, stat.st_ino))
+      inside = above | {(stat.st_dev, stat.st_ino)}
       with os.scandir(folder) as entries:
         for entry in entries:
           name = prefix + entry.name
-          if entry.is_dir():
-            waiting.append((Path(entry.path), f"{name}/"))
-          elif entry.is_file():
+          if os.path.isdir(entry.path):
+            waiting.append((Path(entry.path), f"{name}/", inside))
+          elif os.path.isfile(entry.path):
             yield name, of_path(entry)
+          elif entry.is_symlink() and not entry.name.startswith("."):
+            raise UserError(
+              f"{entry.path} is a link to {os.readlink(entry.path)}, where"
+              " nothing can be read; expected a file or folder. Mount or"
+              " restore what it links to, or remove the link."
+            )
     except OSError as error:
       raise unreadable(folder, error) from error
 
 
-def of_path(path: Path | os.DirEntry) -> StoredFile:
+def of_path(path: Path | os.DirEntry[str]) -> StoredFile:
   """A file that lies in a folder."""
   stat, origin = path.stat(), os.fspath(path)
   return StoredFile(
@@ -95,16 +111,23 @@ def of_path(path: Path | os.DirEntry) -> StoredFile:
 def zip_files(
   archive: zipfile.ZipFile, origin: str
 ) -> Iterator[tuple[str, StoredFile]]:
-  """Path and file for each file in a zip."""
+  """Path and file for each file in a zip; nothing is written anywhere."""
   for info in archive.infolist():
+    # Some programs on Windows write their own separator.
+    name = info.filename.replace("\\", "/")
+    if ".." in name.split("/") or name.startswith("/"):
+      raise UserError(
+        f"{origin} has an entry {info.filename!r}, which leads out of the zip;"
+        " expected names below it. Ask who made the zip, or make it again."
+      )
     if not info.is_dir():
       yield (
-        info.filename,
+        name,
         StoredFile(
-          f"{origin}/{info.filename}",
+          f"{origin}/{name}",
           info.file_size,
           info.CRC,
-          lambda entry=info.filename: read_entry(archive, entry, origin),
+          functools.partial(read_entry, archive, info.filename, origin),
         ),
       )
 
@@ -115,7 +138,15 @@ def open_archive(
   """Opens a zip; `origin` and `expected` are for messages."""
   try:
     return zipfile.ZipFile(file)
-  except (zipfile.BadZipFile, OSError) as error:
+  # The directory of a damaged zip makes zipfile raise many kinds of errors.
+  except (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    OSError,
+    ValueError,
+    OverflowError,
+    struct.error,
+  ) as error:
     raise UserError(
       f"{origin} is not a zip file or is damaged ({error}); {expected}."
       " Copy or download it again."
@@ -125,13 +156,35 @@ def open_archive(
 def read_entry(archive: zipfile.ZipFile, entry: str, origin: str) -> bytes:
   """The content of a file in a zip, or UserError."""
   try:
-    if archive.getinfo(entry).flag_bits & 1:
+    info = archive.getinfo(entry)
+    if info.flag_bits & 1:
       raise UserError(
         f"{origin} is locked by a password. Extract it with the password"
         " its authors sent, and give the folder instead."
       )
+    packed = max(info.compress_size, 1)
+    if (
+      info.file_size > _ANY_RATIO_BYTES
+      and info.file_size > _MOST_RATIO * packed
+    ):
+      raise UserError(
+        f"{origin}: {entry} would grow from {packed} to {info.file_size} bytes,"
+        f" more than {_MOST_RATIO} times; expected an image or a table. It is"
+        " no such file, or made to fill the memory: remove it."
+      )
+    check_size(info.file_size, f"{origin}: {entry}")
     return archive.read(entry)
-  except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError) as e:
+  # zipfile and its decompressors raise whatever damage makes them trip over.
+  except (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+  ) as e:
     raise UserError(
       f"{origin}: {entry} cannot be read ({e}); expected a whole zip file."
       " Copy or download it again."
@@ -141,9 +194,19 @@ def read_entry(archive: zipfile.ZipFile, entry: str, origin: str) -> bytes:
 def read_file(path: Path) -> bytes:
   """The content of a file, or UserError."""
   try:
+    check_size(path.stat().st_size, str(path))
     return path.read_bytes()
   except OSError as error:
     raise unreadable(path, error) from error
+
+
+def check_size(size: int, origin: str) -> None:
+  """Raises UserError for a file too large to be an image or a table."""
+  if size > _MOST_BYTES:
+    raise UserError(
+      f"{origin} has {size} bytes; expected an image or a table, of at most"
+      f" {_MOST_BYTES}. Remove it, or make it smaller."
+    )
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
@@ -152,6 +215,20 @@ def unreadable(path: Path, error: OSError) -> UserError:
     f"{path} cannot be read ({error.strerror or error}). Check that it exists"
     " and that you may read it."
   )
+
+
+def by_name(files: Mapping[str, StoredFile]) -> dict[str, StoredFile]:
+  """The same files by their names alone, or UserError if two share one."""
+  found: dict[str, StoredFile] = {}
+  for path, file in files.items():
+    name = path.rsplit("/", 1)[-1]
+    if name in found:
+      raise UserError(
+        f"{file.origin} has the name of {found[name].origin}; expected each"
+        " image once. Remove or rename the wrong one."
+      )
+    found[name] = file
+  return found
 
 
 def few(names: Iterable[str], limit: int = 5) -> str:

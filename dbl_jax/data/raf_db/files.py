@@ -4,6 +4,7 @@ Nothing is extracted: a zip, and the aligned.zip inside it, are read in place.
 """
 
 import io
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -44,9 +45,9 @@ def open_files(path: Path) -> Files:
   Raises:
     UserError: if the path or the label file is missing or unreadable.
   """
-  if path.is_dir():
+  if os.path.isdir(path):
     return _open_folder(path)
-  if path.is_file():
+  if os.path.isfile(path):
     return _open_zip(path)
   raise UserError(
     f"{path} does not exist; {_EXPECTED}. Give the folder or zip that you"
@@ -117,11 +118,13 @@ def _archive(file: Path | io.BytesIO, origin: str) -> zipfile.ZipFile:
 def _zip_images(
   archive: zipfile.ZipFile, origin: str, folder: str
 ) -> dict[str, StoredFile]:
-  return {
-    name.rsplit("/", 1)[-1]: file
-    for name, file in stored.zip_files(archive, origin)
-    if name.startswith(folder) and _is_image(name.rsplit("/", 1)[-1])
-  }
+  return stored.by_name(
+    {
+      name: file
+      for name, file in stored.zip_files(archive, origin)
+      if name.startswith(folder) and _is_image(name.rsplit("/", 1)[-1])
+    }
+  )
 
 
 def _is_image(name: str) -> bool:

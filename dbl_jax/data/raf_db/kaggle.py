@@ -7,9 +7,8 @@ The folders 1 to 7 are the authors' codes. Folders may also have the classes'
 names; 0 to 6 is refused, as nothing says which order is meant.
 """
 
-import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,9 +103,16 @@ def _checked(
   }
   for file in files.values():
     missing = []
-    for number, (image, code) in _rows(file):
+    seen: dict[str, int] = {}
+    for number, image, code in _rows(file):
       where = f"{file.origin}, line {number}"
       name = places.get(image)
+      if image in seen:
+        raise UserError(
+          f"{where}: {image} was already in line {seen[image]}; expected each"
+          " image once. Remove the wrong row."
+        )
+      seen[image] = number
       if name is None:
         missing.append(image)
       elif code != str(codes[name]):
@@ -140,15 +146,16 @@ def _tables(path: Path) -> dict[str, StoredFile]:
   return found
 
 
-def _rows(file: StoredFile):
-  """Line number, and image and label, of each row."""
+def _rows(file: StoredFile) -> Iterator[tuple[int, str, str]]:
+  """Line number, image and label, of each row below the header."""
   text = file.read().decode("utf-8-sig", "replace")
-  for number, row in enumerate(csv.reader(text.splitlines()), start=1):
-    if number > 1 and row:
-      fields = [field.strip() for field in row]
+  for number, line in enumerate(text.splitlines(), start=1):
+    if number > 1 and line.strip():
+      # Names have no commas; quotes are all that a CSV can add.
+      fields = [field.strip(' "\t') for field in line.split(",")]
       if len(fields) != 2:
         raise UserError(
-          f"{file.origin}, line {number}: found {','.join(row)[:80]!r};"
+          f"{file.origin}, line {number}: found {line.strip()[:80]!r};"
           " expected image,label. Copy the file again."
         )
-      yield number, fields
+      yield number, *fields

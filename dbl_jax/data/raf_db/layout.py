@@ -113,7 +113,8 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
   found = _open(Path(path))
   digest = hashlib.sha256(hashlib.sha256(found.labels).digest())
   for name, image in sorted(found.images.items()):
-    digest.update(f"{name}\0{image.size}\0{image.stamp}\n".encode())
+    row = f"{name}\0{image.size}\0{image.stamp}\n"
+    digest.update(row.encode(errors="surrogateescape"))
   return digest.hexdigest()
 
 
@@ -152,7 +153,7 @@ def _open(path: Path) -> files.Files:
   try:
     return files.open_files(path)
   except UserError:
-    if not path.exists():
+    if not os.path.exists(path):
       raise
     found = kaggle.find(path, CLASS_NAMES)
     if found is None:

@@ -1,0 +1,245 @@
+"""Data sets as strangers hand them over: one builder for each oddity.
+
+A builder takes an empty folder, writes to it, and returns what to give as
+`data.dir`.
+"""
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+
+import expw_test
+import fer2013_test
+import numpy as np
+import raf_db_fixture as fixture
+from PIL import Image
+
+
+def picture(size=(12, 12), mode="RGB", kind="PNG", seed=0, **options):
+  """An image file of any mode."""
+  shape = (size[1], size[0], 3)
+  pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).convert(mode).save(file, kind, **options)
+  return file.getvalue()
+
+
+def faces(root, counts=(4, 3), names=("ant", "bee"), parts=("train", "test")):
+  """A folder of class folders, of different images."""
+  seed = 0
+  for part in parts:
+    for name, count in zip(names, counts, strict=True):
+      folder = root / "d" / part / name
+      folder.mkdir(parents=True)
+      for i in range(count):
+        seed += 1
+        (folder / f"{i}.png").write_bytes(picture(seed=seed))
+  return root / "d"
+
+
+def with_image(data, name="x.png"):
+  """The folder with one more image in the first class of the training part."""
+
+  def build(root):
+    path = faces(root)
+    (path / "train" / "ant" / name).write_bytes(data)
+    return path
+
+  return build
+
+
+def changed(build, change):
+  """A data set, something in it changed."""
+
+  def both(root):
+    path = build(root)
+    return change(path) or path
+
+  return both
+
+
+def png(width, height, data=None):
+  """A PNG that says it has a size, whatever it holds."""
+
+  def chunk(kind, content):
+    crc = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(
+      ">I", crc
+    )  # fmt: skip
+
+  header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", header)
+    + chunk(b"IDAT", zlib.compress(bytes(100)) if data is None else data)
+    + chunk(b"IEND", b"")
+  )
+
+
+def rotated():
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  return picture((20, 10), kind="JPEG", exif=exif)
+
+
+def animated():
+  file = io.BytesIO()
+  frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+  frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+  return file.getvalue()
+
+
+def sixteen_bit():
+  values = np.arange(144, dtype=np.uint16).reshape(12, 12) * 400
+  file = io.BytesIO()
+  Image.fromarray(values).save(file, "PNG")
+  return file.getvalue()
+
+
+def palette():
+  image = Image.new("P", (9, 9), 1)
+  image.putpalette([0, 0, 0, 10, 20, 30])
+  file = io.BytesIO()
+  image.save(file, "PNG", transparency=0)
+  return file.getvalue()
+
+
+def sparse(path, size=4 << 30):
+  """A file that says it is large, and takes no room."""
+  with (path / "train" / "ant" / "x.png").open("wb") as file:
+    file.truncate(size)
+
+
+def link(name, target):
+  return lambda path: (path / "train" / "ant" / name).symlink_to(target)
+
+
+def zipped(entries=(), base="", method=zipfile.ZIP_STORED):
+  """The folder as a zip, with further entries: (name, content)."""
+
+  def build(root):
+    path = fixture.zip_folder(faces(root), root / "d.zip", base)
+    with zipfile.ZipFile(path, "a", method) as archive:
+      for name, content in entries:
+        archive.writestr(name, content)
+    return path
+
+  return build
+
+
+def bomb(root):
+  """An image of 300 MB of zeros in a zip of 300 KB."""
+  path = fixture.zip_folder(faces(root), root / "d.zip")
+  with (
+    zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+    archive.open("train/ant/x.png", "w") as file,
+  ):
+    for _ in range(300):
+      file.write(bytes(1 << 20))
+  return path
+
+
+def label_bomb(root):
+  path = root / "d.zip"
+  with (
+    zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+    archive.open("fer2013.csv", "w") as file,
+  ):
+    for _ in range(300):
+      file.write(bytes(1 << 20))
+  return path
+
+
+def locked(root):
+  path = fixture.zip_folder(faces(root), root / "d.zip")
+  data = bytearray(path.read_bytes())
+  data[data.index(b"PK\1\2") + 8] |= 1
+  path.write_bytes(data)
+  return path
+
+
+def cut(share):
+  def change(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+  return change
+
+
+def fer(edit=lambda text: text, **options):
+  """FER2013's CSV, edited as bytes."""
+
+  def build(root):
+    path = fer2013_test.write_csv(root / "fer2013.csv", **options)
+    path.write_bytes(edit(path.read_bytes()))
+    return path
+
+  return build
+
+
+def fer_folders(root):
+  return fer2013_test.write_folders(root / "d")
+
+
+def expw(edit=lambda text: text, photos=60):
+  """ExpW, its label file edited as bytes."""
+
+  def build(root):
+    path = expw_test.write(root / "d", expw_test.make_rows(photos))
+    labels = path / "label" / "label.lst"
+    labels.write_bytes(edit(labels.read_bytes()))
+    return path
+
+  return build
+
+
+def raf(edit=lambda text: text):
+  """RAF-DB, its label file edited as bytes."""
+
+  def build(root):
+    path = fixture.write(root / "d")
+    labels = fixture.labels(path)
+    labels.write_bytes(edit(labels.read_bytes()))
+    return path
+
+  return build
+
+
+def kaggle(change=lambda path: None):
+  """Kaggle's RAF-DB: a folder for each code."""
+
+  def build(root):
+    path = root / "DATASET"
+    for name, code in fixture.ROWS:
+      folder = path / name.split("_")[0] / str(code)
+      folder.mkdir(parents=True, exist_ok=True)
+      stem = name.removesuffix(".jpg")
+      (folder / f"{stem}_aligned.jpg").write_bytes(
+        fixture.image_bytes(hash(name) % 99)
+      )
+    change(path)
+    return path
+
+  return build
+
+
+def write_table(text):
+  """Kaggle's table of labels beside its folders."""
+  return lambda path: (path.parent / "train_labels.csv").write_bytes(text)
+
+
+def last_line(text):
+  """Replaces the last line of a label file; one is added."""
+  return lambda data: data.rstrip(b"\n") + b"\n" + text
+
+
+def under(name):
+  """Moves a class folder to another name, in all parts."""
+
+  def change(path):
+    for part in path.iterdir():
+      os.rename(os.fsencode(part / "ant"), os.fsencode(part) + b"/" + name)
+
+  return change
