@@ -4,13 +4,12 @@ A file of plain arrays: nothing in it is executed.
 """
 
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from dbl_jax import arrays
 from dbl_jax.errors import UserError
 
 
@@ -38,14 +37,14 @@ class Predictions(NamedTuple):
 
 def save(path: Path, predictions: Predictions) -> None:
   """Writes the file whole or not at all; its folder is made if need be."""
-  arrays = predictions._asdict() | {
+  content = predictions._asdict() | {
     "class_names": np.array(predictions.class_names, dtype=np.str_)
   }
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
   try:
     with partial.open("wb") as file:
-      np.savez_compressed(file, **arrays)
+      np.savez_compressed(file, **content)
     partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)
@@ -64,24 +63,38 @@ def load(path: Path) -> Predictions:
     UserError: if it is damaged or something else.
   """
   try:
-    with path.open("rb") as file, zipfile.ZipFile(file):
-      file.seek(0)
-      archive = np.load(file, allow_pickle=False)
-      arrays = {name: archive[name] for name in Predictions._fields}
-  except (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    zlib.error,
-    zipfile.BadZipFile,
-  ) as error:
+    found = arrays.load(path)
+    missing = [name for name in Predictions._fields if name not in found]
+    if missing:
+      raise ValueError(f"it lacks {', '.join(missing)}")
+    names = tuple(map(str, np.atleast_1d(found["class_names"])))
+    calibrated = bool(np.all(found["calibrated"]))
+    found |= {"class_names": names, "calibrated": calibrated}
+    return _checked(
+      Predictions(**{name: found[name] for name in Predictions._fields})
+    )
+  except ValueError as error:
     raise UserError(
       f"{path} does not hold a run's scores, or is damaged ({error}). Delete"
       " it and run scripts/evaluate.py on the run, which writes it anew."
     ) from error
-  arrays["class_names"] = tuple(map(str, arrays["class_names"]))
-  arrays["calibrated"] = bool(arrays["calibrated"])
-  return Predictions(**arrays)
+
+
+def _checked(found: Predictions) -> Predictions:
+  """The predictions, or ValueError unless their arrays belong together."""
+  classes = len(found.class_names)
+  shapes = {
+    "train_counts": (classes,),
+    "scores": (len(np.atleast_1d(found.labels)), classes),
+    "validation_scores": (len(np.atleast_1d(found.validation_labels)), classes),
+  }
+  for name, shape in shapes.items():
+    array = getattr(found, name)
+    if array.shape != shape or array.dtype.kind not in "iuf":
+      raise ValueError(f"its {name} are {list(array.shape)} of {array.dtype}")
+  for labels in (found.labels, found.validation_labels):
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+      raise ValueError(f"its labels are {list(labels.shape)} of {labels.dtype}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+      raise ValueError("its labels name classes there are not")
+  return found

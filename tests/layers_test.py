@@ -9,7 +9,7 @@ ROOT = Path(dbl_jax.__file__).parent
 
 # Each module may import from layers before its own.
 LAYERS = [
-  ["errors", "machine", "startup"],
+  ["arrays", "errors", "machine", "startup"],
   ["distributed"],
   ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
   [

@@ -12,10 +12,19 @@ from typing import NamedTuple
 import numpy as np
 
 from dbl_jax.data import images
-from dbl_jax.data.prepared import Dataset, Part
+from dbl_jax.data.prepared import PARTS, Dataset, Part
 from dbl_jax.data.stored import StoredFile
 
-PARTS = ("train", "validation", "test")
+
+__all__ = [
+  "PARTS",
+  "Listing",
+  "Record",
+  "counts",
+  "decode",
+  "differences",
+  "fingerprint",
+]
 
 
 class Record(NamedTuple):

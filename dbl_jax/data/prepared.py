@@ -7,14 +7,15 @@ trains on a machine without TensorFlow.
 
 import json
 import os
-import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dbl_jax import arrays
 from dbl_jax.errors import UserError
 
+PARTS = ("train", "validation", "test")
 _FORMAT = 1
 
 
@@ -56,10 +57,10 @@ class Dataset(NamedTuple):
 
 def save(path: Path, dataset: Dataset) -> None:
   """Writes the file whole or not at all."""
-  arrays = {}
+  content: dict[str, Any] = {}
   for part, (images, labels) in dataset.parts.items():
-    arrays[f"{part}_images"] = images
-    arrays[f"{part}_labels"] = labels
+    content[f"{part}_images"] = images
+    content[f"{part}_labels"] = labels
   meta = {
     "format": _FORMAT,
     "name": dataset.name,
@@ -68,13 +69,13 @@ def save(path: Path, dataset: Dataset) -> None:
     "fingerprint": dataset.fingerprint,
     "warnings": dataset.warnings,
   }
-  arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+  content["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
   path.parent.mkdir(parents=True, exist_ok=True)
   # A name of its own, so that two runs preparing at once do not collide.
   partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
   try:
     with partial.open("wb") as file:
-      np.savez(file, **arrays)
+      np.savez(file, **content)
     partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)
@@ -94,27 +95,69 @@ def load(path: Path) -> Dataset:
       executed: objects are refused.
   """
   try:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-      arrays = {name: archive[name] for name in archive.files}
-    meta = json.loads(arrays.pop("meta").tobytes())
-    if meta["format"] != _FORMAT:
-      raise ValueError(f"its format is {meta['format']}, not {_FORMAT}")
-    parts = {
-      part: Part(arrays[f"{part}_images"], arrays[f"{part}_labels"])
-      for part in meta.get("parts", ("train", "test"))
-    }
-  except (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    TypeError,
-    zipfile.BadZipFile,
-  ) as error:
+    found = arrays.load(path)
+    if "meta" not in found:
+      raise ValueError("it has no array 'meta'")
+    return _dataset(_meta(found["meta"].tobytes()), found)
+  except ValueError as error:
     raise UserError(
       f"{path} is not a prepared data set, or is damaged ({error})."
       " Delete it and run again from the original images."
     ) from error
+
+
+def _meta(content: bytes) -> dict[str, Any]:
+  """What `save` wrote beside the arrays, or ValueError."""
+  try:
+    meta = json.loads(content)
+  except RecursionError as error:
+    raise ValueError("its description is nested too deep") from error
+  if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
+    raise ValueError(f"its description is not of format {_FORMAT}")
+  meta.setdefault("parts", ["train", "test"])
+  for field in ("name", "fingerprint"):
+    if not isinstance(meta.get(field), str):
+      raise ValueError(f"its {field} is no text")
+  for field in ("class_names", "parts", "warnings"):
+    texts = meta.get(field)
+    if not isinstance(texts, list) or not all(
+      isinstance(text, str) for text in texts
+    ):
+      raise ValueError(f"its {field} are no list of texts")
+  names = meta["class_names"]
+  if len(names) < 2 or len(set(names)) != len(names):
+    raise ValueError("it has fewer than two classes, or two of one name")
+  if not {"train", "test"} <= set(meta["parts"]) <= {*PARTS}:
+    raise ValueError(f"its parts are {meta['parts']}")
+  return meta
+
+
+def _dataset(meta: dict[str, Any], found: dict[str, np.ndarray]) -> Dataset:
+  """The data set, its arrays checked; or ValueError."""
+  parts: dict[str, Part] = {}
+  for part in meta["parts"]:
+    images, labels = (found.get(f"{part}_{what}") for what in Part._fields)
+    if images is None or labels is None:
+      raise ValueError(f"it lacks the images or labels of {part}")
+    side = parts["train"].images.shape[1] if "train" in parts else None
+    shape = images.shape
+    if (
+      images.dtype != np.uint8
+      or len(shape) != 4
+      or shape[1:] != (side or shape[1], side or shape[1], 3)
+      or shape[1] < 1
+    ):
+      raise ValueError(f"{part} has images {list(shape)} of {images.dtype}")
+    if labels.dtype != np.int32 or labels.shape != shape[:1]:
+      raise ValueError(
+        f"{part} has labels {list(labels.shape)} of {labels.dtype} for"
+        f" {shape[0]} images"
+      )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(
+      meta["class_names"]
+    ):
+      raise ValueError(f"{part} has labels of classes there are not")
+    parts[part] = Part(images, labels)
   return Dataset(
     name=meta["name"],
     class_names=tuple(meta["class_names"]),

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from dbl_jax.data import (
   face_scene,
   fer2013,
   image_folder,
+  leaks,
   listing,
   long_tail,
   prepared,
@@ -73,9 +75,25 @@ def load(options: Any) -> Dataset:
     dataset = long_tail.cut(
       dataset, kind, options.imbalance, options.split_seed
     )
-  for warning in dataset.warnings:
+  for warning in (*dataset.warnings, *_leaks(dataset, options)):
     log.warning("%s", warning)
   return regions.apply(dataset, options.get("region", "face"))
+
+
+def _leaks(dataset: Dataset, options: Any) -> list[str]:
+  """A line if parts share images, since accuracy on those is too good."""
+  found = [
+    f"{number} of {other} are in {one} too"
+    for (one, other), number in leaks.shared(dataset.parts).items()
+  ]
+  if not found:
+    return []
+  given = f" --dir={options.dir}" if options.dir else ""
+  return [
+    f"{dataset.name}: parts share images, so figures on them are too good:"
+    f" {', '.join(found)}. They are listed by scripts/check_data.py"
+    f" --name={dataset.name}{given}"
+  ]
 
 
 def _read_prepared(path: Path, options: Any) -> Dataset:
@@ -87,6 +105,7 @@ def _read_prepared(path: Path, options: Any) -> Dataset:
       f" data.name={options.name} at data.image_size={options.image_size}."
       " Set both to what the file holds."
     )
+  _check_counts(dataset)
   return dataset
 
 
@@ -100,6 +119,12 @@ def cache_dir(options: Any) -> Path:
 
 def _prepare(options: Any) -> Dataset:
   source = SOURCES[options.name]
+  if source.find is None and options.dir:
+    raise UserError(
+      f"data.dir={options.dir} is given, but data.name={options.name} reads no"
+      " images. Set data.name to what is there, such as image_folder, or leave"
+      " data.dir out."
+    )
   fingerprint = source.fingerprint(options)
   name = f"{options.name}-{options.image_size}px-{fingerprint[:16]}.npz"
   path = cache_dir(options) / name
@@ -109,8 +134,13 @@ def _prepare(options: Any) -> Dataset:
     except UserError as error:
       log.warning("%s Preparing it anew.", error)
   started = time.perf_counter()
+  _check_writable(path.parent)
   dataset = source.read(options, fingerprint)
-  prepared.save(path, dataset)
+  _check_counts(dataset)
+  try:
+    prepared.save(path, dataset)
+  except OSError as error:
+    raise _unwritable(path.parent, error) from error
   log.info(
     "Prepared %s images in %.1f s: %s",
     " + ".join(f"{len(p.labels)} {k}" for k, p in dataset.parts.items()),
@@ -120,18 +150,54 @@ def _prepare(options: Any) -> Dataset:
   return dataset
 
 
-def _split_validation(dataset: Dataset, options: Any) -> Dataset:
-  """The data set with a validation part, split off unless it has its own."""
-  whole = dataset.parts["train"]
-  counts = np.bincount(whole.labels, minlength=len(dataset.class_names))
+def _check_writable(directory: Path) -> None:
+  """Before minutes are spent on what cannot be kept."""
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+      pass
+  except OSError as error:
+    raise _unwritable(directory, error) from error
+
+
+def _unwritable(directory: Path, error: OSError) -> UserError:
+  return UserError(
+    f"{directory}, where prepared images are kept, cannot be written"
+    f" ({error.strerror or error}). Free some space, or set"
+    " --config.data.cache_dir to another folder."
+  )
+
+
+def _check_counts(dataset: Dataset) -> None:
+  """Raises UserError if it cannot be trained or tested on."""
+  counts = np.bincount(
+    dataset.parts["train"].labels, minlength=len(dataset.class_names)
+  )
   empty = [dataset.class_names[c] for c in np.flatnonzero(counts == 0)]
   if empty:
     raise UserError(
       f"{dataset.name}: no training image of {', '.join(empty)}. Every class"
       " needs at least one; check the labels, or leave the class out."
     )
+  for part in ("validation", "test"):
+    if part in dataset.parts and not len(dataset.parts[part].labels):
+      raise UserError(
+        f"{dataset.name}: no image in the part {part}. Some classes need two"
+        " images and more, of which one is for it."
+      )
+  if "validation" not in dataset.parts and counts.max() < 2:
+    raise UserError(
+      f"{dataset.name}: {counts.sum()} training images leave none for"
+      " validation. At least one class needs two images."
+    )
+
+
+def _split_validation(dataset: Dataset, options: Any) -> Dataset:
+  """The data set with a validation part, split off unless it has its own."""
   if "validation" in dataset.parts:
     return dataset
+  whole = dataset.parts["train"]
+  counts = np.bincount(whole.labels, minlength=len(dataset.class_names))
   single = [dataset.class_names[c] for c in np.flatnonzero(counts == 1)]
   if single:
     log.warning(
@@ -141,11 +207,6 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
   train, validation = sampling.stratified_split(
     whole.labels, options.validation_fraction, options.split_seed
   )
-  if not len(validation):
-    raise UserError(
-      f"{dataset.name}: {len(whole.labels)} training images leave none for"
-      " validation. At least one class needs two images."
-    )
   parts = {
     "train": Part(whole.images[train], whole.labels[train]),
     "validation": Part(whole.images[validation], whole.labels[validation]),
