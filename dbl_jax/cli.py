@@ -27,7 +27,9 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   Args:
     program: takes the command line.
   """
-  logging.basicConfig(level=logging.WARNING, format="%(message)s")
+  handler = logging.StreamHandler()
+  handler.setFormatter(_Plain("%(message)s"))
+  logging.basicConfig(level=logging.WARNING, handlers=[handler])
   logging.getLogger("dbl_jax").setLevel(logging.INFO)
   for noisy in ("absl", "jax", "orbax"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -54,17 +56,30 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
 
 
 def _leave(message: str) -> NoReturn:
-  """Prints one line and ends the program with status 2.
-
-  What is not printable is escaped: the names of a stranger's files are in the
-  message, and a terminal would obey them.
-  """
-  shown = "".join(
-    c if c.isprintable() else c.encode("unicode_escape").decode()
-    for c in message
-  )
-  print(f"error: {shown}", file=sys.stderr)
+  """Prints one line and ends the program with status 2."""
+  print(f"error: {printable(message)}", file=sys.stderr)
   sys.exit(2)
+
+
+def printable(text: str, kept: str = "") -> str:
+  """The text, with escapes for what a terminal would obey.
+
+  Args:
+    text: such as the name of a stranger's file.
+    kept: characters that stay as they are, such as the end of a line.
+
+  Returns:
+    The text in printable characters.
+  """
+  return "".join(
+    c if c.isprintable() or c in kept else c.encode("unicode_escape").decode()
+    for c in text
+  )
+
+
+class _Plain(logging.Formatter):
+  def format(self, record: logging.LogRecord) -> str:
+    return printable(super().format(record), kept="\n")
 
 
 def parse_flags(argv: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ FREE_FIELDS = (
 # Of a model: those of the run it starts from (`init_from`) count as one.
 MOST_STAGES = 1 + len(PHASES)
 
+
 # SimCLR's family (Chen et al. 2020, appendix A) and the rotation of the
 # paper's section 3. How strong is in `simclr`, by data set.
 def strong_augmentation() -> dict[str, Any]:

@@ -56,9 +56,10 @@ def _range(low: float, high: float) -> _Test:
 
 def _all(test: _Test, words: str) -> _Test:
   """Every item of a tuple passes the test; it may have none."""
-  return lambda value: (
-    isinstance(value, tuple | list) and all(map(test[0], value))
-  ), f"{words}, each {test[1]}"
+  return (
+    lambda value: isinstance(value, tuple | list) and all(map(test[0], value)),
+    f"{words}, each {test[1]}",
+  )
 
 
 def _is_pattern(value: Any) -> bool:

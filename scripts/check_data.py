@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from dbl_jax.cli import parse_flags, speak_plainly
+from dbl_jax.cli import parse_flags, printable, speak_plainly
 from dbl_jax.errors import UserError
 
 _NAME = flags.DEFINE_string(
@@ -63,8 +63,8 @@ def main(argv: Sequence[str]) -> None:
   )
   distance = checks.NEAR if _DISTANCE.value is None else _DISTANCE.value
   twins = checks.find_twins(facts, distance)
-  print(f"{options.name} {options.dir}\n")
-  print("\n".join(checks.report(found, facts, twins, distance)))
+  told = checks.report(found, facts, twins, distance)
+  print("\n".join(map(printable, [f"{options.name} {options.dir}", "", *told])))
   out = Path(_OUT.value or f"data_check/{options.name}").expanduser()
   pairs = checks.twin_pairs(facts, twins)
   contact_sheets.write(found, facts, pairs, out)

@@ -7,8 +7,10 @@ Writes table.md, table.csv, table.html and two pictures to --out. Run again, it
 goes on where it stopped; with more systems or seeds it trains those alone.
 """
 
+import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,11 +65,8 @@ _DATA = config_flags.DEFINE_config_dict(
 def main(argv: Sequence[str]) -> None:
   """Trains and writes."""
   parse_flags(argv)
-  cuts = tuple(_whole("cuts", value) for value in _CUTS.value)
-  if len(cuts) != 2 or cuts[0] < cuts[1]:
-    raise UserError(
-      f"--cuts={','.join(_CUTS.value)}: expected two numbers, the larger first."
-    )
+  cuts, seeds = _cuts(), _wholes("seeds", _SEEDS.value)
+  _check_names()
   from dbl_jax import grid, machine
   from dbl_jax.comparison.write import write
   from dbl_jax.progress import say
@@ -88,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     for name in _SYSTEMS.value
     for file, colon, variant in [name.partition(":")]
   }
-  seeds = [_whole("seeds", value) for value in _SEEDS.value]
+  _check_writable(out)
   entries = grid.plan(systems, seeds, out / "stages")
   failed = grid.run(entries) if _TRAIN.value else {}
   missing = grid.missing(entries, failed)
@@ -108,15 +107,61 @@ def main(argv: Sequence[str]) -> None:
   )
   say(f"Table: {out / 'table.html'}")
   if failed:
-    raise UserError("Not all could be trained:\n  " + "\n  ".join(missing))
-
-
-def _whole(flag: str, value: str) -> int:
-  if not value.strip().isdigit():
+    say("\n  ".join(["Not trained:", *missing]))
     raise UserError(
-      f"--{flag}: {value!r} is not a whole number. Give some, with commas."
+      f"{len(missing)} of {len(entries)} could not be trained: see above."
     )
-  return int(value)
+
+
+def _wholes(flag: str, values: Sequence[str]) -> list[int]:
+  """Different whole numbers, at least one."""
+  for value in values:
+    if not re.fullmatch("[0-9]+", value.strip()):
+      raise UserError(
+        f"--{flag}: {value!r} is not a whole number. Give some, with commas."
+      )
+  numbers = [int(value) for value in values]
+  if not numbers or len(set(numbers)) < len(numbers):
+    raise UserError(
+      f"--{flag}={','.join(values)}: expected one number or more, each once."
+    )
+  return numbers
+
+
+def _cuts() -> tuple[int, int]:
+  cuts = _wholes("cuts", _CUTS.value)
+  if len(cuts) != 2 or cuts[0] < cuts[1]:
+    raise UserError(
+      f"--cuts={','.join(_CUTS.value)}: expected two numbers, the larger first."
+    )
+  return cuts[0], cuts[1]
+
+
+def _check_names() -> None:
+  """Before hours are spent on what cannot be compared."""
+  names = _SYSTEMS.value
+  if not names or len(set(names)) < len(names):
+    raise UserError(
+      f"--systems={','.join(names)}: expected one name or more, each once."
+    )
+  # Left at its default, a table without it has no differences.
+  if flags.FLAGS["reference"].present and _REFERENCE.value not in names:
+    raise UserError(
+      f"--reference={_REFERENCE.value} is not among --systems. Add it there, or"
+      f" give one of {', '.join(names)}."
+    )
+
+
+def _check_writable(out: Path) -> None:
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out):
+      pass
+  except OSError as error:
+    raise UserError(
+      f"--out={out} cannot be written ({error.strerror or error}). Choose a"
+      " folder you may write to."
+    ) from error
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ _PARTS = {
   "testing": "test",
 }
 _IMAGE = re.compile(
-  r".*\.(jpe?g|jpe|jfif|png|bmp|gif|webp|tiff?|p[gnp]m)", re.IGNORECASE | re.DOTALL
+  r".*\.(jpe?g|jpe|jfif|png|bmp|gif|webp|tiff?|p[gnp]m)",
+  re.IGNORECASE | re.DOTALL,
 )
 _EXPECTED = (
   "expected train/ and test/ (and perhaps validation/) with a folder of"

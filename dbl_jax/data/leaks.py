@@ -26,21 +26,14 @@ def shared(parts: Mapping[str, Part]) -> dict[tuple[str, str], int]:
   for one, other in itertools.combinations(parts, 2):
     # Few images agree in some of their pixels; those are compared in all.
     common = np.intersect1d(keys[one], keys[other])
-    if not len(common):
-      continue
     here, there = (
-      [_digest(parts[n].images[i]) for i in np.flatnonzero(_in(keys[n], common))]
+      [_digest(image) for image in parts[n].images[np.isin(keys[n], common)]]
       for n in (one, other)
     )
     first = set(here)
     if number := sum(digest in first for digest in there):
       found[one, other] = number
   return found
-
-
-def _in(keys: np.ndarray, common: np.ndarray) -> np.ndarray:
-  place = np.minimum(np.searchsorted(common, keys), len(common) - 1)
-  return common[place] == keys
 
 
 def _keys(images: np.ndarray) -> np.ndarray:

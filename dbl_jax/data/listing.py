@@ -15,7 +15,6 @@ from dbl_jax.data import images
 from dbl_jax.data.prepared import PARTS, Dataset, Part
 from dbl_jax.data.stored import StoredFile
 
-
 __all__ = [
   "PARTS",
   "Listing",

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from dbl_jax.errors import UserError
 
-
 # A file is read whole, and many at once. FER2013's table has 0.3 GB.
 _MOST_BYTES = 1 << 30
 # Photos hardly shrink in a zip, and tables to a third. Of small files any may.
@@ -233,6 +232,6 @@ def by_name(files: Mapping[str, StoredFile]) -> dict[str, StoredFile]:
 
 def few(names: Iterable[str], limit: int = 5) -> str:
   """The first names, and how many more there are."""
-  names = list(names)
+  names = [name if len(name) <= 80 else f"{name[:77]}..." for name in names]
   more = [f"and {len(names) - limit} more"] if len(names) > limit else []
   return ", ".join(names[:limit] + more)

@@ -1,0 +1,475 @@
+"""What strangers hand over: it works as expected, or one line says why not.
+
+Each case is loaded as for training and looked at by scripts/check_data.py.
+"""
+
+import os
+import re
+
+import mains
+import pytest
+import raf_db_fixture as fixture
+import strange
+from strange import changed, faces, fer, last_line, link, with_image, zipped
+
+import tiny
+from dbl_jax.data import sources
+from dbl_jax.errors import UserError
+
+IMAGES = 14  # of `strange.faces`
+
+
+def loads(images):
+  """It loads, with so many images."""
+  return images
+
+
+def fails(message):
+  """Both say this."""
+  return ("both", message)
+
+
+def fails_to_load(message):
+  """It is fit to be looked at, but not to be trained on."""
+  return ("load", message)
+
+
+def bad_image(message):
+  """Loading says this of an image; the check lists it."""
+  return ("image", message)
+
+
+def extra(*parts, content=b"x"):
+  """One more file."""
+
+  def change(path):
+    file = path.joinpath(*parts)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+
+  return change
+
+
+def as_text(root):
+  (root / "f").write_text("x")
+  return root / "f"
+
+
+def no_table(root):
+  (root / "x.csv").write_text("a,b\n1,2")
+  return root / "x.csv"
+
+
+def raf_zip(share):
+  def build(root):
+    path = fixture.zip_folder(strange.raf()(root), root / "z.zip")
+    strange.cut(share)(path)
+    return path
+
+  return build
+
+
+def raf_twice(root):
+  path = strange.raf()(root)
+  name = "basic/Image/aligned/more/train_00001_aligned.jpg"
+  extra(name, content=fixture.image_bytes(9))(path)
+  return fixture.zip_folder(path, root / "z.zip")
+
+
+def kaggle(rows):
+  return strange.kaggle(strange.write_table(b"image,label\n" + rows))
+
+
+def all_quoted(text):
+  rows = text.strip().split(b"\n")
+  return b"\n".join(
+    b",".join(b'"%s"' % field for field in row.split(b",")) for row in rows
+  )
+
+
+picture = strange.picture
+FOLDER = {
+  "as it should be": (faces, loads(IMAGES)),
+  "1 pixel": (with_image(picture((1, 1))), loads(15)),
+  "30,000 wide": (with_image(picture((30_000, 2))), loads(15)),
+  "16 bit": (with_image(strange.sixteen_bit()), loads(15)),
+  "CMYK": (with_image(picture(mode="CMYK", kind="JPEG"), "x.jpg"), loads(15)),
+  "palette, transparent": (with_image(strange.palette()), loads(15)),
+  "animated": (with_image(strange.animated(), "x.gif"), loads(15)),
+  "EXIF rotation": (with_image(strange.rotated(), "x.jpg"), loads(15)),
+  "wrong suffix": (with_image(picture(kind="BMP"), "x.jpg"), loads(15)),
+  "cut off": (
+    with_image(picture((64, 64))[:-500]),
+    bad_image(r"x\.png is damaged or cut off"),
+  ),
+  "text": (with_image(b"hello"), bad_image(r"x\.png is not an image")),
+  "empty file": (with_image(b""), bad_image(r"x\.png is empty")),
+  "PostScript": (
+    with_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+    bad_image("is not an image"),
+  ),
+  "81 million pixels": (
+    with_image(strange.png(9000, 9000)),
+    bad_image("has 9000 x 9000 pixels; at most 64 million"),
+  ),
+  "3.6 billion pixels": (
+    with_image(strange.png(60_000, 60_000)),
+    bad_image("at most 64 million"),
+  ),
+  "4 GB": (
+    changed(faces, strange.sparse),
+    bad_image("has 4294967296 bytes; expected an image"),
+  ),
+  "no image's name": (with_image(b"<svg/>", "x.svg"), loads(IMAGES)),
+  "link to itself": (
+    changed(faces, link("x.png", "x.png")),
+    fails(r"ant/x\.png is a link to x\.png, where nothing"),
+  ),
+  "link to nowhere": (
+    changed(faces, link("x.png", "/no/where.png")),
+    fails(r"ant/x\.png is a link to /no/where\.png"),
+  ),
+  "link to a folder above": (
+    changed(faces, link("up", "..")),
+    loads(IMAGES),
+  ),
+  "link to another class": (  # as stored: its images are in two classes
+    changed(faces, link("more", "../bee")),
+    loads(IMAGES + 3),
+  ),
+  "name with a newline": (
+    with_image(b"hello", "a\nb.png"),
+    bad_image(r"a\nb\.png is not an image"),
+  ),
+  "name that a terminal obeys": (
+    with_image(b"hello", "a\x1b[31mb.png"),
+    bad_image("is not an image"),
+  ),
+  "name with spaces": (with_image(picture(), "ä b 🐜.png"), loads(15)),
+  "name not UTF-8": (
+    with_image(picture(), os.fsdecode(b"\xff\xfe.png")),
+    loads(15),
+  ),
+  "bad file, name not UTF-8": (
+    with_image(b"x", os.fsdecode(b"\xff\xfe.png")),
+    bad_image("is not an image"),
+  ),
+  "class not UTF-8": (changed(faces, strange.under(b"\xff")), loads(IMAGES)),
+  "class with a newline": (
+    changed(faces, strange.under(b"a\nb")),
+    loads(IMAGES),
+  ),
+  "class with spaces": (
+    changed(faces, strange.under("ein Tier ü 🐜".encode())),
+    loads(IMAGES),
+  ),
+  "class of 250 letters": (
+    changed(faces, strange.under(b"x" * 250)),
+    loads(IMAGES),
+  ),
+  "hidden class": (
+    changed(faces, strange.under(b".ant")),
+    fails("has a single class, bee"),
+  ),
+  "empty class folder": (
+    changed(faces, lambda path: (path / "train" / "cow").mkdir()),
+    loads(IMAGES),
+  ),
+  "empty folder": (lambda root: root, fails(r"\(found: nothing\)")),
+  "no folder": (lambda root: root / "no", fails("no does not exist")),
+  "a text file": (as_text, fails("is not a zip file")),
+  "too long a path": (
+    lambda root: root / ("x" * 5000),
+    fails("does not exist"),
+  ),
+  "one image a class": (
+    lambda root: faces(root, (1, 1), parts=("",)),
+    fails_to_load("no image in the part test"),
+  ),
+  "one training image a class": (
+    lambda root: faces(root, (1, 1)),
+    fails_to_load("2 training images leave none for validation"),
+  ),
+  "zip": (zipped(), loads(IMAGES)),
+  "zip with an outer folder": (zipped(base="outer/"), loads(IMAGES)),
+  "zip with backslashes": (
+    zipped([("train\\ant\\x.png", picture())]),
+    loads(15),
+  ),
+  "zip with LZMA": (
+    zipped([("train/ant/x.png", picture())], method=strange.zipfile.ZIP_LZMA),
+    loads(15),
+  ),
+  "zip that leaves its folder": (
+    zipped([("../../evil.png", picture())]),
+    fails(r"entry '\.\./\.\./evil\.png', which leads out"),
+  ),
+  "zip that leaves its folder by a class": (
+    zipped([("train/ant/../../../evil.png", picture())]),
+    fails("which leads out"),
+  ),
+  "zip with a path from the root": (
+    zipped([("/tmp/evil.png", picture())]),
+    fails("which leads out"),
+  ),
+  "zip with a bad image": (
+    zipped([("train/ant/x.png", b"no")]),
+    bad_image("is not an image"),
+  ),
+  "zip bomb": (strange.bomb, bad_image("more than 100 times")),
+  "half a zip": (
+    changed(zipped(), strange.cut(0.5)),
+    fails("is not a zip file or is damaged"),
+  ),
+  "locked zip": (strange.locked, bad_image("locked by a password")),
+}
+FER = {
+  "as it should be": (fer(), loads(28)),
+  "BOM": (fer(lambda text: b"\xef\xbb\xbf" + text), loads(28)),
+  "CRLF": (fer(end="\r\n"), loads(28)),
+  "blank lines": (fer(lambda text: text.replace(b"\n", b"\n\n")), loads(28)),
+  "no last newline": (fer(bytes.rstrip), loads(28)),
+  "quotes": (fer(all_quoted), loads(28)),
+  "tabs for commas": (
+    fer(lambda text: text.replace(b",", b"\t")),
+    fails("expected the columns"),
+  ),
+  "CR alone": (
+    fer(lambda text: text.replace(b"\n", b"\r")),
+    fails("expected the columns"),
+  ),
+  "UTF-16": (
+    fer(lambda text: text.decode().encode("utf-16")),
+    fails("expected the columns"),
+  ),
+  "empty": (fer(lambda text: b""), fails("begins with ''")),
+  "header alone": (
+    fer(lambda text: text.split(b"\n")[0]),
+    fails("has no row of Training"),
+  ),
+  "four columns": (fer(last_line(b"0,1 2,Training,9")), fails("line 30")),
+  "two columns": (fer(last_line(b"0,Training")), fails("line 30")),
+  "unknown label": (fer(last_line(b"7,1,Training")), fails("line 30")),
+  "no label": (fer(last_line(b",1,Training")), fails("line 30")),
+  "unknown part": (fer(last_line(b"0,1,Testing")), fails("line 30")),
+  "few pixels": (
+    fer(last_line(b"0,1 2 3,Training")),
+    bad_image("line 30 does not hold a picture"),
+  ),
+  "a word after the pixels": (
+    fer(lambda text: text.replace(b",Training", b" x,Training", 1)),
+    bad_image("line 2 does not hold a picture"),
+  ),
+  "a number too large": (
+    fer(lambda text: text.replace(b" ", b" 99999999999999999999999 ", 1)),
+    bad_image("line 2 does not hold a picture"),
+  ),
+  "NUL": (
+    fer(lambda text: text.replace(b" ", b"\0", 1)),
+    bad_image("line 2 does not hold a picture"),
+  ),
+  "folders": (strange.fer_folders, loads(28)),
+  "a folder of another class": (
+    changed(strange.fer_folders, extra("train", "contempt", "a.png")),
+    fails("train has a folder 'contempt'"),
+  ),
+  "bomb": (strange.label_bomb, fails("more than 100 times")),
+  "nothing": (lambda root: root, fails("found: nothing")),
+  "another table": (no_table, fails("begins with 'a,b'")),
+}
+ROW = b"p 0.jpg 9 1 1 20 20 50 1"
+EXPW = {
+  "as it should be": (strange.expw(), loads(120)),
+  "BOM": (strange.expw(lambda text: b"\xef\xbb\xbf" + text), loads(120)),
+  "CRLF": (
+    strange.expw(lambda text: text.replace(b"\n", b"\r\n")),
+    loads(120),
+  ),
+  "blank lines": (
+    strange.expw(lambda text: text.replace(b"\n", b"\n\n")),
+    loads(120),
+  ),
+  "tabs": (
+    strange.expw(lambda text: text.replace(b" 61.5", b"\t61.5")),
+    loads(120),
+  ),
+  "no last newline": (strange.expw(bytes.rstrip), loads(120)),
+  "not a number": (
+    strange.expw(last_line(ROW.replace(b"20 20", b"nan 20"))),
+    fails("line 121"),
+  ),
+  "infinity": (
+    strange.expw(last_line(ROW.replace(b"20 20", b"inf 20"))),
+    fails("line 121"),
+  ),
+  "too far": (
+    strange.expw(last_line(ROW.replace(b"20 20", b"1e300 20"))),
+    fails("line 121"),
+  ),
+  "nine columns": (strange.expw(last_line(ROW + b" more")), fails("line 121")),
+  "unknown label": (strange.expw(last_line(ROW[:-1] + b"7")), fails("label")),
+  "not UTF-8": (
+    strange.expw(last_line(ROW.replace(b"p 0", b"\xff\xfe"))),
+    fails("1 photos .* are missing"),
+  ),
+  "UTF-16": (
+    strange.expw(lambda text: text.decode().encode("utf-16")),
+    fails("line 1"),
+  ),
+  "a row twice": (
+    strange.expw(lambda text: text + text.split(b"\n")[0]),
+    fails("was already in line 1"),
+  ),
+  "empty": (strange.expw(lambda text: b""), fails("has no rows")),
+  "one face": (
+    strange.expw(lambda text: text.split(b"\n")[0]),
+    fails_to_load("no training image of angry"),
+  ),
+  "a path for a name": (
+    strange.expw(last_line(ROW.replace(b"p 0", b"../../etc/passwd"))),
+    fails("1 photos .* are missing"),
+  ),
+  "two photos of one name": (
+    changed(strange.expw(), extra("image", "origin", "b", "p 0.jpg")),
+    fails("has the name of"),
+  ),
+}
+RAF = {
+  "as it should be": (strange.raf(), loads(16)),
+  "BOM": (strange.raf(lambda text: b"\xef\xbb\xbf" + text), loads(16)),
+  "CRLF": (
+    strange.raf(lambda text: text.replace(b"\n", b"\r\n")),
+    loads(16),
+  ),
+  "CR alone": (
+    strange.raf(lambda text: text.replace(b"\n", b"\r")),
+    fails("line 1"),
+  ),
+  "not UTF-8": (
+    strange.raf(last_line(b"train_\xff.jpg 3")),
+    fails("is not UTF-8"),
+  ),
+  "a row twice": (
+    strange.raf(last_line(b"train_00001.jpg 2")),
+    fails("already in line 3"),
+  ),
+  "three columns": (
+    strange.raf(last_line(b"train_00001.jpg 2 2")),
+    fails("line 17"),
+  ),
+  "unknown label": (
+    strange.raf(last_line(b"train_00099.jpg 9")),
+    fails("found the code '9'"),
+  ),
+  "empty": (strange.raf(lambda text: b""), fails("names no train image")),
+  "bad image": (
+    changed(
+      strange.raf(), extra("basic/Image/aligned/train_00001_aligned.jpg")
+    ),
+    bad_image("train_00001_aligned.jpg is not an image"),
+  ),
+  "name not UTF-8": (
+    changed(
+      strange.raf(),
+      extra("basic/Image/aligned", os.fsdecode(b"\xff_aligned.jpg")),
+    ),
+    loads(16),
+  ),
+  "two images of one name in a zip": (raf_twice, fails("has the name of")),
+  "half a zip": (raf_zip(0.5), fails("is not a zip file")),
+  "a text file": (as_text, fails("is not a zip file")),
+  "nothing": (lambda root: root, fails("has no label file")),
+  "Kaggle's": (strange.kaggle(), loads(16)),
+  "Kaggle's, another label": (
+    kaggle(b"train_00001_aligned.jpg,7\n"),
+    fails("has the label 7, but lies in the folder of 2"),
+  ),
+  "Kaggle's, three columns": (
+    kaggle(b"train_00001_aligned.jpg,2,3\n"),
+    fails("line 2: found"),
+  ),
+  "Kaggle's, a row twice": (
+    kaggle(b"train_00001_aligned.jpg,2\n" * 2),
+    fails("line 3: .* already in line 2"),
+  ),
+  "Kaggle's, not UTF-8": (kaggle(b"\xff\xfe,2\n"), fails("are missing")),
+  "Kaggle's, NUL": (kaggle(b"\0,2\n"), fails("are missing")),
+  "Kaggle's, a field without end": (
+    kaggle(b'"' + b"x" * 200_000 + b'",2\n'),
+    fails(r"are missing: x{77}\.\.\.\."),
+  ),
+  "Kaggle's, an empty table": (kaggle(b""), fails("names no train image")),
+  "Kaggle's, codes from 0": (
+    strange.kaggle(
+      lambda path: (path / "train" / "1").rename(path / "train" / "0")
+    ),
+    fails("has a folder '0'"),
+  ),
+}
+CASES = {
+  (name, what): case
+  for name, cases in {
+    "image_folder": FOLDER,
+    "fer2013": FER,
+    "expw": EXPW,
+    "raf_db": RAF,
+  }.items()
+  for what, case in cases.items()
+}
+
+
+@pytest.mark.parametrize(
+  ("name", "what"), CASES, ids=[f"{n}: {w}" for n, w in CASES]
+)
+def test_it_works_or_one_line_says_why_not(name, what, tmp_path):
+  build, expected = CASES[name, what]
+  (tmp_path / "in").mkdir()
+  path = build(tmp_path / "in")
+  before = {p for p in tmp_path.rglob("*") if "cache" not in p.parts}
+  options = tiny.get_resolved(
+    name=name, dir=str(path), image_size=16, cache_dir=str(tmp_path / "cache")
+  ).data
+  where, message = ("", "") if isinstance(expected, int) else expected
+  if where:
+    with pytest.raises(UserError, match=f"(?s){message}"):
+      sources.load(options)
+    assert not [*(tmp_path / "cache").glob("*")] or name == "raf_db"
+  else:
+    parts = sources.load(options).parts
+    assert sum(len(part.labels) for part in parts.values()) == expected
+    assert len([*(tmp_path / "cache").glob("*.npz")]) == 1
+  assert not [*(tmp_path / "cache").rglob("*partial*")]
+  after = {p for p in tmp_path.rglob("*") if "cache" not in p.parts}
+  assert after == before
+
+  done = mains.run(
+    "check_data",
+    [f"--name={name}", f"--dir={path}", f"--out={tmp_path / 'out'}"],
+  )
+  assert done.status == (2 if where in ("both", "image") else 0), done.err
+  check_plain(done.err, where in ("both", "image"))
+  if where == "both":
+    assert re.search(message, done.err)
+    assert not (tmp_path / "out").exists()
+  if where == "image":
+    assert re.search("1 of .* images cannot be read|locked", done.err)
+  assert all(c.isprintable() or c in "\n\r" for c in done.out)
+
+
+def check_plain(err, failed):
+  """One line that begins with 'error: ', or nothing at all."""
+  lines = err.splitlines()
+  assert len(lines) == failed
+  assert all(line.startswith("error: ") for line in lines)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("place", ["train", "train/ant", "train/ant/0.png"])
+def test_what_may_not_be_read_is_named(place, tmp_path):
+  path = faces(tmp_path)
+  (path / place).chmod(0)
+  options = tiny.get_resolved(
+    name="image_folder", dir=str(path), cache_dir=str(tmp_path / "cache")
+  ).data
+  with pytest.raises(UserError, match=f"{place} cannot be read"):
+    sources.load(options)
