@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from dbl_jax import startup
 from dbl_jax.errors import UserError
@@ -111,6 +111,26 @@ def parse_flags(argv: Sequence[str]) -> None:
     raise UserError(
       f"Unexpected argument {rest[1]!r}: flags are given as --name=value."
     )
+
+
+def define_section(name: str, default: ConfigDict, words: str) -> Any:
+  """A flag for each field of a section, such as --data.name.
+
+  A field that there is not is met when the flag is defined; it ends the
+  program then, as `speak_plainly` would.
+
+  Args:
+    name: of the section.
+    default: its fields.
+    words: for --help.
+
+  Returns:
+    The flag's holder; its `value` is the section.
+  """
+  try:
+    return config_flags.DEFINE_config_dict(name, default, words)
+  except (AttributeError, KeyError):
+    _leave(_unknown_field(sys.argv))
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

@@ -31,7 +31,11 @@ _OUT = flags.DEFINE_string(
   "out", None, "Folder for pictures and lists. Default: data_check/NAME."
 )
 _DISTANCE = flags.DEFINE_integer(
-  "distance", None, "Bits of 128 in which near twins may differ. Default: 8."
+  "distance",
+  None,
+  "Bits of 128 in which near twins may differ. Default: 8.",
+  lower_bound=0,
+  upper_bound=128,
 )
 
 

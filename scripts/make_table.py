@@ -15,10 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from dbl_jax import config as configs
-from dbl_jax.cli import load_config, parse_flags, speak_plainly
+from dbl_jax.cli import (
+  define_section,
+  load_config,
+  parse_flags,
+  speak_plainly,
+)
 from dbl_jax.errors import UserError
 
 _TABLE_1 = (
@@ -57,7 +61,7 @@ _CUTS = flags.DEFINE_list(
 _TRAIN = flags.DEFINE_bool(
   "train", True, "--notrain: compare what is finished, train nothing."
 )
-_DATA = config_flags.DEFINE_config_dict(
+_DATA = define_section(
   "data", configs.base().data, "The data set, as in any config: --data.name=..."
 )
 
@@ -91,10 +95,16 @@ def main(argv: Sequence[str]) -> None:
   entries = grid.plan(systems, seeds, out / "stages")
   failed = grid.run(entries) if _TRAIN.value else {}
   missing = grid.missing(entries, failed)
+  if failed:
+    say("\n  ".join(["Not trained:", *missing]))
+  failure = f"{len(missing)} of {len(entries)} could not be trained: see above."
+  records = grid.records(entries)
+  if failed and not records:
+    raise UserError(failure)
   config = entries[0].stage.config
   write(
     out,
-    grid.records(entries),
+    records,
     missing,
     {
       "dataset": config.data.name,
@@ -107,10 +117,7 @@ def main(argv: Sequence[str]) -> None:
   )
   say(f"Table: {out / 'table.html'}")
   if failed:
-    say("\n  ".join(["Not trained:", *missing]))
-    raise UserError(
-      f"{len(missing)} of {len(entries)} could not be trained: see above."
-    )
+    raise UserError(failure)
 
 
 def _wholes(flag: str, values: Sequence[str]) -> list[int]:

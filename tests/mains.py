@@ -4,6 +4,7 @@ import contextlib
 import io
 import runpy
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -37,12 +38,14 @@ def run(program: str, arguments: list[str]) -> Done:
   out, err = io.StringIO(), io.StringIO()
   status = 0
   with (
+    warnings.catch_warnings(),
     flagsaver.flagsaver(),
     mock.patch.object(sys, "argv", argv),
     mock.patch.object(cli.startup, "prepare"),
     contextlib.redirect_stdout(out),
     contextlib.redirect_stderr(err),
   ):
+    warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
     try:
       main = runpy.run_path(argv[0], run_name=program)["main"]
       cli.speak_plainly(main)

@@ -1,0 +1,244 @@
+"""Every program and its flags: one clear line and status 2, nothing begun.
+
+Programs run in this process, so that a hundred mistakes take seconds;
+main_test.py makes some of them in processes of their own.
+"""
+
+import re
+
+import mains
+import pytest
+
+from dbl_jax import train
+
+LONG = "/" + "x" * 5000
+CONFIGS = {
+  "no_python": b"def get_config(:\n",
+  "not_utf8": b"x = '\xff'\n",
+  "raises": b"\nraise RuntimeError('why')\n",
+  "typo": b"def get_config():\n  return nothing\n",
+  "no_config": b"def get_config():\n  return {'classify': 1}\n",
+  "nothing": b"",
+}
+START = b"""from dbl_jax import config
+def get_config():
+  c = config.base()
+  c.classify = config.classifier()
+  %s
+  return c
+"""
+LACKING = {
+  "no_data": (b"del c.data", "config.data.name is missing"),
+  "no_optimizer": (b"del c.classify.optimizer", "optimizer.name is missing"),
+  "no_by_data": (b"del c.classify.by_data", "by_data has no 'other'"),
+  "no_head_name": (b"del c.classify.head.name", "head.name is missing"),
+  "no_phase": (b"del c.classify", "The config has no phase"),
+  "head_option": (b"c.classify.head.widht = 3", "head.widht is not for"),
+  "loss_option": (
+    b"c.classify.losses.cross_entropy.temprature = 1.",
+    "has no option 'temprature'",
+  ),
+}
+PATTERN = "Expected a tuple, each a regular expression"
+WIDTHS = "Expected a tuple of widths, each a whole number of at least 1"
+# Field, value, what is said.
+FIELDS = [
+  (
+    "seed",
+    "-1",
+    "whole number of at least 0 and at most 2147483647",
+  ),
+  ("seed", "1.5", "seed=1.5"),
+  ("seed", "99999999999999999999", "seed=99999999999999999999 is impossible"),
+  ("data", "5", "Flag --config.data is provided after"),
+  ("data.name", "", "data.name='' is impossible"),
+  ("data.dir", "/etc", "data.dir=/etc is given, but data.name=synthetic_faces"),
+  ("data.cache_dir", "/proc/no", "/proc/no, where prepared images are kept"),
+  ("data.cache_dir", "~nosuchuser/x", "there is no user 'nosuchuser'"),
+  ("data.image_size", "8", "image_size=8 is impossible"),
+  ("data.image_size", "1e3", "image_size=1e3"),
+  ("data.split_seed", "99999999999999999999", "split_seed=9+ is impossible"),
+  ("data.image_seed", "-3", "image_seed=-3 is impossible"),
+  ("data.num_train", "1000000000000", "at most 10000000"),
+  ("data.num_test", "0", "num_test=0 is impossible"),
+  ("data.validation_fraction", "1.5", "validation_fraction=1.5"),
+  ("data.test_fraction", "nan", "test_fraction=nan"),
+  ("data.region", "ear", "data.region='ear' is impossible"),
+  ("data.long_tail", "short", "long_tail='short' is impossible"),
+  ("data.imbalance", "0", "imbalance=0.0 is impossible"),
+  ("data.input", "magic", "input='magic' is impossible"),
+  ("model.name", "resnet9000", "Expected one of dcnn, resnet18"),
+  ("model.dtype", "float8", "dtype='float8' is impossible"),
+  ("model.width", "0", "no field 'model.width'"),
+  ("model.stem", "", "stem='' is impossible"),
+  ("log_every", "0", "log_every=0 is impossible"),
+  ("steps_per_dispatch", "-1", "steps_per_dispatch=-1 is impossible"),
+  ("tensorboard", "maybe", "tensorboard=maybe"),
+  ("init_from", "~nosuchuser", "there is no user"),
+  ("classify.trained", "5", PATTERN),
+  ("classify.trained", "('(',)", PATTERN),
+  ("classify.inherit", "('encoder','')", PATTERN),
+  ("classify.head.hidden", "(0,)", WIDTHS),
+  ("classify.head.hidden", "(-4,)", WIDTHS),
+  ("classify.head.hidden", "('a',)", WIDTHS),
+  ("classify.head.hidden", "(1.5,)", WIDTHS),
+  ("classify.head.name", "tail", "head.name='tail' is impossible"),
+  ("pretrain.head.hidden", "0", "head.hidden=0 is impossible"),
+  ("pretrain.head.out", "-3", "head.out=-3 is impossible"),
+  ("pretrain.views", "1", "compares two views"),
+  ("pretrain.views", "3", "compares two views"),
+  ("pretrain.batch_size", "1", "batch_size=1 is impossible"),
+  ("pretrain.epochs", "-1", "epochs=-1 is impossible"),
+  ("pretrain.epochs", "ten", "epochs=ten"),
+  ("pretrain.losses", "nt_xent", "losses=nt_xent"),
+  ("pretrain.keep", "worst", "keep='worst' is impossible"),
+  ("pretrain.predictor", "oracle", "predictor='oracle' is impossible"),
+  ("pretrain.augment.crop_scale", "5", "the smaller first"),
+  ("pretrain.augment.crop_scale", "('a','b')", "the smaller first"),
+  ("pretrain.augment.crop_scale", "(0.5,)", "the smaller first"),
+  ("pretrain.augment.blur", "2", "blur=2.0 is impossible"),
+  ("classify.q", "2", "classify.q=2.0 is impossible"),
+  ("classify.mixup", "-0.1", "mixup=-0.1 is impossible"),
+  ("classify.evaluate_every", "inf", "evaluate_every=inf is impossible"),
+  ("classify.optimizer.name", "magic", "Expected one of adamw, lars, sgd"),
+  ("classify.optimizer.learning_rate", "inf", "learning_rate=inf"),
+  ("classify.optimizer.learning_rate", "nan", "learning_rate=nan"),
+  ("classify.optimizer.weight_decay", "inf", "weight_decay=inf"),
+]
+MAIN = [
+  ([], "Which system"),
+  (["--config"], "--config=--workdir=.*: no such file"),
+  (["--config="], "no such file"),
+  (["--config", "nowhere.py"], "--config=nowhere.py: no such file"),
+  ([f"--config={LONG}"], "no such file"),
+  (["--config=configs"], "no such file"),
+  (["--config=README.md"], "README.md, line .*SyntaxError"),
+  (["--config=LICENSE"], "LICENSE, line 2: IndentationError"),
+  (["--config=configs/dbl.py:a:b"], "has no variant 'a:b'"),
+  (["--config=configs/basic.py:x"], "has no variant 'x'"),
+  (
+    ["--config", "configs/dbl.py", "--config.data.nam=1"],
+    r"no field 'data\.nam'. Did you mean data\.name",
+  ),
+  (["--config.data.name=raf_db"], "Unknown command line flag"),
+  (["--config=configs/dbl.py", "--workdir=~nosuchuser/x"], "there is no user"),
+  (["--config=configs/dbl.py", f"--workdir={LONG}"], "cannot be written"),
+  (["--config=configs/dbl.py", "--workdir=/proc/x"], "cannot be written"),
+  (["--config=configs/dbl.py", "--coordinator=x"], "numbered from 0"),
+  (["--config=configs/dbl.py", "--process_id=x"], "--process_id=x"),
+  (["--config=configs/dbl.py", "runs/a"], "Unexpected argument 'runs/a'"),
+  (["--config=configs/no\x1b[31m.py"], r"no\\x1b\[31m\.py: no such file"),
+]
+OTHERS = [
+  ("evaluate", [], "Which run"),
+  ("evaluate", ["--workdir="], "holds no checkpoint"),
+  ("evaluate", ["--workdir=~nosuchuser"], "there is no user"),
+  ("evaluate", [f"--workdir={LONG}"], "File name too long"),
+  ("evaluate", ["--workdir=/etc/passwd"], "is not a folder"),
+  ("evaluate", ["--workdir=/no", "--splt=test"], "Unknown command line flag"),
+  ("check_data", [], "Which data"),
+  ("check_data", ["--name="], "data.name='' is impossible"),
+  ("check_data", ["--name=foo"], "Expected one of expw"),
+  ("check_data", ["--name=image_folder"], "needs --config.data.dir"),
+  ("check_data", ["--name=image_folder", f"--dir={LONG}"], "does not exist"),
+  ("check_data", ["--name=image_folder", "--dir=~nosuchuser"], "no user"),
+  ("check_data", ["--name=raf_db", "--dir=/no/x.npz"], "No such file"),
+  ("check_data", ["--name=expw", "--dir=/no", "--distance=x"], "--distance=x"),
+  ("check_data", ["--name=expw", "--dir=/no", "--distance=-1"], "--distance"),
+  ("check_data", ["--name=expw", "--dir=/no", "--distance=200"], "--distance"),
+  ("check_data", ["--name=expw", "--dir=/no", "--split_seed=-1"], "split_seed"),
+  ("make_table", ["--systems="], "expected one name or more"),
+  ("make_table", ["--systems=basic,basic"], "each once"),
+  ("make_table", ["--systems=basic,nope"], "configs/nope.py: no such file"),
+  ("make_table", ["--systems=../setup"], "no such file"),
+  ("make_table", ["--systems=decoupling:x"], "has no variant 'x'"),
+  ("make_table", ["--seeds="], "expected one number or more"),
+  ("make_table", ["--seeds=²"], "is not a whole number"),
+  ("make_table", ["--seeds=-1"], "is not a whole number"),
+  ("make_table", ["--seeds=0,0"], "each once"),
+  ("make_table", ["--seeds=99999999999"], "seed=99999999999 is impossible"),
+  ("make_table", ["--cuts=1"], "the larger first"),
+  ("make_table", ["--cuts=20,100"], "the larger first"),
+  ("make_table", ["--cuts=a,b"], "is not a whole number"),
+  ("make_table", ["--epochs=-1"], "--epochs=-1"),
+  ("make_table", ["--reference=nope"], "--reference=nope is not among"),
+  ("make_table", ["--data.nam=x"], r"no field 'nam'. Did you mean name"),
+  ("make_table", ["--data.name=x"], "data.name='x' is impossible"),
+  ("make_table", ["--data.dir=/etc", "--systems=basic"], "1 of 1 could not"),
+  ("make_table", ["--notrain", "--systems=basic"], "no finished run"),
+  ("make_table", ["--out=/proc/x/y"], "--out=/proc/x/y cannot be written"),
+  ("benchmark", ["--rounds=0"], "--rounds=0"),
+  ("benchmark", ["--device=tpu"], "give 'cpu' or 'gpu'"),
+  ("benchmark", ["--only=foo"], "there is no part 'foo'"),
+  ("benchmark", ["--only="], "there is no part ''"),
+  ("benchmark", ["--peers=/no/python"], "no such program"),
+  ("benchmark", ["--out=/no/x.json"], "No such file or directory"),
+  ("benchmark", ["--out=/tmp"], "Is a directory"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_trains(monkeypatch, tmp_path):
+  """In the project's root, as users start it; training is a failure."""
+  monkeypatch.chdir(mains.ROOT)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+  monkeypatch.setattr(
+    train, "make_trainer", lambda *_: pytest.fail("training began")
+  )
+
+
+def check(program, arguments, message):
+  done = mains.run(program, arguments)
+  assert done.status == 2, done.err
+  assert re.search(message, done.err)
+  assert re.fullmatch(r"error: [^\n]*\n", done.err)
+  assert done.err[:-1].isprintable()
+
+
+@pytest.mark.parametrize(("arguments", "message"), MAIN)
+def test_main(arguments, message, tmp_path):
+  if not any(a.startswith("--workdir") for a in arguments):
+    arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
+  check("main", arguments, message)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("field", "value", "message"), FIELDS)
+def test_a_field(field, value, message, tmp_path):
+  arguments = [
+    "--config=configs/dbl.py",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data.cache_dir={tmp_path / 'cache'}",
+    f"--config.{field}={value}",
+  ]
+  check("main", arguments, message)
+  assert not (tmp_path / "cache").exists()
+  assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_file_that_is_none(name, tmp_path):
+  path = tmp_path / f"{name}.py"
+  path.write_bytes(CONFIGS[name])
+  line = {"raises": "2", "typo": "2", "no_python": "1"}.get(name)
+  message = f"{name}.py" + (f", line {line}: " if line else "")
+  check("main", [f"--config={path}", f"--workdir={tmp_path / 'r'}"], message)
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_config_that_lacks_something(name, tmp_path):
+  change, message = LACKING[name]
+  path = tmp_path / f"{name}.py"
+  path.write_bytes(START % change)
+  check("main", [f"--config={path}", f"--workdir={tmp_path / 'r'}"], message)
+
+
+@pytest.mark.parametrize(("program", "arguments", "message"), OTHERS)
+def test_other_programs(program, arguments, message, tmp_path):
+  if program != "evaluate" and not any(
+    a.startswith("--out") for a in arguments
+  ):
+    arguments = [*arguments, f"--out={tmp_path / 'out'}"]
+  check(program, arguments, message)
+  left = [path for path in tmp_path.rglob("*") if path.is_file()]
+  assert not [path for path in left if "stages" not in path.parts]
