@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -38,7 +39,7 @@ def shared(parts: Mapping[str, Part]) -> dict[tuple[str, str], int]:
 
 def _keys(images: np.ndarray) -> np.ndarray:
   """uint64[n], of some of each image's bytes."""
-  flat = images.reshape(len(images), -1)
+  flat = images.reshape(len(images), math.prod(images.shape[1:]))
   some = flat[:, :: max(flat.shape[1] // _KEY_BYTES, 1)].astype(np.uint64)
   # Odd factors of 64 bits: sums that wrap around differ with the pixels.
   factors = np.random.default_rng(0).integers(2**63, size=some.shape[1])
