@@ -1,0 +1,302 @@
+"""Readers of strangers' files, and what they may do with any bytes at all.
+
+`READERS` has for each a strategy of inputs and a property: the reader gives
+what it promises or raises UserError, and nothing else. properties_test.py
+tries a few, always the same; scripts/fuzz.py tries fresh ones for as long as
+asked.
+"""
+
+import contextlib
+import io
+import tempfile
+import types
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from PIL import Image
+
+from dbl_jax import predictions
+from dbl_jax.data import (
+  expw,
+  fer2013,
+  image_folder,
+  images,
+  listing,
+  prepared,
+  stored,
+)
+from dbl_jax.data.raf_db import kaggle, layout
+from dbl_jax.errors import UserError
+
+SPLIT = types.SimpleNamespace(
+  test_fraction=0.2, validation_fraction=0.1, split_seed=0
+)
+_ENDS = st.sampled_from([b"\n", b"\r\n", b"\r", b"\n\n", b"\x0b", b"\n \n"])
+_GAPS = st.sampled_from([b" ", b"\t", b"  ", b",", b"", b"\xc2\xa0", b'"'])
+_STARTS = st.sampled_from([b"", b"", b"\xef\xbb\xbf", b"\xff\xfe", b"\0"])
+
+
+def _tables(*fields: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+  """Tables of rows that are right, nearly right, or anything."""
+  right = st.tuples(*fields)
+  near = st.lists(st.one_of(*fields, st.binary(max_size=5)), max_size=9)
+  gap = st.one_of(st.just(b" "), _GAPS)
+  row = st.builds(lambda g, r: g.join(r), gap, st.one_of(right, right, near))
+  row = st.one_of(row, row, row, st.binary(max_size=40), _texts(40))
+  return st.builds(
+    lambda start, rows, end: start + end.join(rows),
+    _STARTS,
+    st.lists(row, max_size=20),
+    st.one_of(st.just(b"\n"), _ENDS),
+  )
+
+
+def _texts(size: int) -> st.SearchStrategy[bytes]:
+  text = st.text(st.characters(exclude_categories=["Cs"]), max_size=size)
+  return text.map(str.encode)
+
+
+def _any_of(*words: str) -> st.SearchStrategy[bytes]:
+  return st.sampled_from([word.encode() for word in words])
+
+
+def _numbers(low: int, high: int) -> st.SearchStrategy[bytes]:
+  strange = _any_of("nan", "-inf", "1e999", "1_0", "٣", "0x1", "-0", "²")
+  usual = st.integers(low, high).map(lambda n: str(n).encode())
+  return st.one_of(usual, usual, usual, strange)
+
+
+@st.composite
+def _damaged(draw: st.DrawFn, wholes: tuple[bytes, ...]) -> bytes:
+  """A whole file with bytes changed, cut out or put in."""
+  data = bytearray(draw(st.sampled_from(wholes)))
+  for _ in range(draw(st.integers(0, 4))):
+    place = draw(st.integers(0, len(data)))
+    end = min(len(data), place + draw(st.integers(0, 12)))
+    data[place:end] = draw(st.binary(max_size=12))
+  return bytes(data[: draw(st.one_of(st.none(), st.integers(0, len(data))))])
+
+
+def _stored(data: bytes) -> stored.StoredFile:
+  return stored.StoredFile("a file", len(data), 0, lambda: data)
+
+
+def check_raf_db(data: bytes) -> None:
+  """Names are once and of a part, labels are classes."""
+  rows = layout._parse(data, "labels")
+  assert len({name for name, _, _ in rows}) == len(rows)
+  assert {split for _, split, _ in rows} == {"train", "test"}
+  assert all(0 <= label < 7 for _, _, label in rows)
+
+
+def check_kaggle(data: bytes) -> None:
+  """Every row has an image and a label."""
+  for number, image, label in kaggle._rows(_stored(data)):
+    assert number > 1
+    assert "," not in image + label
+
+
+def check_expw(data: bytes) -> None:
+  """Faces are once; labels are classes, boxes have an area; all are split."""
+  faces, _ = expw._parse(_stored(data))
+  assert len({key for key, _, _ in faces}) == len(faces)
+  for _, label, (left, top, right, bottom) in faces:
+    assert 0 <= label < 7
+    assert right - left >= 1
+    assert bottom - top >= 1
+  if faces:
+    records = [
+      listing.Record(f"{k}", label, _stored(b""), box)
+      for k, label, box in faces
+    ]
+    parts = expw._split(records, [key[0] for key, _, _ in faces], SPLIT)
+    whole = [record.name for rows in parts.values() for record in rows]
+    assert sorted(whole) == sorted(record.name for record in records)
+
+
+def check_fer2013(data: bytes) -> None:
+  """Labels are classes, and every picture is one or is refused."""
+  for records in fer2013._read_table(_stored(data)).values():
+    assert records
+    for record in records:
+      assert 0 <= record.label < 7
+      try:
+        picture = record.file.read()
+      except UserError:
+        continue
+      assert picture.startswith(b"P5 48 48 255\n")
+      assert len(picture) == 13 + 48 * 48
+
+
+def check_names(names: list[str]) -> None:
+  """Every image of a folder is in one part and class, or left out aloud."""
+  files = {name: _stored(name.encode("utf-8", "replace")) for name in names}
+  tree, said = image_folder.read_tree(Path("d"), dict(sorted(files.items())))
+  kept = [n for part in tree.values() for c in part.values() for n in c]
+  assert len(set(kept)) == len(kept)
+  assert len(kept) == len(files) or said
+  image_folder._class_names(tree, Path("d"))
+
+
+def check_picture(data: bytes) -> None:
+  """An array of the size asked for."""
+  found = images.decode(data, 8, "a file")
+  assert found.shape == (8, 8, 3)
+  assert found.dtype == np.uint8
+
+
+def _of_file(read: Callable[[Path], Any]) -> Callable[[bytes], None]:
+  def check(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+      path = Path(folder, "a.npz")
+      path.write_bytes(data)
+      read(path)
+      assert [p.name for p in Path(folder).iterdir()] == ["a.npz"]
+
+  return check
+
+
+def _read_prepared(path: Path) -> None:
+  dataset = prepared.load(path)
+  for part in dataset.parts.values():
+    assert part.images.dtype == np.uint8
+    assert len(part.images) == len(part.labels)
+    assert set(part.labels.tolist()) <= set(range(len(dataset.class_names)))
+
+
+def _read_zip(path: Path) -> None:
+  for name, file in stored.open_tree(path, "expected images").items():
+    assert ".." not in name.split("/")
+    try:
+      file.read()
+    except UserError:
+      continue
+
+
+def _pictures() -> tuple[bytes, ...]:
+  pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+  found = []
+  for kind in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    found.append(file.getvalue())
+  return tuple(found)
+
+
+def _archives() -> tuple[bytes, ...]:
+  found = []
+  for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+      archive.writestr("train/a/0.png", b"abc" * 9)
+      archive.writestr("test/b/../1.png", b"d")
+    found.append(file.getvalue())
+  return tuple(found)
+
+
+def _written(save: Callable[[Path], None]) -> bytes:
+  with tempfile.TemporaryDirectory() as folder:
+    save(Path(folder, "a.npz"))
+    return Path(folder, "a.npz").read_bytes()
+
+
+def _prepared() -> bytes:
+  part = prepared.Part(np.zeros((3, 2, 2, 3), np.uint8), np.int32([0, 1, 0]))
+  dataset = prepared.Dataset("x", ("a", "b"), {"train": part, "test": part}, "")
+  return _written(lambda path: prepared.save(path, dataset))
+
+
+def _scores() -> bytes:
+  labels, scores = np.int32([0, 1]), np.zeros((2, 2), np.float32)
+  found = predictions.Predictions(
+    ("a", "b"), np.int64([3, 1]), labels, scores, labels, scores, True
+  )
+  return _written(lambda path: predictions.save(path, found))
+
+
+_PIXELS = st.one_of(
+  st.just(b" ".join([b"7"] * 48**2)),
+  st.lists(_numbers(-1, 256), max_size=5).map(b" ".join),
+  st.builds(
+    lambda n, last: b" ".join([b"7"] * n + [last]),
+    st.integers(2302, 2304),
+    _numbers(0, 255),
+  ),
+)
+_USAGE = _any_of("Training", "PublicTest", "PrivateTest", "Test", " Training")
+_FER_ROW = st.builds(
+  lambda fields: b",".join(fields),
+  st.one_of(
+    st.tuples(_numbers(0, 6), _PIXELS, _USAGE),
+    st.lists(st.binary(max_size=9), max_size=5),
+  ),
+)
+_FER_ROWS = st.builds(
+  lambda start, rows, tail, end: (
+    start + end.join([b"emotion,pixels,Usage", *rows, *(tail or [])])
+  ),
+  _STARTS,
+  st.lists(_FER_ROW, max_size=5),
+  st.one_of(
+    st.none(), st.just([b"0,1,Training", b"0,1,PublicTest", b"0,1,PrivateTest"])
+  ),
+  st.one_of(st.just(b"\n"), _ENDS),
+)
+_STEMS = st.one_of(
+  _any_of("train_1.jpg", "test_1.jpg", "train_..", "valid_1.jpg"),
+  st.integers(0, 99).map(lambda n: b"train_%d.jpg" % n),
+  st.integers(0, 99).map(lambda n: b"test_%d.jpg" % n),
+)
+_NAMES = st.lists(
+  st.lists(
+    st.one_of(
+      st.sampled_from(["train", "Test", "val", "a", "b", "", "x\ny"]),
+      st.text(max_size=4),
+    ),
+    min_size=1,
+    max_size=4,
+  ).map(lambda parts: "/".join([*parts, "0.png"])),
+  max_size=12,
+  unique=True,
+)
+_CODE = _numbers(0, 8)
+
+# Name -> inputs, property.
+READERS: dict[str, tuple[st.SearchStrategy, Callable[[Any], None]]] = {
+  "raf_db labels": (_tables(_STEMS, _CODE), check_raf_db),
+  "raf_db Kaggle's table": (
+    _tables(_STEMS, st.just(b","), _CODE),
+    check_kaggle,
+  ),
+  "expw labels": (
+    _tables(
+      _STEMS,
+      _numbers(0, 3),
+      *[_numbers(-5, 40)] * 2,
+      *[_numbers(20, 99)] * 2,
+      _numbers(0, 99),
+      _numbers(0, 7),
+    ),
+    check_expw,
+  ),
+  "fer2013 table": (_FER_ROWS, check_fer2013),
+  "image_folder names": (_NAMES, check_names),
+  "pictures": (_damaged(_pictures()), check_picture),
+  "zips": (_damaged(_archives()), _of_file(_read_zip)),
+  "prepared files": (_damaged((_prepared(),)), _of_file(_read_prepared)),
+  "scores": (_damaged((_scores(),)), _of_file(predictions.load)),
+}
+
+
+def holds(check: Callable[[Any], None], given: Any) -> None:
+  """A reader keeps its promise, or raises UserError."""
+  with warnings.catch_warnings():
+    # Pillow and zipfile warn of what they then raise, or mend.
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(UserError):
+      check(given)
