@@ -13,6 +13,7 @@ test: lint
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -59,9 +59,9 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         f"{info.filename} has {found} bytes for an array {list(shape)} of"
         f" {dtype}"
       )
-    content = bytearray(size)
     # To the end, where the checksum is compared.
-    if file.readinto(content) != size or file.read(1):
+    content = bytearray(file.read())
+    if len(content) != size:
       raise ValueError(f"{info.filename} is cut off")
   flat = np.frombuffer(content, dtype)
   return flat.reshape(shape, order="F" if fortran_order else "C")

@@ -33,6 +33,8 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   logging.getLogger("dbl_jax").setLevel(logging.INFO)
   for noisy in ("absl", "jax", "orbax"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
+  # It says in words of its own what it then raises.
+  logging.getLogger("PIL").setLevel(logging.CRITICAL)
   for name, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(name, value)
   startup.prepare()

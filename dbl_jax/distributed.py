@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -23,7 +24,7 @@ def initialize(coordinator: str, num_processes: int, process_id: int) -> None:
   """
   if not coordinator:
     return
-  own = {}
+  own: dict[str, Any] = {}
   if coordinator != "auto":
     if not 0 <= process_id < num_processes:
       raise UserError(

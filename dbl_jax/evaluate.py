@@ -18,7 +18,7 @@ def make_forward(
   variables: Any,
   mesh: jax.sharding.Mesh,
   seen: Callable[[int], None] = lambda done: None,
-) -> Callable[..., tuple[np.ndarray, ...]]:
+) -> Callable[..., Any]:
   """Runs a compiled step over any number of rows.
 
   The last batch is padded to the size of the others and the padding dropped

@@ -74,7 +74,7 @@ def plan(
 
 def _last_stage(config: ConfigDict, out: Path) -> Stage:
   resolved = configs.resolve(config)
-  before = None
+  before: Stage | None = None
   for name in configs.phases(resolved):
     single = resolved.copy_and_resolve_references()
     with single.unlocked():
@@ -84,6 +84,7 @@ def _last_stage(config: ConfigDict, out: Path) -> Stage:
       if before is not None:
         single.init_from = str(before.workdir)
     before = Stage(single, _workdir(single, name, before, out), before)
+  assert before is not None  # a resolved config has a phase
   return before
 
 
@@ -108,11 +109,7 @@ def stages(entries: Sequence[Entry]) -> list[Stage]:
   """All stages of the entries, each once, before those that need it."""
   found: dict[Path, Stage] = {}
   for entry in entries:
-    chain, stage = [], entry.stage
-    while stage is not None:
-      chain.append(stage)
-      stage = stage.before
-    for stage in reversed(chain):
+    for stage in _chain(entry.stage):
       found.setdefault(stage.workdir, stage)
   return list(found.values())
 

@@ -5,7 +5,7 @@ A file of plain arrays: nothing in it is executed.
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,12 +67,10 @@ def load(path: Path) -> Predictions:
     missing = [name for name in Predictions._fields if name not in found]
     if missing:
       raise ValueError(f"it lacks {', '.join(missing)}")
-    names = tuple(map(str, np.atleast_1d(found["class_names"])))
-    calibrated = bool(np.all(found["calibrated"]))
-    found |= {"class_names": names, "calibrated": calibrated}
-    return _checked(
-      Predictions(**{name: found[name] for name in Predictions._fields})
-    )
+    fields: dict[str, Any] = {name: found[name] for name in Predictions._fields}
+    fields["class_names"] = tuple(map(str, np.atleast_1d(found["class_names"])))
+    fields["calibrated"] = bool(np.all(found["calibrated"]))
+    return _checked(Predictions(**fields))
   except ValueError as error:
     raise UserError(
       f"{path} does not hold a run's scores, or is damaged ({error}). Delete"

@@ -1,5 +1,6 @@
 """What a run comes to: metrics.json, scores, the confusion matrix, the page."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +114,7 @@ def _view_pairs(
 
 def _activation(
   run: Run,
-  variables: dict[str, Any],
+  variables: Mapping[str, Any],
   part: Part,
   scores: np.ndarray,
   class_names: tuple[str, ...],

@@ -82,12 +82,13 @@ def summary(record: Record) -> dict[str, Any]:
 
 def confusion(records: Iterable[Record]) -> np.ndarray:
   """int64[C, C] summed over records, rows are the truth."""
-  return sum(
+  each = [
     metrics.confusion_matrix(
       record.labels, predictions(record), len(record.class_names)
     )
     for record in records
-  )
+  ]
+  return np.sum(each, axis=0)
 
 
 def by_system(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -106,7 +107,9 @@ def by_system(records: Sequence[Record]) -> dict[str, list[Record]]:
       "found no finished run to compare; expected at least one: train one first"
     )
   seen = dict.fromkeys(record.system for record in records)
-  groups = {system: [] for system in (*TITLES, *seen) if system in seen}
+  groups: dict[str, list[Record]] = {
+    system: [] for system in (*TITLES, *seen) if system in seen
+  }
   for record in sorted(records, key=lambda record: record.seed):
     group = groups[record.system]
     if group and group[-1].seed == record.seed:

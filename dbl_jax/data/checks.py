@@ -165,7 +165,7 @@ def find_twins(facts: list[Facts], distance: int = NEAR) -> Twins:
   first = [group[0] for group in groups.values()]
   near = []
   if first:
-    bits = np.stack([facts[i].bits for i in first])
+    bits = np.stack([b for i in first if (b := facts[i].bits) is not None])
     near = [(first[a], first[b], d) for a, b, d in _close(bits, distance)]
   return Twins(same, near)
 
@@ -281,11 +281,11 @@ def _twin_lines(
   for part in parts:
     if number := len(having[part, part]):
       lines.append(f"  within {part}: {number} images have another like them")
-  for a, b in itertools.combinations(parts, 2):
-    if number := len(having[a, b]):
+  for one, other in itertools.combinations(parts, 2):
+    if number := len(having[one, other]):
       lines.append(
-        f"  LEAK between {a} and {b}: {number} images of {a} are like"
-        f" {len(having[b, a])} of {b}"
+        f"  LEAK between {one} and {other}: {number} images of {one} are like"
+        f" {len(having[other, one])} of {other}"
       )
   return lines or ["  none"]
 

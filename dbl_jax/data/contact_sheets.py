@@ -1,7 +1,7 @@
 """Pictures of a data set for the eye: some images of each class, and twins."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def write(
 
 
 def _class_sheet(
-  facts: Sequence[Facts], label: int, name: str, parts: Sequence[str]
+  facts: Sequence[Facts], label: int, name: str, parts: Iterable[str]
 ) -> Image.Image:
   bands = []
   for part in parts:

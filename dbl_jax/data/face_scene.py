@@ -37,8 +37,8 @@ class Frame:
     """A view of the rows between two fractions of the image height."""
     size = self.x.shape[1]
     part = slice(int(first * size), int(np.ceil(last * size)))
-    planes = (a[:, part] for a in (self.x, self.y, self.u, self.v))
-    return Frame(self.rgb[:, :, part], *planes, self.pixel)
+    x, y, u, v = (a[:, part] for a in (self.x, self.y, self.u, self.v))
+    return Frame(self.rgb[:, :, part], x, y, u, v, self.pixel)
 
   def fill(self, distance: np.ndarray) -> np.ndarray:
     """Anti-aliased coverage of {distance > 0}; distance in head units."""

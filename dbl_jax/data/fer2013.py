@@ -12,6 +12,7 @@ a plain image folder has them, neutral would come before sad and surprise.)
 351 training images are in PublicTest too: see scripts/check_data.py.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,9 @@ def find(path: Path, _: Any = None) -> Listing:
     for name, file in files.items()
     if name.rsplit("/", 1)[-1] == csv_name
   ]
+  warnings: list[str] = []
   if tables:
-    parts, origin, warnings = _read_table(tables[0]), tables[0].origin, []
+    parts, origin = _read_table(tables[0]), tables[0].origin
   else:
     (parts, warnings), origin = _read_folders(path, files), str(path)
   found = Listing(CLASS_NAMES, parts)
@@ -127,12 +129,9 @@ def _read_table(file: StoredFile) -> dict[str, tuple[Record, ...]]:
   for number, start, line in lines:
     where = f"{file.origin}, line {number}"
     part, label, (low, high) = _parse_row(line, columns, where)
-    image = StoredFile(
-      where,
-      file.size,
-      file.stamp,
-      lambda a=start + low, b=start + high, w=where: _image(content[a:b], w),
-    )
+    pixels = slice(start + low, start + high)
+    read = functools.partial(_image, content, pixels, where)
+    image = StoredFile(where, file.size, file.stamp, read)
     parts[part].append(Record(f"{number:05}", label, image))
   for usage, part in _PARTS.items():
     if not parts[part]:
@@ -188,9 +187,9 @@ def _parse_row(
   return part, int(code), (low, low + len(fields[pixels]))
 
 
-def _image(pixels: bytes, where: str) -> bytes:
+def _image(content: bytes, place: slice, where: str) -> bytes:
   """The row's picture as a PGM file, so that it is read like any other."""
-  pixels = pixels.strip(b' "\r')
+  pixels = content[place].strip(b' "\r')
   # What is no number would end NumPy's reading, or be taken for one.
   if pixels.translate(None, b"0123456789 \t"):
     pixels = b""

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dbl_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000
-_T, _R = TypeVar("_T"), TypeVar("_R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 # Named, since Pillow would else hand PostScript to an interpreter.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")

@@ -47,4 +47,4 @@ def _keys(images: np.ndarray) -> np.ndarray:
 
 
 def _digest(image: np.ndarray) -> bytes:
-  return hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
+  return hashlib.blake2b(image.tobytes(), digest_size=16).digest()

@@ -292,9 +292,12 @@ def _read_raf_db(options: Any, fingerprint: str) -> Dataset:
     options.image_size,
     _progress(options),
   )
-  parts = {name: Part(*part) for name, part in parts.items()}
   return Dataset(
-    options.name, tuple(class_names), parts, fingerprint, tuple(warnings)
+    options.name,
+    tuple(class_names),
+    {name: Part(*part) for name, part in parts.items()},
+    fingerprint,
+    tuple(warnings),
   )
 
 

@@ -119,7 +119,7 @@ def zip_files(
         f"{origin} has an entry {info.filename!r}, which leads out of the zip;"
         " expected names below it. Ask who made the zip, or make it again."
       )
-    if not info.is_dir():
+    if name and not name.endswith("/"):
       yield (
         name,
         StoredFile(

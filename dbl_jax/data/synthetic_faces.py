@@ -44,13 +44,12 @@ def long_tailed_counts(n: int, profile: Sequence[int]) -> np.ndarray:
   Raises:
     UserError: n is smaller than the number of classes.
   """
-  profile = np.asarray(profile, np.float64)
   if n < len(profile):
     raise UserError(
       f"{n} images cannot cover {len(profile)} classes; ask for at least "
       f"{len(profile)}."
     )
-  share = profile / profile.sum() * n
+  share = np.asarray(profile, np.float64) / np.sum(profile) * n
   counts = np.maximum(np.floor(share), 1).astype(np.int64)
   # Raising a rare class to 1 can overshoot: then the largest pays.
   while counts.sum() > n:

@@ -11,8 +11,12 @@ from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
 from dbl_jax.models.resnet import ResNet18
 
-ENCODERS = {"dcnn": DCNN, "resnet18": ResNet18}
-HEADS = {"joint": JointHead, "mlp": MLPHead, "projection": ProjectionHead}
+ENCODERS: dict[str, Any] = {"dcnn": DCNN, "resnet18": ResNet18}
+HEADS: dict[str, Any] = {
+  "joint": JointHead,
+  "mlp": MLPHead,
+  "projection": ProjectionHead,
+}
 
 # Pixels from 0 to 1 are brought near zero mean and unit deviation.
 _MEAN, _DEVIATION = 0.5, 0.25

@@ -50,6 +50,14 @@ def extra(*parts, content=b"x"):
   return change
 
 
+def nameless(root):
+  path = zipped([("x.png", b"x")])(root)
+  data = path.read_bytes()
+  place = data.rindex(b"x.png")
+  path.write_bytes(data[:place] + b"\0" + data[place + 1 :])
+  return path
+
+
 def as_text(root):
   (root / "f").write_text("x")
   return root / "f"
@@ -200,6 +208,7 @@ FOLDER = {
     zipped([("train/ant/x.png", picture())], method=strange.zipfile.ZIP_LZMA),
     loads(15),
   ),
+  "zip with an entry without name": (nameless, loads(IMAGES)),
   "zip that leaves its folder": (
     zipped([("../../evil.png", picture())]),
     fails(r"entry '\.\./\.\./evil\.png', which leads out"),

@@ -92,8 +92,9 @@ def _open_zip(path: Path) -> Files:
   archive = _archive(path, str(path))
   names = [n for n in archive.namelist() if not n.startswith("__MACOSX/")]
   # 'pati' sorts after 'part', but is the authors' own: it goes first.
-  found = sorted(filter(_LABEL_PATTERN.fullmatch, names), reverse=True)
-  bases = sorted({_LABEL_PATTERN.fullmatch(name)[1] or "" for name in found})
+  matches = [m for name in names if (m := _LABEL_PATTERN.fullmatch(name))]
+  found = sorted((match[0] for match in matches), reverse=True)
+  bases = sorted({match[1] or "" for match in matches})
   if len(bases) != 1:
     what = f"label files under {few(bases)}" if bases else "no label file"
     raise UserError(

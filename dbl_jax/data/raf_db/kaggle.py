@@ -51,7 +51,9 @@ def find(path: Path, class_names: Sequence[str]) -> Labelled | None:
     return None
   if set(tree) != {"train", "test"}:
     return None
-  images, codes, places = {}, {}, {}
+  images: dict[str, StoredFile] = {}
+  codes: dict[str, int] = {}
+  places: dict[str, str] = {}
   for part, folders in tree.items():
     for folder, files in folders.items():
       code = _code(folder, class_names, f"{path}: {part}")
@@ -158,4 +160,4 @@ def _rows(file: StoredFile) -> Iterator[tuple[int, str, str]]:
           f"{file.origin}, line {number}: found {line.strip()[:80]!r};"
           " expected image,label. Copy the file again."
         )
-      yield number, *fields
+      yield number, fields[0], fields[1]

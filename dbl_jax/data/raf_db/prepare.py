@@ -1,6 +1,7 @@
 """RAF-DB in memory, by way of a tfds build that is kept for the next time."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import logging
@@ -75,7 +76,9 @@ def _decode(
   origins = {record.name: record.origin for record in layout.records}
   decoded = images.decode_all(
     [
-      images.Picture(origins[example.name], lambda data=example.data: data)
+      images.Picture(
+        origins[example.name], functools.partial(bytes, example.data)
+      )
       for part in examples.values()
       for example in part
     ],
