@@ -8,6 +8,7 @@ asked.
 
 import contextlib
 import io
+import json
 import tempfile
 import types
 import warnings
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from dbl_jax import predictions
@@ -41,8 +43,23 @@ _GAPS = st.sampled_from([b" ", b"\t", b"  ", b",", b"", b"\xc2\xa0", b'"'])
 _STARTS = st.sampled_from([b"", b"", b"\xef\xbb\xbf", b"\xff\xfe", b"\0"])
 
 
-def _tables(*fields: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-  """Tables of rows that are right, nearly right, or anything."""
+def _tables(
+  right: tuple[st.SearchStrategy[bytes], ...],
+  *fields: st.SearchStrategy[bytes],
+) -> st.SearchStrategy[bytes]:
+  """Tables of rows that are right, and of rows that may be anything."""
+  clean = st.lists(
+    st.tuples(*right), min_size=1, max_size=20, unique_by=lambda row: row[0]
+  )
+  whole = st.builds(
+    lambda rows, end: end.join(map(b" ".join, rows)),
+    clean,
+    st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
+  )
+  return st.one_of(whole, _messy(*fields))
+
+
+def _messy(*fields: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
   right = st.tuples(*fields)
   near = st.lists(st.one_of(*fields, st.binary(max_size=5)), max_size=9)
   gap = st.one_of(st.just(b" "), _GAPS)
@@ -75,11 +92,13 @@ def _numbers(low: int, high: int) -> st.SearchStrategy[bytes]:
 def _damaged(draw: st.DrawFn, wholes: tuple[bytes, ...]) -> bytes:
   """A whole file with bytes changed, cut out or put in."""
   data = bytearray(draw(st.sampled_from(wholes)))
-  for _ in range(draw(st.integers(0, 4))):
+  for _ in range(draw(st.sampled_from([0, 1, 1, 2, 5]))):
     place = draw(st.integers(0, len(data)))
     end = min(len(data), place + draw(st.integers(0, 12)))
     data[place:end] = draw(st.binary(max_size=12))
-  return bytes(data[: draw(st.one_of(st.none(), st.integers(0, len(data))))])
+  if draw(st.integers(0, 4)) == 0:
+    del data[draw(st.integers(0, len(data))) :]
+  return bytes(data)
 
 
 def _stored(data: bytes) -> stored.StoredFile:
@@ -190,11 +209,17 @@ def _pictures() -> tuple[bytes, ...]:
 
 def _archives() -> tuple[bytes, ...]:
   found = []
-  for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+  for method, name in (
+    (zipfile.ZIP_STORED, "test/b/1.png"),
+    (zipfile.ZIP_DEFLATED, "test\\b\\1.png"),
+    (zipfile.ZIP_BZIP2, "1.png"),
+    (zipfile.ZIP_LZMA, "test/b/1.png"),
+    (zipfile.ZIP_STORED, "test/b/../1.png"),
+  ):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
       archive.writestr("train/a/0.png", b"abc" * 9)
-      archive.writestr("test/b/../1.png", b"d")
+      archive.writestr(name, b"d")
     found.append(file.getvalue())
   return tuple(found)
 
@@ -203,6 +228,58 @@ def _written(save: Callable[[Path], None]) -> bytes:
   with tempfile.TemporaryDirectory() as folder:
     save(Path(folder, "a.npz"))
     return Path(folder, "a.npz").read_bytes()
+
+
+def _npz(
+  meta: dict[str, Any], others: dict[str, np.ndarray], deep: bool
+) -> bytes:
+  """A prepared file, whole, whose fields and arrays may be any."""
+  labels = np.int32([0, 1, 0])
+  fields = {
+    "format": 1,
+    "name": "x",
+    "class_names": ["a", "b"],
+    "parts": ["train", "test"],
+    "fingerprint": "",
+    "warnings": [],
+  } | meta
+  text = b"[" * 10**5 if deep else json.dumps(fields).encode()
+  content = {
+    "meta": np.frombuffer(text, np.uint8),
+    "train_images": np.zeros((3, 2, 2, 3), np.uint8),
+    "train_labels": labels,
+    "test_images": np.zeros((3, 2, 2, 3), np.uint8),
+    "test_labels": labels,
+  } | others
+  return _written(lambda path: np.savez(path, **content))
+
+
+_JSON = st.recursive(
+  st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=3)),
+  lambda inner: st.one_of(
+    st.lists(inner, max_size=3),
+    st.dictionaries(st.text(max_size=3), inner, max_size=3),
+  ),
+  max_leaves=5,
+)
+_ARRAYS = hnp.arrays(
+  st.sampled_from([np.uint8, np.int32, np.int64, np.float32, np.bool_, "U3"]),
+  hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3),
+)
+_CONTENTS = st.builds(
+  _npz,
+  st.dictionaries(
+    st.sampled_from(["format", "name", "class_names", "parts", "warnings"]),
+    _JSON,
+    max_size=1,
+  ),
+  st.dictionaries(
+    st.sampled_from(["meta", "train_images", "train_labels", "test_labels"]),
+    _ARRAYS,
+    max_size=1,
+  ),
+  st.sampled_from([False] * 9 + [True]),
+)
 
 
 def _prepared() -> bytes:
@@ -247,6 +324,11 @@ _FER_ROWS = st.builds(
   ),
   st.one_of(st.just(b"\n"), _ENDS),
 )
+_RIGHT_STEM = st.builds(
+  lambda part, n: b"%s_%d.jpg" % (part, n),
+  _any_of("train", "test"),
+  st.integers(0, 999),
+)
 _STEMS = st.one_of(
   _any_of("train_1.jpg", "test_1.jpg", "train_..", "valid_1.jpg"),
   st.integers(0, 99).map(lambda n: b"train_%d.jpg" % n),
@@ -268,13 +350,28 @@ _CODE = _numbers(0, 8)
 
 # Name -> inputs, property.
 READERS: dict[str, tuple[st.SearchStrategy, Callable[[Any], None]]] = {
-  "raf_db labels": (_tables(_STEMS, _CODE), check_raf_db),
+  "raf_db labels": (
+    _tables((_RIGHT_STEM, _any_of(*"1234567")), _STEMS, _CODE),
+    check_raf_db,
+  ),
   "raf_db Kaggle's table": (
-    _tables(_STEMS, st.just(b","), _CODE),
+    _tables(
+      (_RIGHT_STEM, st.just(b","), _any_of(*"1234567")),
+      _STEMS,
+      st.just(b","),
+      _CODE,
+    ),
     check_kaggle,
   ),
   "expw labels": (
     _tables(
+      (
+        _RIGHT_STEM,
+        *[st.integers(-5, 20).map(lambda n: b"%d" % n)] * 3,
+        *[st.integers(19, 99).map(lambda n: b"%d.5" % n)] * 2,
+        st.just(b"50"),
+        _any_of(*"0123456"),
+      ),
       _STEMS,
       _numbers(0, 3),
       *[_numbers(-5, 40)] * 2,
@@ -289,6 +386,7 @@ READERS: dict[str, tuple[st.SearchStrategy, Callable[[Any], None]]] = {
   "pictures": (_damaged(_pictures()), check_picture),
   "zips": (_damaged(_archives()), _of_file(_read_zip)),
   "prepared files": (_damaged((_prepared(),)), _of_file(_read_prepared)),
+  "prepared fields": (_CONTENTS, _of_file(_read_prepared)),
   "scores": (_damaged((_scores(),)), _of_file(predictions.load)),
 }
 

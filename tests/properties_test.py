@@ -95,7 +95,7 @@ def test_class_probabilities_are_powers_of_the_counts(counts, q):
   )
 
 
-@bounded
+@settings(bounded, max_examples=15)
 @given(LABELS, EXPONENTS, SEEDS)
 def test_drawn_classes_follow_the_probabilities(labels, q, seed):
   sampler = sampling.make_sampler(labels, 6, q, len(labels), seed)
