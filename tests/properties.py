@@ -47,10 +47,8 @@ def _tables(
   right: tuple[st.SearchStrategy[bytes], ...],
   *fields: st.SearchStrategy[bytes],
 ) -> st.SearchStrategy[bytes]:
-  """Tables of rows that are right, and of rows that may be anything."""
-  clean = st.lists(
-    st.tuples(*right), min_size=1, max_size=20, unique_by=lambda row: row[0]
-  )
+  """Tables of rows that are right, nearly all, and of any rows at all."""
+  clean = st.lists(st.tuples(*right), min_size=1, max_size=20)
   whole = st.builds(
     lambda rows, end: end.join(map(b" ".join, rows)),
     clean,
@@ -327,7 +325,7 @@ _FER_ROWS = st.builds(
 _RIGHT_STEM = st.builds(
   lambda part, n: b"%s_%d.jpg" % (part, n),
   _any_of("train", "test"),
-  st.integers(0, 999),
+  st.integers(0, 299),
 )
 _STEMS = st.one_of(
   _any_of("train_1.jpg", "test_1.jpg", "train_..", "valid_1.jpg"),
@@ -370,7 +368,7 @@ READERS: dict[str, tuple[st.SearchStrategy, Callable[[Any], None]]] = {
         *[st.integers(-5, 20).map(lambda n: b"%d" % n)] * 3,
         *[st.integers(19, 99).map(lambda n: b"%d.5" % n)] * 2,
         st.just(b"50"),
-        _any_of(*"0123456"),
+        _any_of(*"0123456" * 4, "7"),
       ),
       _STEMS,
       _numbers(0, 3),

@@ -138,6 +138,10 @@ def test_a_split_cuts_no_group_in_two(labels, fraction, seed, groups):
   )
   assert not set(group[rest].tolist()) & set(group[other].tolist())
   assert len(rest) + len(other) == len(labels)
+  counts = np.bincount(labels)
+  taken = np.bincount(labels[other], minlength=len(counts))
+  assert (taken <= np.maximum(np.rint(fraction * counts), 1)).all()
+  assert (taken < counts)[counts > 0].all()
 
 
 @bounded
