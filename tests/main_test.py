@@ -13,7 +13,7 @@ from dbl_jax.errors import UserError
 ROOT = Path(__file__).parent.parent
 CASES = {
   "no config": ([], "Which system?"),
-  "no such config": (["--config=configs/dlb.py"], "There are configs/basic.py"),
+  "no such config": (["--config=configs/dlb.py"], "configs/basic.py, "),
   "unknown flag": (["--wokdir=x"], "Unknown command line flag 'wokdir'"),
   "stray word": (["runs/a"], "Unexpected argument 'runs/a'"),
   "unknown field": (
