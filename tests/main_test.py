@@ -32,9 +32,9 @@ CASES = {
     ["--config=configs/dbl.py", "--config.data.name=rafdb"],
     "Expected one of expw, fer2013, image_folder, raf_db",
   ),
-  "no epochs": (
-    ["--config=configs/dbl.py", "--config.pretrain.epochs=0"],
-    "config.pretrain.epochs=0 is impossible",
+  "negative epochs": (
+    ["--config=configs/dbl.py", "--config.pretrain.epochs=-1"],
+    "config.pretrain.epochs=-1 is impossible",
   ),
   "negative rate": (
     ["--config=configs/dbl.py", "--config.classify.optimizer.learning_rate=-1"],
