@@ -25,6 +25,8 @@ from dbl_jax.state import TrainState
 
 log = logging.getLogger(__name__)
 METRIC = "mean_class_accuracy"
+# Of a step saved between validations: never the best of several.
+NOT_VALIDATED = {METRIC: -1.0}
 # What Orbax raises for truncated, emptied or missing files; it has no type
 # of its own for damage, and a cut array file raises a bare Exception.
 _DAMAGE = Exception
@@ -83,7 +85,7 @@ def save(
   Args:
     manager: of the phase.
     state: of the training.
-    metrics: on validation, with `METRIC`.
+    metrics: on validation, with `METRIC`; or `NOT_VALIDATED`.
     meta: plain data, kept as JSON.
   """
   manager.save(

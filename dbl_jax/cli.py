@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from dbl_jax import startup
+from dbl_jax import startup, stopping
 from dbl_jax.errors import UserError
 
 _QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
@@ -35,6 +35,9 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
+  except stopping.Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(stopped.status)
   except KeyboardInterrupt:
     print("\nStopped. Run the same command to go on.", file=sys.stderr)
     sys.exit(130)

@@ -50,6 +50,7 @@ def _range(low: float, high: float) -> _Test:
 _EPSILON = 1e-6
 _COMMON: dict[str, _Test] = {
   "seed": _number(0, 2**31 - 1),
+  "skip_nonfinite": (lambda value: isinstance(value, bool), "True or False"),
   "data.image_size": _number(16, 1024),
   "data.validation_fraction": _number(0.01, 0.9),
   "data.test_fraction": _number(0.01, 0.9),

@@ -9,8 +9,8 @@ ROOT = Path(dbl_jax.__file__).parent
 
 # Each module may import from layers before its own.
 LAYERS = [
-  ["errors", "machine", "startup"],
-  ["distributed"],
+  ["errors", "machine", "startup", "stopping", "provenance"],
+  ["distributed", "disk", "locks"],
   ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
   [
     "state",
