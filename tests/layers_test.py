@@ -34,7 +34,7 @@ LAYERS = [
   ["results", "features", "cli"],
   ["trainer"],
   ["train"],
-  ["main", "benchmarks", "grid"],
+  ["main", "benchmarks", "grid", "soak"],
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 
