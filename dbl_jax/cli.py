@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from absl import flags
@@ -25,8 +26,11 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   """
   logging.basicConfig(level=logging.WARNING, format="%(message)s")
   logging.getLogger("dbl_jax").setLevel(logging.INFO)
-  for noisy in ("absl", "jax", "orbax"):
-    logging.getLogger(noisy).setLevel(logging.ERROR)
+  logging.getLogger("jax").setLevel(logging.ERROR)
+  # What Orbax's threads log with stack traces it raises too, at the next save.
+  for noisy in ("absl", "asyncio", "orbax"):
+    logging.getLogger(noisy).setLevel(logging.CRITICAL)
+  sys.excepthook = _without_closed_loops
   for name, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(name, value)
   startup.prepare()
@@ -41,6 +45,19 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   except KeyboardInterrupt:
     print("\nStopped. Run the same command to go on.", file=sys.stderr)
     sys.exit(130)
+
+
+def _without_closed_loops(
+  kind: type[BaseException],
+  error: BaseException,
+  trace: TracebackType | None,
+) -> None:
+  """Python's own, but for what TensorStore prints after Orbax has failed.
+
+  Its callbacks come when Orbax, which raises the error, has left the loop.
+  """
+  if str(error) != "Event loop is closed":
+    sys.__excepthook__(kind, error, trace)
 
 
 def parse_flags(argv: Sequence[str]) -> None:

@@ -44,8 +44,7 @@ def plain_errors(workdir: Path) -> Iterator[None]:
     number, path = found
     raise UserError(
       f"{path or workdir}: {os.strerror(number)}. {_MENDED_BY[number]}, then"
-      " run the same command: it goes on from the last checkpoint in"
-      f" {workdir}."
+      " run the same command: it goes on from its last checkpoint."
     ) from error
 
 

@@ -6,8 +6,8 @@ command, killed again, until it ends. Then its parameters, `metrics.json` and
 """
 
 import collections
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,13 +42,14 @@ class Run(NamedTuple):
 
   Attributes:
     command: without --workdir and the cache.
-    folder: holds the workdir `run`, the `cache` and a log.
+    folder: holds the workdir `run` and a log.
+    cache: of prepared data; the path is part of a run's config.
     env: environment of the process.
   """
 
   command: Sequence[str]
   folder: Path
-  env: dict[str, str]
+  cache: Path
 
   @property
   def workdir(self) -> Path:
@@ -68,11 +69,10 @@ class Run(NamedTuple):
         [
           *self.command,
           f"--workdir={self.workdir}",
-          f"--config.data.cache_dir={self.folder / 'cache'}",
+          f"--config.data.cache_dir={self.cache}",
         ],
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=self.env,
       )
 
 
@@ -118,7 +118,7 @@ def soak(
     What was hit and found.
   """
   rng = random.Random(seed)
-  whole = Run(words, folder / "whole", dict(os.environ))
+  whole = Run(words, folder / "whole", folder / "cache")
   if whole.start().wait():
     raise RuntimeError(f"the run left alone failed: {whole.log.read_text()}")
   finals = {phase: _latest(whole.workdir, phase) for phase in configs.PHASES}
@@ -126,6 +126,7 @@ def soak(
   while tally.kills.total() < kills and not tally.faults:
     run = whole._replace(folder=folder / f"killed{len(tally.ended)}")
     before = tally.kills.total()
+    shutil.rmtree(run.cache, ignore_errors=True)
     while tally.kills.total() < kills:
       hit, status = kill_at(run, rng.choice(moments), finals, rng)
       if hit is None:
@@ -181,7 +182,7 @@ def moment(run: Run, finals: dict[str, int], old: set[Path]) -> str:
     old: unfinished saves from before this start.
   """
   said = run.log.read_text()
-  if any((run.folder / "cache").glob(".*.partial")) and "classes," not in said:
+  if any(run.cache.glob(".*.partial")) and "classes," not in said:
     return "data"
   if "classes," not in said:
     return "start"
