@@ -7,7 +7,6 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from absl import flags
@@ -30,7 +29,7 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   # What Orbax's threads log with stack traces it raises too, at the next save.
   for noisy in ("absl", "asyncio", "orbax"):
     logging.getLogger(noisy).setLevel(logging.CRITICAL)
-  sys.excepthook = _without_closed_loops
+  sys.unraisablehook = _without_closed_loops
   for name, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(name, value)
   startup.prepare()
@@ -47,17 +46,13 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
     sys.exit(130)
 
 
-def _without_closed_loops(
-  kind: type[BaseException],
-  error: BaseException,
-  trace: TracebackType | None,
-) -> None:
-  """Python's own, but for what TensorStore prints after Orbax has failed.
+def _without_closed_loops(found: Any) -> None:
+  """Python's own hook, but for what TensorStore says after Orbax has failed.
 
   Its callbacks come when Orbax, which raises the error, has left the loop.
   """
-  if str(error) != "Event loop is closed":
-    sys.__excepthook__(kind, error, trace)
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
 
 
 def parse_flags(argv: Sequence[str]) -> None:

@@ -172,21 +172,34 @@ def _finite(
     )
     for name in figures[0]
   }
-  for name in () if steps.SKIPPED in rows else ("loss", "grad_norm"):
-    for place in np.flatnonzero(~np.isfinite(rows[name]))[:1]:
-      manager.wait_until_finished()
-      last = manager.latest_step()
-      where = f"{manager.directory}, step {last}" if last else "none yet"
-      step = done - len(rows[name]) + 1 + int(place)
-      images = sampling.batch_indices(trainer.feed.sampler, step - 1)
-      raise UserError(
-        f"{trainer.name}: {name} is {rows[name][place]} at step {step}. Last"
-        f" good checkpoint: {where}. The batch had the training images"
-        f" {', '.join(map(str, np.unique(images)))}. Look at these, try a"
-        f" lower --config.{trainer.name}.optimizer.learning_rate or a"
-        " clip_norm, or leave such steps out with --config.skip_nonfinite."
-      )
+  if steps.SKIPPED not in rows:
+    _check_finite(rows, done, trainer, manager)
   return {name: float(row[-1]) for name, row in rows.items()}
+
+
+def _check_finite(
+  rows: dict[str, np.ndarray],
+  done: int,
+  trainer: Trainer,
+  manager: ocp.CheckpointManager,
+) -> None:
+  """Raises UserError about the first step that is not finite."""
+  phase = trainer.name
+  bad = {name: ~np.isfinite(rows[name]) for name in ("loss", "grad_norm")}
+  for place in np.flatnonzero(bad["loss"] | bad["grad_norm"])[:1]:
+    name = next(name for name in bad if bad[name][place])
+    manager.wait_until_finished()
+    last = manager.latest_step()
+    where = f"{manager.directory}, step {last}" if last else "none yet"
+    step = done - len(rows[name]) + 1 + int(place)
+    images = sampling.batch_indices(trainer.feed.sampler, step - 1)
+    raise UserError(
+      f"{phase}: {name} is {rows[name][place]} at step {step}. Last good"
+      f" checkpoint: {where}. The batch had the training images"
+      f" {', '.join(map(str, np.unique(images)))}. Look at these, try a lower"
+      f" --config.{phase}.optimizer.learning_rate or a clip_norm, or leave such"
+      " steps out with --config.skip_nonfinite."
+    )
 
 
 def _say_skipped(phase: str, rows: list[dict[str, Any]]) -> None:

@@ -54,7 +54,7 @@ def test_a_full_disk_loses_nothing(whole, cache, small):
     check=False,
   )
   assert done.returncode == 2, done.stderr
-  assert done.stderr.startswith(f"error: {small}")
+  assert done.stderr.startswith(f"error: {small}"), done.stderr
   assert "No space left on device. Free some space, then run" in done.stderr
   assert len(done.stderr.splitlines()) == 1
   directory = checkpoint.phase_dir(workdir, "pretrain")
@@ -107,12 +107,18 @@ def test_a_read_only_workdir_is_refused(cache, tmp_path, monkeypatch):
   ],
 )
 def test_errors_within_other_errors_are_found(tmp_path, text):
-  with pytest.raises(UserError, match="run the same command"):
-    with disk.plain_errors(tmp_path):
-      try:
-        raise ValueError(text)
-      except ValueError as error:
-        raise RuntimeError("in the background") from error
+
+  def save():
+    try:
+      raise ValueError(text)
+    except ValueError as error:
+      raise RuntimeError("in the background") from error
+
+  with (
+    pytest.raises(UserError, match="run the same command"),
+    disk.plain_errors(tmp_path),
+  ):
+    save()
 
 
 def test_bugs_are_not_taken_for_the_disk_s():
@@ -124,11 +130,15 @@ def test_bugs_are_not_taken_for_the_disk_s():
 
 
 def test_a_closed_loop_is_no_news():
+  """What TensorStore's callbacks raise cannot be caught, only not shown."""
   program = """
 import sys
 from dbl_jax import cli
+class Late:
+  def __del__(self):
+    raise RuntimeError(sys.argv[1])
 def main(argv):
-  raise RuntimeError(argv[1])
+  Late()
 cli.speak_plainly(main)
 """
   for words, said in (("Event loop is closed", False), ("a bug", True)):
@@ -138,5 +148,5 @@ cli.speak_plainly(main)
       text=True,
       check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 0
     assert ("Traceback" in done.stderr) == said
