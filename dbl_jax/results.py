@@ -73,7 +73,9 @@ def write(
   """
   predictor = run.config[run.phase].predictor
   part, names = dataset.parts[split], dataset.class_names
+  # On several hosts all take part in an evaluation.
   result, scores = evaluate(predictor, known, part, names)
+  _, validation = evaluate(predictor, known, dataset.parts["validation"], names)
   metrics = {"dataset": dataset.name, "split": split} | result
   metrics |= {
     "phase": run.phase,
@@ -87,7 +89,6 @@ def write(
   if not distributed.is_main():
     return metrics
   counts = np.bincount(known.labels, minlength=len(names))
-  _, validation = evaluate(predictor, known, dataset.parts["validation"], names)
   predictions.save(
     out / f"scores_{split}.npz",
     predictions.Predictions(
