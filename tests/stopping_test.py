@@ -105,6 +105,25 @@ def best(workdir):
   return next(score for score in scores if score is not None)
 
 
+def test_the_best_does_not_depend_on_the_clock(cache, tmp_path, monkeypatch):
+  """Of equals the last counts, whether or not it was time to save."""
+  found = []
+  for seconds in (0.0, 1e9):
+    scores = iter([0.3, 0.5, 0.5, 0.4])
+    fake = lambda *_: {"val_mean_class_accuracy": next(scores)}  # noqa: B023, E731
+    monkeypatch.setattr(train, "_SAVE_EVERY", seconds)
+    with monkeypatch.context() as patch:
+      patch.setattr(train, "validate", fake)
+      config = tiny.get_resolved(cache_dir=cache).unlock()
+      del config.classify
+      config.pretrain.update(epochs=4, evaluate_every=1.0, keep="best")
+      workdir = tmp_path / str(seconds)
+      train.train_and_evaluate(config, workdir)
+    directory = checkpoint.phase_dir(workdir, "pretrain")
+    found.append(checkpoint.load_model(directory, "best")[1])
+  assert found[0] == found[1] == 13
+
+
 def test_stopping_before_the_first_step_leaves_the_phase_to_start(
   whole, cache, tmp_path, monkeypatch
 ):
