@@ -2,15 +2,17 @@
 
 Each step holds three items: `model` (parameters and batch-norm statistics,
 all that phase 2 and scripts need), `train` (the optimizer's state, and what
-loss terms remember) and `meta` (config, class names, data). Kept are the two
-latest steps and the best on validation mean-class accuracy.
+loss terms remember) and `meta` (config, class names, data, checksums of it
+all: a flipped bit in an array is read by Orbax without a word). Kept are the
+two latest steps and the best on validation mean-class accuracy.
 """
 
 import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,13 @@ from dbl_jax.state import TrainState
 
 log = logging.getLogger(__name__)
 METRIC = "mean_class_accuracy"
+# Of a step saved between validations: never the best of several.
+NOT_VALIDATED = {METRIC: -1.0}
 # What Orbax raises for truncated, emptied or missing files; it has no type
 # of its own for damage, and a cut array file raises a bare Exception.
 _DAMAGE = Exception
 _DAMAGED = "damaged."
+_SUMS = "checksums"
 
 
 def phase_dir(workdir: Path, phase: str) -> Path:
@@ -83,18 +88,53 @@ def save(
   Args:
     manager: of the phase.
     state: of the training.
-    metrics: on validation, with `METRIC`.
+    metrics: on validation, with `METRIC`; or `NOT_VALIDATED`.
     meta: plain data, kept as JSON.
   """
+  model, training = state.model(), _leaves(_of_training(state))
+  sums = {
+    "model": _sum_of_arrays(model),
+    "train": _sum_of_arrays(training),
+    "meta": _sum_of_text(meta),
+    "metrics": _sum_of_text(metrics),
+  }
   manager.save(
     int(state.step),
     args=ocp.args.Composite(
-      model=ocp.args.StandardSave(state.model()),
-      train=ocp.args.StandardSave(_leaves(_of_training(state))),
-      meta=ocp.args.JsonSave(meta),
+      model=ocp.args.StandardSave(model),
+      train=ocp.args.StandardSave(training),
+      meta=ocp.args.JsonSave(meta | {_SUMS: sums}),
     ),
     metrics=metrics,
   )
+
+
+def _sum_of_arrays(tree: Any) -> int:
+  """CRC-32 over the bytes of a tree's leaves, in the order of their paths."""
+  found = 0
+  for _, leaf in sorted(_leaves(tree).items()):
+    array = np.ascontiguousarray(leaf).reshape(-1)
+    found = zlib.crc32(array.view(np.uint8).data, found)
+  return found
+
+
+def _sum_of_text(plain: Mapping[str, Any]) -> int:
+  return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
+
+
+def _check_sums(stored: Mapping[str, Any], **items: Any) -> None:
+  """Raises ValueError if something is not as it was saved.
+
+  Args:
+    stored: the item `meta`; without checksums where an earlier version saved.
+    **items: any of `model`, `train` and `metrics`.
+  """
+  sums = stored.get(_SUMS, {})
+  items["meta"] = {k: v for k, v in stored.items() if k != _SUMS}
+  for name, item in items.items():
+    of = _sum_of_text if name in ("meta", "metrics") else _sum_of_arrays
+    if sums and sums[name] != of(item):
+      raise ValueError(f"its {name} changed after it was saved")
 
 
 def _of_training(state: TrainState) -> tuple[Any, dict[str, jax.Array]]:
@@ -117,11 +157,14 @@ def set_aside_damaged(directory: Path) -> None:
   Raises:
     UserError: if steps had to be set aside and none is left.
   """
-  for path in _steps(directory):
+  for path in sorted(_steps(directory), key=lambda path: int(path.name)):
     try:
       json.loads((path / "_CHECKPOINT_METADATA").read_text())
-      json.loads((path / "metrics" / "metrics").read_text())[METRIC]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+      metrics = json.loads((path / "metrics" / "metrics").read_text())
+      _metric(metrics)
+      stored = json.loads((path / "meta" / "metadata").read_text())
+      _check_sums(stored, metrics=metrics)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       _set_aside(path, error)
   _check_some_left(directory)
 
@@ -133,16 +176,19 @@ def _steps(directory: Path) -> list[Path]:
 
 def _set_aside(path: Path, error: BaseException) -> None:
   """Moves a step out of the way; without that it could not be saved again."""
+  last = all(int(path.name) >= int(x.name) for x in _steps(path.parent))
   kept = path.with_name(f"{_DAMAGED}{path.name}")
   if kept.exists():
     shutil.rmtree(kept)
   path.rename(kept)
   log.warning(
-    "The checkpoint %s cannot be read (%s). It is now %s; going on from the"
-    " one before.",
+    "The checkpoint %s cannot be read (%s). It is now %s; %s.",
     path,
     _first_line(error),
     kept.name,
+    "going on from the one before"
+    if last
+    else "if it was the best on validation, the best of the others counts",
   )
 
 
@@ -183,6 +229,10 @@ def restore_latest(
   while (step := manager.latest_step()) is not None:
     try:
       items = manager.restore(step, args=args)
+      metrics = manager.metrics(step)
+      _check_sums(
+        items.meta, model=items.model, train=items.train, metrics=metrics
+      )
       found = _with_step(state, step, items)
     except _DAMAGE as error:
       with distributed.main_first(f"damaged step {step}"):
@@ -250,8 +300,12 @@ def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
     like = jax.tree.map(
       lambda leaf: np.empty(leaf.shape, leaf.dtype), stored.tree
     )
-    args = ocp.args.Composite(model=ocp.args.StandardRestore(like))
-    return dict(manager.restore(step, args=args).model), step
+    args = ocp.args.Composite(
+      model=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
+    )
+    items = manager.restore(step, args=args)
+    _check_sums(items.meta, model=items.model)
+    return dict(items.model), step
 
 
 def load_meta(directory: Path) -> dict[str, Any]:
@@ -268,7 +322,9 @@ def load_meta(directory: Path) -> dict[str, Any]:
   """
   with _reading(directory) as manager:
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    return manager.restore(manager.latest_step(), args=args).meta
+    meta = manager.restore(manager.latest_step(), args=args).meta
+    _check_sums(meta)
+    return meta
 
 
 @contextlib.contextmanager
@@ -289,7 +345,7 @@ def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
   except _DAMAGE as error:
     raise UserError(
       f"A checkpoint in {directory} cannot be read ({_first_line(error)})."
-      " Run the training again to replace it."
+      " Delete that folder and run the training again to replace it."
     ) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dbl_jax import startup
+from dbl_jax import startup, stopping
 from dbl_jax.errors import UserError
 
 _QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
@@ -31,10 +31,13 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   handler.setFormatter(_Plain("%(message)s"))
   logging.basicConfig(level=logging.WARNING, handlers=[handler])
   logging.getLogger("dbl_jax").setLevel(logging.INFO)
-  for noisy in ("absl", "jax", "orbax"):
-    logging.getLogger(noisy).setLevel(logging.ERROR)
+  logging.getLogger("jax").setLevel(logging.ERROR)
+  # What Orbax's threads log with stack traces it raises too, at the next save.
+  for noisy in ("absl", "asyncio", "orbax"):
+    logging.getLogger(noisy).setLevel(logging.CRITICAL)
   # It says in words of its own what it then raises.
   logging.getLogger("PIL").setLevel(logging.CRITICAL)
+  sys.unraisablehook = _without_closed_loops
   for name, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(name, value)
   startup.prepare()
@@ -46,6 +49,9 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
     program(sys.argv)
   except UserError as error:
     _leave(str(error))
+  except stopping.Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(stopped.status)
   except OSError as error:
     where = error.filename or "A file or the disk"
     _leave(
@@ -82,6 +88,15 @@ def printable(text: str, kept: str = "") -> str:
 class _Plain(logging.Formatter):
   def format(self, record: logging.LogRecord) -> str:
     return printable(super().format(record), kept="\n")
+
+
+def _without_closed_loops(found: Any) -> None:
+  """Python's own hook, but for what TensorStore says after Orbax has failed.
+
+  Its callbacks come when Orbax, which raises the error, has left the loop.
+  """
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
 
 
 def parse_flags(argv: Sequence[str]) -> None:

@@ -23,6 +23,8 @@ FREE_FIELDS = (
   "steps_per_dispatch",
   "tensorboard",
 )
+# Fields added since runs were first kept, with what these runs did.
+LATER_FIELDS = {"skip_nonfinite": False}
 # Of a model: those of the run it starts from (`init_from`) count as one.
 MOST_STAGES = 1 + len(PHASES)
 
@@ -74,6 +76,9 @@ def base() -> ConfigDict:
     {
       "seed": 0,
       "init_from": "",  # workdir of a run whose model to start from
+      # A step whose loss or gradient is not finite: True leaves it out and
+      # counts it, False ends the run.
+      "skip_nonfinite": False,
       "data": {
         "name": "synthetic_faces",
         # Folder, zip, .csv of fer2013, prepared .npz; not for synthetic faces.
@@ -239,7 +244,7 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
       return {key: restored(item) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
-  return ConfigDict(restored(fields))
+  return ConfigDict(LATER_FIELDS | restored(fields))
 
 
 def phases(config: ConfigDict) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from dbl_jax.errors import UserError
@@ -52,6 +53,11 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
+def is_alone() -> bool:
+  """Whether this process is the whole run."""
+  return jax.process_count() == 1
+
+
 @contextlib.contextmanager
 def main_first(what: str) -> Iterator[None]:
   """The first process runs a block before the others do.
@@ -70,6 +76,13 @@ def barrier(what: str) -> None:
   """Waits for all processes to come here."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
+
+
+def any_asks(wish: bool) -> bool:
+  """Whether any process wishes something, the same answer for all."""
+  if is_alone():
+    return wish
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(wish))))
 
 
 def agreed(decision: bool) -> bool:

@@ -96,6 +96,9 @@ def _workdir(
   for field in configs.FREE_FIELDS:
     group, _, leaf = field.rpartition(".")
     (what[group] if group else what).pop(leaf, None)
+  for field, before_it in configs.LATER_FIELDS.items():
+    if what[field] == before_it:  # names from before the field stay
+      del what[field]
   what["phase"] = what.pop(name)
   if before is not None:
     what["init_from"] = before.workdir.name

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import platform
 import sys
 import time
@@ -64,10 +65,11 @@ class Journal:
       phase: name of the phase.
       step: steps of the phase done.
       epoch: the same in epochs.
-      figures: name -> value.
+      figures: name -> value; those that are not finite are left out.
     """
     if not distributed.is_main():
       return
+    figures = {k: v for k, v in figures.items() if math.isfinite(v)}
     row = {"phase": phase, "step": step, "epoch": round(epoch, 4)} | figures
     with self._path.open("a") as file:
       file.write(json.dumps(row) + "\n")

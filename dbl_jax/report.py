@@ -13,6 +13,8 @@ from dbl_jax import figures, figures_training, report_page
 from dbl_jax.metrics import mean_class_interval, wilson_interval
 
 DASH = "–"
+# Shown with the config.
+_MADE_BY = ("made_by", "data_fingerprint", "skipped_steps")
 ViewPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -34,8 +36,9 @@ def write(
   Args:
     out_dir: folder, made if missing.
     metrics: the result of `metrics.summarise` and, each optional, `dataset`,
-      `split`, `checkpoint_step`, `predictor` and `config`. Written in the
-      order given, with null for numbers that are not finite.
+      `split`, `checkpoint_step`, `predictor`, `config`, `made_by`,
+      `data_fingerprint` and `skipped_steps`. Written in
+      the order given, with null for numbers that are not finite.
     train_counts: training images of each class, or None.
     history: rows of `metrics.jsonl`, possibly none.
     view_pairs: (originals uint8[k, H, W, 3], first views f32[k, S, S, 3],
@@ -251,10 +254,11 @@ def _views(view_pairs: ViewPairs | None) -> str:
 
 
 def _config(metrics: Mapping[str, Any]) -> str:
-  """The config, folded."""
+  """The config, and what else decides the numbers, folded."""
   if not metrics.get("config"):
     return ""
-  listing = json.dumps(metrics["config"], indent=2, ensure_ascii=False)
+  shown = {name: metrics[name] for name in _MADE_BY if metrics.get(name)}
+  listing = json.dumps(shown | metrics["config"], indent=2, ensure_ascii=False)
   return report_page.details("Config", listing)
 
 

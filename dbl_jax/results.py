@@ -27,6 +27,7 @@ from dbl_jax.evaluate import compiled, evaluate, make_forward
 from dbl_jax.models.model import make_model
 from dbl_jax.predictors import CALIBRATED, Known
 from dbl_jax.progress import read_rows
+from dbl_jax.provenance import provenance
 
 
 class Run(NamedTuple):
@@ -37,12 +38,23 @@ class Run(NamedTuple):
     phase: the phase that trained it.
     step: the checkpoint's step.
     history: rows of the run's metrics.jsonl.
+    made_by: versions and source, see `provenance`.
   """
 
   config: ConfigDict
   phase: str
   step: int
   history: list[dict[str, Any]]
+  made_by: dict[str, Any]
+
+
+def skipped_steps(history: list[dict[str, Any]]) -> dict[str, int]:
+  """Phase -> steps left out because loss or gradient were not finite."""
+  return {
+    row["phase"]: int(row[steps.SKIPPED])
+    for row in history
+    if steps.SKIPPED in row
+  }
 
 
 def write(
@@ -62,17 +74,22 @@ def write(
   """
   predictor = run.config[run.phase].predictor
   part, names = dataset.parts[split], dataset.class_names
+  # On several hosts all take part in an evaluation.
   result, scores = evaluate(predictor, known, part, names)
+  _, validation = evaluate(predictor, known, dataset.parts["validation"], names)
   metrics = {"dataset": dataset.name, "split": split} | result
   metrics |= {
     "phase": run.phase,
     "checkpoint_step": run.step,
+    "made_by": run.made_by,
+    "seed": run.config.seed,
+    "data_fingerprint": dataset.fingerprint,
+    "skipped_steps": skipped_steps(run.history),
     "config": run.config.to_dict(),
   }
   if not distributed.is_main():
     return metrics
   counts = np.bincount(known.labels, minlength=len(names))
-  _, validation = evaluate(predictor, known, dataset.parts["validation"], names)
   predictions.save(
     out / f"scores_{split}.npz",
     predictions.Predictions(
@@ -199,7 +216,8 @@ def evaluate_workdir(
   mesh = sharding.make_mesh()
   images = inputs.of_images(config[phase], dataset.image_size, "frozen")
   step_of = compiled(steps.make_eval_step(model, images), mesh)
-  run = Run(config, phase, step, read_rows(workdir / "metrics.jsonl"))
+  history = read_rows(workdir / "metrics.jsonl")
+  run = Run(config, phase, step, history, provenance())
   model_known = known(step_of, variables, dataset, mesh)
   return write(run, dataset, split, model_known, out)
 

@@ -126,6 +126,35 @@ def make_train_step(
   return train_step
 
 
+SKIPPED = "skipped_steps"
+
+
+def skipping(train_step: TrainStep) -> TrainStep:
+  """A step that changes nothing where its loss or gradient is not finite.
+
+  Args:
+    train_step: as made by `make_train_step`.
+
+  Returns:
+    The same with a figure more, `SKIPPED`, the steps left out so far. The
+    state's memory keeps it under the same name.
+  """
+
+  def step(
+    state: TrainState, *given: Any
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    after, figures = train_step(state, *given)
+    fine = jnp.isfinite(figures["loss"]) & jnp.isfinite(figures["grad_norm"])
+    skipped = state.memory[SKIPPED] + ~fine
+    after = after.replace(memory=after.memory | {SKIPPED: skipped})
+    kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), after, state)
+    memory = kept.memory | {SKIPPED: skipped}
+    kept = kept.replace(step=after.step, memory=memory)
+    return kept, figures | {SKIPPED: skipped.astype(jnp.float32)}
+
+  return step
+
+
 def _make_loss(
   model: Model, encoder: str, objective: Objective
 ) -> Callable[..., tuple[jax.Array, Any]]:

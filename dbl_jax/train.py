@@ -1,7 +1,9 @@
 """The one training loop, and what stands before and after it."""
 
+import contextlib
 import json
 import logging
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from dbl_jax import checkpoint, distributed, optim, results, sharding
+from dbl_jax import (
+  checkpoint,
+  disk,
+  distributed,
+  locks,
+  optim,
+  results,
+  sharding,
+  steps,
+  stopping,
+)
 from dbl_jax import config as configs
 from dbl_jax.data import pipeline, sampling, sources
 from dbl_jax.data.prepared import Dataset
@@ -19,6 +31,7 @@ from dbl_jax.errors import UserError
 from dbl_jax.evaluate import evaluate, make_forward
 from dbl_jax.predictors import Known
 from dbl_jax.progress import Journal, Progress, say
+from dbl_jax.provenance import provenance
 from dbl_jax.state import TrainState
 from dbl_jax.trainer import Trainer, evaluation_steps, make_trainer
 
@@ -38,8 +51,11 @@ def run_phase(
   journal: Journal,
   meta: dict[str, Any],
   log_every: int,
+  stop: stopping.Stop,
 ) -> None:
   """Trains a phase to its end, from where an earlier start stopped.
+
+  Asked to stop, it finishes the step in flight, saves and returns.
 
   Args:
     trainer: of the phase.
@@ -47,6 +63,7 @@ def run_phase(
     journal: where figures go.
     meta: kept with each checkpoint; its class_names name the labels.
     log_every: steps between figures.
+    stop: whether to stop.
 
   Raises:
     UserError: if loss or gradients are no longer finite.
@@ -63,16 +80,21 @@ def run_phase(
   take = pipeline.reader(trainer.feed, start, total, trainer.most)
   unread: list[tuple[int, _Pending]] = []
   best, saved = checkpoint.best_so_far(manager), time.monotonic()
+  saved_step = start
   # Of a phase without steps, what it starts from is what it leaves.
   looks = _looks(start, total, log_every, marks) if total else [0]
   for look in looks if restored is None or total else []:
-    state, pending = _advance(trainer, state, take, look - start)
-    unread += [(look, pending)] if pending else []
-    start = look
+    state, pending = _advance(trainer, state, take, look - start, stop)
+    start += sum(count for count, _ in pending)
+    unread += [(start, pending)] if pending else []
+    leaving = distributed.any_asks(stop.requested)
+    validating = start == look and look in marks
     # One behind, so that the devices work while the host looks.
-    while len(unread) > (look not in marks):
+    while len(unread) > (not validating and not leaving):
       done, pending = unread.pop(0)
-      figures = _finite(pending, done, trainer.name, manager)
+      figures = _finite(pending, done, trainer, manager)
+      if done not in looks:  # stopped between two
+        continue
       journal.write(trainer.name, done, done / per_epoch, figures)
       progress.show(
         done,
@@ -81,26 +103,44 @@ def run_phase(
         f"loss {figures['loss']:.4f}",
         last=done in marks,
       )
-    if look in marks:
+    if validating:
       result = validate(trainer, state, meta["class_names"])
       journal.write(trainer.name, look, look / per_epoch, result)
       _say_result(trainer.name, look / per_epoch, result)
       scores, now = _selection(result), time.monotonic()
-      better = scores[checkpoint.METRIC] > best
-      due = better or look == total or now - saved > _SAVE_EVERY
-      if distributed.agreed(due):
+      # Of equals Orbax takes the last, so that one is saved whatever the time.
+      better = scores[checkpoint.METRIC] >= best
+      late = look == total or now - saved > _SAVE_EVERY
+      if distributed.agreed(better or late or leaving):
         checkpoint.save(manager, state, scores, meta)
         best, saved = max(best, scores[checkpoint.METRIC]), now
+    elif leaving and start > saved_step:
+      checkpoint.save(manager, state, checkpoint.NOT_VALIDATED, meta)
+    if leaving:
+      break
   manager.wait_until_finished()
 
 
 def _advance(
-  trainer: Trainer, state: TrainState, take: pipeline.Take, steps: int
+  trainer: Trainer,
+  state: TrainState,
+  take: pipeline.Take,
+  ahead: int,
+  stop: stopping.Stop,
 ) -> tuple[TrainState, _Pending]:
-  """Dispatches so many steps, and does not wait for them."""
+  """Dispatches the steps ahead, fewer if asked to stop.
+
+  It waits for all but the last two dispatches: so many keep a device busy, and
+  more would have to be waited for in order to stop.
+  """
   pending = []
-  for done in range(0, steps, trainer.most):
-    count = min(trainer.most, steps - done)
+  for done in range(0, ahead, trainer.most):
+    # Several hosts stop where they can agree on it, see `run_phase`.
+    if stop.requested and distributed.is_alone():
+      break
+    if len(pending) > 1:
+      jax.block_until_ready(pending[-2])
+    count = min(trainer.most, ahead - done)
     state, figures = trainer.steps(
       state, trainer.feed.resident, take(count), trainer.key, count
     )
@@ -116,9 +156,15 @@ def _looks(
 
 
 def _finite(
-  pending: _Pending, done: int, phase: str, manager: ocp.CheckpointManager
+  pending: _Pending,
+  done: int,
+  trainer: Trainer,
+  manager: ocp.CheckpointManager,
 ) -> dict[str, float]:
-  """The latest figures, once all since the last look are seen to be finite."""
+  """The latest figures, once all since the last look are seen to be finite.
+
+  Where steps that are not are skipped, that is all there is to see.
+  """
   counts, figures = zip(*jax.device_get(pending), strict=True)
   rows = {
     name: np.concatenate(
@@ -126,18 +172,43 @@ def _finite(
     )
     for name in figures[0]
   }
-  for name in ("loss", "grad_norm"):
-    for place in np.flatnonzero(~np.isfinite(rows[name]))[:1]:
-      manager.wait_until_finished()
-      last = manager.latest_step()
-      where = f"{manager.directory}, step {last}" if last else "none yet"
-      step = done - len(rows[name]) + 1 + place
-      raise UserError(
-        f"{phase}: {name} is {rows[name][place]} at step {step}. Last good"
-        f" checkpoint: {where}. Try a lower"
-        f" --config.{phase}.optimizer.learning_rate or a clip_norm."
-      )
+  if steps.SKIPPED not in rows:
+    _check_finite(rows, done, trainer, manager)
   return {name: float(row[-1]) for name, row in rows.items()}
+
+
+def _check_finite(
+  rows: dict[str, np.ndarray],
+  done: int,
+  trainer: Trainer,
+  manager: ocp.CheckpointManager,
+) -> None:
+  """Raises UserError about the first step that is not finite."""
+  phase = trainer.name
+  bad = {name: ~np.isfinite(rows[name]) for name in ("loss", "grad_norm")}
+  for place in np.flatnonzero(bad["loss"] | bad["grad_norm"])[:1]:
+    name = next(name for name in bad if bad[name][place])
+    manager.wait_until_finished()
+    last = manager.latest_step()
+    where = f"{manager.directory}, step {last}" if last else "none yet"
+    step = done - len(rows[name]) + 1 + int(place)
+    images = sampling.batch_indices(trainer.feed.sampler, step - 1)
+    raise UserError(
+      f"{phase}: {name} is {rows[name][place]} at step {step}. Last good"
+      f" checkpoint: {where}. The batch had the training images"
+      f" {', '.join(map(str, np.unique(images)))}. Look at these, try a lower"
+      f" --config.{phase}.optimizer.learning_rate or a clip_norm, or leave such"
+      " steps out with --config.skip_nonfinite."
+    )
+
+
+def _say_skipped(phase: str, rows: list[dict[str, Any]]) -> None:
+  """Says how many steps of a phase changed nothing."""
+  skipped = results.skipped_steps(rows).get(phase, 0)
+  if skipped:
+    say(
+      f"{phase}: {skipped} steps skipped, whose loss or gradient was not finite"
+    )
 
 
 def validate(
@@ -184,6 +255,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """Runs all phases of a config, then the test part once, and reports.
 
   Run again with the same config and workdir, it goes on where it stopped.
+  Ctrl-C and SIGTERM end it in order.
 
   Args:
     config: as `config.resolve` returns it.
@@ -194,10 +266,27 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
   Raises:
     UserError: for anything the user can mend.
+    stopping.Stopped: if a signal ended it.
   """
   workdir = workdir.expanduser().resolve()
-  with distributed.main_first("workdir"):
-    _remember(config, workdir)
+  with (
+    disk.plain_errors(workdir),
+    contextlib.ExitStack() as stack,
+    stopping.listening() as stop,
+  ):
+    with distributed.main_first("workdir"):
+      if distributed.is_main():
+        _make(workdir)
+        stack.enter_context(locks.only_run(workdir))
+      _remember(config, workdir)
+    return _run(config, workdir, stop)
+
+
+def _run(
+  config: ConfigDict, workdir: Path, stop: stopping.Stop
+) -> dict[str, Any]:
+  """`train_and_evaluate`, in a workdir that is this run's."""
+  made_by = provenance()
   variables, known_classes = None, None
   if config.init_from:
     variables, known_classes = checkpoint.load_start(
@@ -223,9 +312,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
           "fingerprint": dataset.fingerprint,
           "phase": name,
         }
-        run_phase(trainer, manager, journal, meta, config.log_every)
+        with stop.in_order():
+          run_phase(trainer, manager, journal, meta, config.log_every, stop)
+      _say_skipped(name, journal.rows())
       variables, step = checkpoint.load_model(directory, trainer.phase.keep)
-    run = results.Run(config, trainer.name, step, journal.rows())
+    run = results.Run(config, trainer.name, step, journal.rows(), made_by)
     known = results.known(trainer.predict_step, variables, dataset, mesh)
     return results.write(run, dataset, "test", known, workdir)
 
@@ -280,15 +371,26 @@ def _headline(
   )
 
 
-def _remember(config: ConfigDict, workdir: Path) -> None:
-  """A workdir is one config; another one is refused."""
-  path = workdir / "config.json"
+def _make(workdir: Path) -> None:
+  """Makes the folder of a run, and sees that it can be written to."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-      changed = configs.differences(
-        json.loads(path.read_text()), config.to_dict()
-      )
+    with tempfile.TemporaryFile(dir=workdir) as file:
+      file.write(b"x")
+  except OSError as error:
+    raise UserError(
+      f"--workdir={workdir} cannot be written: {error.strerror}. Choose a"
+      " folder you may write to, with space on its disk."
+    ) from error
+
+
+def _remember(config: ConfigDict, workdir: Path) -> None:
+  """A workdir is one config; once something is trained, another is refused."""
+  path = workdir / "config.json"
+  try:
+    if path.exists() and (workdir / "checkpoints").exists():
+      old = configs.LATER_FIELDS | json.loads(path.read_text())
+      changed = configs.differences(old, config.to_dict())
       serious = [c for c in changed if not c.startswith(configs.FREE_FIELDS)]
       if serious:
         raise UserError(
@@ -296,12 +398,10 @@ def _remember(config: ConfigDict, workdir: Path) -> None:
           f" {'; '.join(serious)}. Use another --workdir, or set these fields"
           " back to go on with that run."
         )
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-  except OSError as error:
-    raise UserError(
-      f"--workdir={workdir} cannot be written: {error.strerror}. Choose a"
-      " folder you may write to."
-    ) from error
+    if distributed.is_main():
+      partial = path.with_suffix(".partial")
+      partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+      partial.replace(path)
   except json.JSONDecodeError as error:
     raise UserError(
       f"{path} is damaged ({error}). Delete it if the workdir is this"

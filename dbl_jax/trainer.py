@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -100,6 +101,8 @@ def make_trainer(
   memory = terms.start_memory(
     phase.losses, num_classes, steps.num_features(model, variables, size)
   )
+  if config.skip_nonfinite:
+    memory[steps.SKIPPED] = jnp.int32(0)
   state = sharding.put(
     TrainState.start(variables, optimizer, memory), sharding.replicated(mesh)
   )
@@ -117,6 +120,8 @@ def make_trainer(
   train_step = steps.make_train_step(
     model, read, objective, optimizer, schedule, trained
   )
+  if config.skip_nonfinite:
+    train_step = steps.skipping(train_step)
   most = _steps_per_dispatch(config, name, mesh)
   return Trainer(
     phase=phase,

@@ -77,6 +77,7 @@ _PATTERN = (
 )
 _COMMON: dict[str, _Test] = {
   "seed": _whole(0, _MOST),
+  "skip_nonfinite": (lambda value: isinstance(value, bool), "True or False"),
   "data.image_size": _whole(16, 1024),
   "data.validation_fraction": _number(0.01, 0.9),
   "data.test_fraction": _number(0.01, 0.9),

@@ -9,8 +9,8 @@ ROOT = Path(dbl_jax.__file__).parent
 
 # Each module may import from layers before its own.
 LAYERS = [
-  ["arrays", "errors", "machine", "startup"],
-  ["distributed"],
+  ["arrays", "errors", "machine", "startup", "stopping", "provenance"],
+  ["distributed", "disk", "locks"],
   ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
   [
     "state",
@@ -34,7 +34,7 @@ LAYERS = [
   ["results", "features", "cli"],
   ["trainer"],
   ["train"],
-  ["main", "benchmarks", "grid"],
+  ["main", "benchmarks", "grid", "soak"],
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 

@@ -1,10 +1,8 @@
 """Runs from start to report, as a user starts them."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -136,6 +134,16 @@ def test_another_config_in_the_same_workdir_is_refused(finished):
     train.train_and_evaluate(other, workdir)
 
 
+def test_a_config_that_trained_nothing_does_not_bind(cache, tmp_path):
+  wrong = tiny.get_resolved(cache_dir=cache)
+  wrong.data.update(name="image_folder", dir=str(tmp_path / "nowhere"))
+  with pytest.raises(UserError, match="nowhere"):
+    train.train_and_evaluate(wrong, tmp_path / "run")
+  right = tiny.get_resolved(cache_dir=cache)
+  right.pretrain.epochs = right.classify.epochs = 1
+  assert train.train_and_evaluate(right, tmp_path / "run")["images"] == 40
+
+
 def changed(monkeypatch, **fields):
   load = train.sources.load
   monkeypatch.setattr(
@@ -243,43 +251,6 @@ def test_an_encoder_of_another_architecture_is_refused(
   config.model.name = "resnet18"
   with pytest.raises(UserError, match="another architecture"):
     train.train_and_evaluate(config, tmp_path)
-
-
-def start_process(workdir, cache):
-  """The command line as a user gives it; what it prints goes to a file."""
-  with workdir.with_suffix(".log").open("w") as log:
-    return subprocess.Popen(
-      [
-        sys.executable, "-m", "dbl_jax.main", "--config=tests/tiny.py",
-        f"--workdir={workdir}", f"--config.data.cache_dir={cache}",
-        "--config.pretrain.epochs=3", "--config.classify.epochs=20",
-      ],
-      cwd=ROOT,
-      stdout=log,
-      stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def test_a_killed_run_ends_as_if_never_killed(cache, tmp_path):
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
-  assert start_process(whole, cache).wait(120) == 0
-  process = start_process(killed, cache)
-  saved = killed / "checkpoints" / "classify"
-  deadline = time.monotonic() + 120
-  while not any(path.name.isdigit() for path in saved.glob("*")):
-    assert process.poll() is None
-    assert time.monotonic() < deadline
-    time.sleep(0.01)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  assert not (killed / "metrics.json").exists()
-  assert start_process(killed, cache).wait(120) == 0
-  printed = killed.with_suffix(".log").read_text()
-  assert "classify: going on from step" in printed
-  assert_same_model(model_of(whole), model_of(killed))
-  assert_same_model(model_of(whole, keep="best"), model_of(killed, keep="best"))
-  for name in ("metrics.json", "metrics.jsonl"):
-    assert (whole / name).read_text() == (killed / name).read_text()
 
 
 def test_a_machine_without_tensorflow_trains_too(cache, tmp_path):

@@ -1,0 +1,152 @@
+"""Full and read-only disks: one line, and the last checkpoint stays whole."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tiny
+from dbl_jax import checkpoint, disk, results, soak, train
+from dbl_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("whole")
+  train.train_and_evaluate(tiny.get_resolved(cache_dir=cache), workdir)
+  return workdir
+
+
+@pytest.fixture
+def small(tmp_path):
+  """A disk of 330 KB: room for phase 1 and not for phase 2."""
+  place = tmp_path / "small"
+  place.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", "size=330k", "tmpfs", str(place)]
+  if subprocess.run(mount, capture_output=True, check=False).returncode:
+    pytest.skip("this user mounts nothing")
+  yield place
+  subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_loses_nothing(whole, cache, small):
+  workdir = small / "run"
+  done = subprocess.run(
+    [
+      *soak.command(),
+      f"--workdir={workdir}",
+      f"--config.data.cache_dir={cache}",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.startswith(f"error: {small}"), done.stderr
+  assert "No space left on device. Free some space, then run" in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+  directory = checkpoint.phase_dir(workdir, "pretrain")
+  assert checkpoint.load_model(directory, "latest")[1] == 9
+  subprocess.run(["mount", "-o", "remount,size=8000k", str(small)], check=True)
+  train.train_and_evaluate(tiny.get_resolved(cache_dir=cache), workdir)
+  assert soak.differences(whole, workdir) == []
+
+
+@pytest.mark.parametrize(
+  ("place", "name"),
+  [
+    (train.Journal, "write"),
+    (checkpoint.ocp.CheckpointManager, "wait_until_finished"),
+    (results.report, "_replace"),
+  ],
+)
+def test_a_full_disk_is_told_wherever_it_fills(
+  whole, cache, tmp_path, monkeypatch, place, name
+):
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
+
+  config = tiny.get_resolved(cache_dir=cache)
+  with monkeypatch.context() as patch:
+    patch.setattr(place, name, full)
+    with pytest.raises(UserError, match=r"/some/file: No space left on device"):
+      train.train_and_evaluate(config, tmp_path)
+  time.sleep(0.1)
+  train.train_and_evaluate(config, tmp_path)
+  assert soak.differences(whole, tmp_path) == []
+
+
+def test_a_read_only_workdir_is_refused(cache, tmp_path, monkeypatch):
+  """As root, permissions stop nothing; a disk mounted read-only does."""
+
+  def read_only(**_):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+  monkeypatch.setattr(train.tempfile, "TemporaryFile", read_only)
+  with pytest.raises(UserError, match="cannot be written: Read-only file"):
+    train.train_and_evaluate(tiny.get_resolved(cache_dir=cache), tmp_path)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    'RESOURCE_EXHAUSTED: Error writing "a": No space left on device [os]',
+    "PERMISSION_DENIED: Failed to open: Permission denied",
+  ],
+)
+def test_errors_within_other_errors_are_found(tmp_path, text):
+
+  def save():
+    try:
+      raise ValueError(text)
+    except ValueError as error:
+      raise RuntimeError("in the background") from error
+
+  with (
+    pytest.raises(UserError, match="run the same command"),
+    disk.plain_errors(tmp_path),
+  ):
+    save()
+
+
+def test_bugs_are_not_taken_for_the_disk_s():
+  with pytest.raises(ValueError, match="a bug"), disk.plain_errors(Path()):
+    raise ValueError("a bug")
+  missing = os.strerror(errno.ENOENT)
+  with pytest.raises(OSError, match=missing), disk.plain_errors(Path()):
+    raise OSError(errno.ENOENT, missing)
+
+
+def test_a_closed_loop_is_no_news():
+  """What TensorStore's callbacks raise cannot be caught, only not shown."""
+  program = """
+import sys
+from dbl_jax import cli
+class Late:
+  def __del__(self):
+    raise RuntimeError(sys.argv[1])
+def main(argv):
+  Late()
+cli.speak_plainly(main)
+"""
+  for words, said in (("Event loop is closed", False), ("a bug", True)):
+    done = subprocess.run(
+      [sys.executable, "-c", program, words],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0
+    assert ("Traceback" in done.stderr) == said

@@ -1,0 +1,53 @@
+"""One run in a workdir: the second is told which process holds it."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dbl_jax import locks
+from dbl_jax.errors import UserError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from dbl_jax import locks
+with locks.only_run(Path(sys.argv[1])):
+  print("held", flush=True)
+  time.sleep(60)
+"""
+
+
+def test_the_second_run_is_refused_until_the_first_dies(tmp_path):
+  process = subprocess.Popen(
+    [sys.executable, "-c", HOLD, str(tmp_path)],
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  with process.stdout:
+    assert process.stdout.readline() == "held\n"
+    for _ in range(2):  # being refused does not touch the lock
+      with (
+        pytest.raises(UserError, match=f"in use: process {process.pid} on"),
+        locks.only_run(tmp_path),
+      ):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  with locks.only_run(tmp_path):
+    pass
+  with locks.only_run(tmp_path):  # and ends with the block
+    pass
+
+
+def test_a_disk_without_locks_is_used_all_the_same(
+  tmp_path, monkeypatch, caplog
+):
+  def flock(*_):
+    raise OSError(locks.errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(locks.fcntl, "flock", flock)
+  with locks.only_run(tmp_path):
+    pass
+  assert "start no second run in it" in caplog.text
