@@ -21,6 +21,7 @@ VARIANTS = [
   "dbl:balanced_contrastive",
   "dbl:fine_tuned",
   "dbl:sup_con",
+  "dbl_plus",
   "dcnn",
   "decoupling",
   "decoupling:lws",
