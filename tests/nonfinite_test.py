@@ -183,6 +183,7 @@ def test_an_old_workdir_goes_on(cache, tmp_path):
   config = tiny.get_resolved(cache_dir=cache)
   fields = config.to_dict()
   del fields["skip_nonfinite"]
+  tmp_path.joinpath("checkpoints").mkdir()
   tmp_path.joinpath("config.json").write_text(json.dumps(fields))
   train._remember(config, tmp_path)
   assert configs.from_dict(fields).skip_nonfinite is False

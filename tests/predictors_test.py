@@ -49,8 +49,14 @@ def mean_class_accuracy(scores, labels):
 
 def test_head_scores_are_its_logits():
   features, outputs = forward(some_part(5, 3).images)
-  fitted = predictors.head(known_of())
-  assert fitted.scores(features, outputs) is outputs
+  known = known_of()
+  fitted = predictors.head(known)
+  np.testing.assert_array_equal(fitted.scores(features, outputs), outputs)
+  # Of a joint head, embeddings come first.
+  joint = np.concatenate([features, outputs], axis=1)
+  np.testing.assert_array_equal(
+    fitted.scores(features, joint), outputs[:, -known.num_classes :]
+  )
   assert fitted.chosen is None
 
 
