@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dbl_jax import metrics, predictors, sharding
-from dbl_jax.data.prepared import Part
-from dbl_jax.predictors import Known
+from dbl_jax import metrics, sharding
+from dbl_jax.predictors import Fitted
 
 _BATCH_SIZE = 256
 
@@ -61,24 +60,26 @@ def compiled(
 
 
 def evaluate(
-  predictor: str, known: Known, part: Part, class_names: tuple[str, ...]
+  fitted: Fitted,
+  seen: tuple[np.ndarray, np.ndarray],
+  labels: np.ndarray,
+  class_names: tuple[str, ...],
 ) -> tuple[dict[str, Any], np.ndarray]:
   """Metrics of a model on a part of the data.
 
   Args:
-    predictor: name in `predictors.PREDICTORS`.
-    known: what the predictor is fitted on.
-    part: the images to classify.
+    fitted: how it classifies.
+    seen: features f32[n, F] and outputs f32[n, K] of the images.
+    labels: int32[n], the truth.
     class_names: C names in the order of the labels.
 
   Returns:
     As `metrics.summarise`, with 'predictor' and what it has 'chosen'; and the
     scores f32[n, C].
   """
-  fitted = predictors.PREDICTORS[predictor](known)
-  scores = fitted.scores(*known.forward(part.images))
+  scores = fitted.scores(*seen)
   confusion = metrics.confusion_matrix(
-    part.labels, scores.argmax(axis=1), len(class_names)
+    labels, scores.argmax(axis=1), len(class_names)
   )
   result = metrics.summarise(confusion, class_names)
-  return result | {"predictor": predictor, "chosen": fitted.chosen}, scores
+  return result | {"predictor": fitted.name, "chosen": fitted.chosen}, scores

@@ -10,7 +10,7 @@ import gc
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,7 +221,6 @@ def with_budget(
   data: Mapping[str, Any],
   epochs: int,
   head_epochs: int,
-  change: Callable[[ConfigDict], None] = lambda config: None,
 ) -> ConfigDict:
   """A system's config on given data, its encoder trained as long as others'.
 
@@ -230,7 +229,6 @@ def with_budget(
     data: fields of `config.data` that differ from the defaults.
     epochs: of the phase that trains the whole encoder; 0: the config's own.
     head_epochs: of the phase after it, unless that has none; 0: its own.
-    change: applied last.
 
   Returns:
     A copy.
@@ -243,5 +241,4 @@ def with_budget(
   for name in rest:
     if head_epochs and config[name].epochs != 0:
       config[name].epochs = head_epochs
-  change(config)
   return config

@@ -3,13 +3,12 @@
 A file of plain arrays: nothing in it is executed.
 """
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbl_jax import arrays
+from dbl_jax import arrays, files
 from dbl_jax.errors import UserError
 
 
@@ -41,13 +40,8 @@ def save(path: Path, predictions: Predictions) -> None:
     "class_names": np.array(predictions.class_names, dtype=np.str_)
   }
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    with partial.open("wb") as file:
-      np.savez_compressed(file, **content)
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with files.replacing(path) as file:
+    np.savez_compressed(file, **content)
 
 
 def load(path: Path) -> Predictions:

@@ -75,10 +75,12 @@ class Fitted(NamedTuple):
   Attributes:
     scores: features, outputs -> f32[n, C], the greatest of a row predicted.
     chosen: what was chosen on validation, or None.
+    name: in `PREDICTORS`.
   """
 
   scores: Scores
   chosen: float | None = None
+  name: str = ""
 
 
 def head(known: Known) -> Fitted:
@@ -242,3 +244,8 @@ PREDICTORS: dict[str, Callable[[Known], Fitted]] = {
 }
 # Whose softmax is a distribution over the classes.
 CALIBRATED = frozenset({"head", "logit_adjusted"})
+
+
+def fit(name: str, known: Known) -> Fitted:
+  """The predictor of this name, fitted on what it may know."""
+  return PREDICTORS[name](known)._replace(name=name)

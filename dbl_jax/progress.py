@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dbl_jax import distributed
+from dbl_jax import distributed, files
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,8 @@ class Journal:
     kept = [
       row for row in self.rows() if row["phase"] != phase or row["step"] <= step
     ]
-    partial = self._path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    partial.replace(self._path)
+    lines = "".join(json.dumps(row) + "\n" for row in kept)
+    files.write(self._path, lines.encode())
 
   def write(
     self, phase: str, step: int, epoch: float, figures: dict[str, float]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dbl_jax import figures, figures_training, report_page
+from dbl_jax import figures, figures_training, files, report_page
 from dbl_jax.metrics import mean_class_interval, wilson_interval
 
 DASH = "–"
@@ -56,11 +56,11 @@ def write(
   out_dir = Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   numbers = json.dumps(plain, indent=2, allow_nan=False) + "\n"
-  _replace(out_dir / "metrics.json", numbers.encode())
+  files.write(out_dir / "metrics.json", numbers.encode())
   matrix = figures.confusion_matrix_figure(
     plain["confusion_matrix"], names, title
   )
-  _replace(out_dir / "confusion_matrix.png", matrix)
+  files.write(out_dir / "confusion_matrix.png", matrix)
   sections = (
     _headline(plain),
     _per_class(plain, train_counts),
@@ -71,7 +71,9 @@ def write(
     _config(plain),
   )
   page = report_page.page(title, _facts(plain), sections)
-  _replace(out_dir / "report.html", page.encode("utf-8", "xmlcharrefreplace"))
+  files.write(
+    out_dir / "report.html", page.encode("utf-8", "xmlcharrefreplace")
+  )
 
 
 def _counts(train_counts: Sequence[int], num_classes: int) -> list[int]:
@@ -283,13 +285,3 @@ def _plain(value: Any) -> Any:
   if value is None or isinstance(value, str | int):
     return value
   return str(value)
-
-
-def _replace(path: Path, content: bytes) -> None:
-  """Writes a file so that readers find the old one or the whole new one."""
-  partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    partial.write_bytes(content)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from dbl_jax import (
   distributed,
   inputs,
   predictions,
+  predictors,
   report,
   sharding,
   steps,
@@ -25,7 +26,7 @@ from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import compiled, evaluate, make_forward
 from dbl_jax.models.model import make_model
-from dbl_jax.predictors import CALIBRATED, Known
+from dbl_jax.predictors import Known
 from dbl_jax.progress import read_rows
 from dbl_jax.provenance import provenance
 
@@ -72,11 +73,12 @@ def write(
   Returns:
     What `metrics.json` holds.
   """
-  predictor = run.config[run.phase].predictor
   part, names = dataset.parts[split], dataset.class_names
-  # On several hosts all take part in an evaluation.
-  result, scores = evaluate(predictor, known, part, names)
-  _, validation = evaluate(predictor, known, dataset.parts["validation"], names)
+  # On several hosts all take part in whatever runs the model.
+  fitted = predictors.fit(run.config[run.phase].predictor, known)
+  seen = known.forward(part.images)
+  result, scores = evaluate(fitted, seen, part.labels, names)
+  validation = fitted.scores(*known.validation)
   metrics = {"dataset": dataset.name, "split": split} | result
   metrics |= {
     "phase": run.phase,
@@ -99,7 +101,7 @@ def write(
       scores,
       known.validation_labels,
       validation,
-      predictor in CALIBRATED,
+      fitted.name in predictors.CALIBRATED,
     ),
   )
   report.write(

@@ -1,9 +1,7 @@
 """The one training loop, and what stands before and after it."""
 
 import contextlib
-import json
 import logging
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from dbl_jax import (
   distributed,
   locks,
   optim,
+  predictors,
   results,
+  run_folder,
   sharding,
   steps,
   stopping,
@@ -230,8 +230,9 @@ def validate(
     trainer.parts,
     len(class_names),
   )
+  fitted = predictors.fit(trainer.phase.predictor, known)
   result, _ = evaluate(
-    trainer.phase.predictor, known, trainer.parts["validation"], class_names
+    fitted, known.validation, known.validation_labels, class_names
   )
   prefix = "knn" if trainer.phase.predictor == "knn" else "val"
   return {
@@ -276,9 +277,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   ):
     with distributed.main_first("workdir"):
       if distributed.is_main():
-        _make(workdir)
+        run_folder.make(workdir)
         stack.enter_context(locks.only_run(workdir))
-      _remember(config, workdir)
+      run_folder.remember(config, workdir)
     return _run(config, workdir, stop)
 
 
@@ -287,15 +288,15 @@ def _run(
 ) -> dict[str, Any]:
   """`train_and_evaluate`, in a workdir that is this run's."""
   made_by = provenance()
-  variables, known_classes = None, None
+  variables, known_classes = None, ()
   if config.init_from:
     variables, known_classes = checkpoint.load_start(
       config.init_from, configs.PHASES
     )
   with distributed.main_first("data"):
     dataset = sources.load(config.data)
-  if known_classes is not None:
-    _check_classes(config, dataset, known_classes)
+  if variables is not None:
+    _check_classes(config, dataset, variables, known_classes)
   mesh = sharding.make_mesh()
   say(_headline(config, dataset, mesh))
   with Journal(workdir, config.tensorboard) as journal, jax.set_mesh(mesh):
@@ -322,11 +323,15 @@ def _run(
 
 
 def _check_classes(
-  config: ConfigDict, dataset: Dataset, known: tuple[str, ...]
+  config: ConfigDict,
+  dataset: Dataset,
+  variables: dict[str, Any],
+  known: tuple[str, ...],
 ) -> None:
   """A classifier taken over must mean the same classes, in the same order."""
   inherit = config[configs.phases(config)[0]].inherit
-  takes_head = optim.matches("head/logits/kernel", inherit)
+  head = optim.by_path({"head": variables["params"]["head"]})
+  takes_head = any(optim.matches(path, inherit) for path in head)
   if takes_head and known != tuple(dataset.class_names):
     raise UserError(
       f"The run in config.init_from={config.init_from} knows the classes"
@@ -369,41 +374,3 @@ def _headline(
     f" {len(dataset.class_names)} classes, {dataset.image_size} px;"
     f" {mesh.size} x {device.device_kind}"
   )
-
-
-def _make(workdir: Path) -> None:
-  """Makes the folder of a run, and sees that it can be written to."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir) as file:
-      file.write(b"x")
-  except OSError as error:
-    raise UserError(
-      f"--workdir={workdir} cannot be written: {error.strerror}. Choose a"
-      " folder you may write to, with space on its disk."
-    ) from error
-
-
-def _remember(config: ConfigDict, workdir: Path) -> None:
-  """A workdir is one config; once something is trained, another is refused."""
-  path = workdir / "config.json"
-  try:
-    if path.exists() and (workdir / "checkpoints").exists():
-      old = configs.LATER_FIELDS | json.loads(path.read_text())
-      changed = configs.differences(old, config.to_dict())
-      serious = [c for c in changed if not c.startswith(configs.FREE_FIELDS)]
-      if serious:
-        raise UserError(
-          f"{workdir} holds a run of another config, which differs in"
-          f" {'; '.join(serious)}. Use another --workdir, or set these fields"
-          " back to go on with that run."
-        )
-    if distributed.is_main():
-      partial = path.with_suffix(".partial")
-      partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-      partial.replace(path)
-  except json.JSONDecodeError as error:
-    raise UserError(
-      f"{path} is damaged ({error}). Delete it if the workdir is this"
-      " config's, or use another --workdir."
-    ) from error

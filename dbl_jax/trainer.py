@@ -99,7 +99,9 @@ def make_trainer(
   optimizer = optim.make_optimizer(phase.optimizer, schedule, trained)
   counts = np.bincount(train.labels, minlength=num_classes)
   memory = terms.start_memory(
-    phase.losses, num_classes, steps.num_features(model, variables, size)
+    phase.losses,
+    num_classes,
+    lambda: steps.num_features(model, variables, size),
   )
   if config.skip_nonfinite:
     memory[steps.SKIPPED] = jnp.int32(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from dbl_jax import checkpoint, disk, results, soak, train
+from dbl_jax import checkpoint, disk, results, run_folder, soak, train
 from dbl_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +69,7 @@ def test_a_full_disk_loses_nothing(whole, cache, small):
   [
     (train.Journal, "write"),
     (checkpoint.ocp.CheckpointManager, "wait_until_finished"),
-    (results.report, "_replace"),
+    (results.report.files, "write"),
   ],
 )
 def test_a_full_disk_is_told_wherever_it_fills(
@@ -94,7 +94,7 @@ def test_a_read_only_workdir_is_refused(cache, tmp_path, monkeypatch):
   def read_only(**_):
     raise OSError(errno.EROFS, "Read-only file system")
 
-  monkeypatch.setattr(train.tempfile, "TemporaryFile", read_only)
+  monkeypatch.setattr(run_folder.tempfile, "TemporaryFile", read_only)
   with pytest.raises(UserError, match="cannot be written: Read-only file"):
     train.train_and_evaluate(tiny.get_resolved(cache_dir=cache), tmp_path)
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dbl_jax import evaluate, sharding
+from dbl_jax import evaluate, predictors, sharding
 from dbl_jax.data.prepared import Part
 from dbl_jax.predictors import Known
 
@@ -28,6 +28,13 @@ def test_every_image_counts_once_in_order(forward, n):
   assert outputs.shape == (n, 2)
 
 
+def classify(predictor, known, part, names):
+  fitted = predictors.fit(predictor, known)
+  return evaluate.evaluate(
+    fitted, known.forward(part.images), part.labels, names
+  )
+
+
 def test_evaluate_gives_the_scores_and_their_metrics(forward):
   # Red wins where red is brighter than green: classes 0 and 1 of the head.
   images = np.zeros((4, 4, 4, 3), np.uint8)
@@ -35,7 +42,7 @@ def test_evaluate_gives_the_scores_and_their_metrics(forward):
   images[3, :, :, 1] = 200
   part = Part(images, np.array([0, 0, 1, 1], np.int32))
   known = Known(forward, {}, {"train": part, "validation": part}, 2)
-  result, scores = evaluate.evaluate("head", known, part, ("red", "green"))
+  result, scores = classify("head", known, part, ("red", "green"))
   np.testing.assert_allclose(scores, [[200, 0]] * 3 + [[0, 200]], rtol=1e-5)
   assert result["confusion_matrix"] == [[2, 0], [1, 1]]
   assert result["overall_accuracy"] == 0.75
@@ -54,7 +61,7 @@ def test_evaluate_says_what_was_chosen_on_validation(forward):
   train = Part(images[[0] * 9 + [1]], np.array([0] * 9 + [1], np.int32))
   known = Known(forward, {}, {"train": train, "validation": part}, 2)
   names = ("red", "green")
-  result, scores = evaluate.evaluate("logit_adjusted", known, part, names)
+  result, scores = classify("logit_adjusted", known, part, names)
   # The least multiple of log 9 that is more than 1.
   assert result["chosen"] == pytest.approx(0.5)
   assert result["mean_class_accuracy"] == 1

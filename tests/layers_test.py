@@ -10,7 +10,7 @@ ROOT = Path(dbl_jax.__file__).parent
 # Each module may import from layers before its own.
 LAYERS = [
   ["arrays", "errors", "machine", "startup", "stopping", "provenance"],
-  ["distributed", "disk", "locks"],
+  ["distributed", "disk", "files", "locks"],
   ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
   [
     "state",
@@ -19,7 +19,6 @@ LAYERS = [
     "figures",
     "report_page",
     "predictions",
-    "activation_maps",
   ],
   [
     "predictors",
@@ -31,7 +30,7 @@ LAYERS = [
   ],
   ["validation"],
   ["config", "evaluate", "report"],
-  ["results", "features", "cli"],
+  ["results", "features", "cli", "run_folder"],
   ["trainer"],
   ["train"],
   ["main", "benchmarks", "grid", "soak"],

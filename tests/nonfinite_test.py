@@ -9,7 +9,7 @@ import pytest
 
 import tiny
 from dbl_jax import config as configs
-from dbl_jax import sharding, soak, train
+from dbl_jax import run_folder, sharding, soak, train
 from dbl_jax.data import sampling
 from dbl_jax.data.prepared import Part
 from dbl_jax.errors import UserError
@@ -185,9 +185,9 @@ def test_an_old_workdir_goes_on(cache, tmp_path):
   del fields["skip_nonfinite"]
   tmp_path.joinpath("checkpoints").mkdir()
   tmp_path.joinpath("config.json").write_text(json.dumps(fields))
-  train._remember(config, tmp_path)
+  run_folder.remember(config, tmp_path)
   assert configs.from_dict(fields).skip_nonfinite is False
   tmp_path.joinpath("config.json").write_text(json.dumps(fields))
   config.skip_nonfinite = True
   with pytest.raises(UserError, match="skip_nonfinite: False -> True"):
-    train._remember(config, tmp_path)
+    run_folder.remember(config, tmp_path)

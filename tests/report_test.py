@@ -134,7 +134,7 @@ def test_a_write_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
   def fail(*_):
     raise OSError("disk full")
 
-  monkeypatch.setattr(report.os, "replace", fail)
+  monkeypatch.setattr(report.files.os, "replace", fail)
   with pytest.raises(OSError, match="disk full"):
     _write(tmp_path, metrics={"checkpoint_step": 2})
   assert (tmp_path / "metrics.json").read_bytes() == before

@@ -1,10 +1,10 @@
 """The files of a comparison: table.md, table.csv, table.html, two pictures."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dbl_jax import files
 from dbl_jax.comparison import figures, table
 from dbl_jax.comparison.records import Record, facts
 from dbl_jax.comparison.rows import make_rows
@@ -47,7 +47,7 @@ def write(
     "Confusion matrices": matrices,
   }
   page = table.as_html(rows, stated, missing, pictures)
-  files = {
+  contents = {
     "table.md": _utf8(table.as_markdown(rows, stated, missing)),
     "table.csv": _utf8(table.as_csv(rows, stated, missing)),
     "table.html": page.encode("utf-8", "xmlcharrefreplace"),
@@ -56,20 +56,10 @@ def write(
   }
   out = Path(out)
   out.mkdir(parents=True, exist_ok=True)
-  for name, content in files.items():
-    _replace(out / name, content)
+  for name, content in contents.items():
+    files.write(out / name, content)
 
 
 def _utf8(text: str) -> bytes:
   """UTF-8, with question marks for what no file can hold."""
   return text.encode("utf-8", "replace")
-
-
-def _replace(path: Path, content: bytes) -> None:
-  """Writes a file so that readers find the old one or the whole new one."""
-  partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    partial.write_bytes(content)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)

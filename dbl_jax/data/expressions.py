@@ -1,5 +1,15 @@
 """The seven basic expressions, by whatever name a data set has for them."""
 
+# In the order that FER2013 began and ExpW took over.
+FER2013_NAMES = (
+  "angry",
+  "disgust",
+  "fear",
+  "happy",
+  "sad",
+  "surprise",
+  "neutral",
+)
 _NAMES = {
   "surprise": ("surprise", "surprised"),
   "fear": ("fear", "afraid", "fearful"),

@@ -23,22 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from dbl_jax.data import image_folder, listing, splitting, stored
+from dbl_jax.data import expressions, image_folder, listing, splitting, stored
 from dbl_jax.data.images import Box
 from dbl_jax.data.listing import Listing, Record
 from dbl_jax.data.stored import StoredFile, few
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 100
-CLASS_NAMES = (
-  "angry",
-  "disgust",
-  "fear",
-  "happy",
-  "sad",
-  "surprise",
-  "neutral",
-)
+CLASS_NAMES = expressions.FER2013_NAMES
 COUNTS = (3671, 3995, 1088, 30537, 10559, 7060, 34883)
 # More boxes without area than this mean that the columns are others.
 _MOST_DEGENERATE = 0.01

@@ -25,15 +25,7 @@ from dbl_jax.data.stored import StoredFile
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 48
-CLASS_NAMES = (
-  "angry",
-  "disgust",
-  "fear",
-  "happy",
-  "sad",
-  "surprise",
-  "neutral",
-)
+CLASS_NAMES = expressions.FER2013_NAMES
 TRAIN_COUNTS = (3995, 436, 4097, 7215, 4830, 3171, 4965)
 _LABELS = {expressions.noun(name): i for i, name in enumerate(CLASS_NAMES)} | {
   str(code): code for code in range(len(CLASS_NAMES))

@@ -6,13 +6,12 @@ trains on a machine without TensorFlow.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbl_jax import arrays
+from dbl_jax import arrays, files
 from dbl_jax.errors import UserError
 
 PARTS = ("train", "validation", "test")
@@ -71,14 +70,8 @@ def save(path: Path, dataset: Dataset) -> None:
   }
   content["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
   path.parent.mkdir(parents=True, exist_ok=True)
-  # A name of its own, so that two runs preparing at once do not collide.
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    with partial.open("wb") as file:
-      np.savez(file, **content)
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with files.replacing(path) as file:
+    np.savez(file, **content)
 
 
 def load(path: Path) -> Dataset:

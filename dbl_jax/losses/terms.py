@@ -50,12 +50,14 @@ TERMS: dict[str, Term] = {
 }
 
 
-def start_memory(terms: Terms, num_classes: int, num_features: int) -> Memory:
-  """What the terms remember before the first step."""
+def start_memory(
+  terms: Terms, num_classes: int, num_features: Callable[[], int]
+) -> Memory:
+  """What the terms remember before the first step; few ask for the width."""
   return {
-    name: TERMS[name].start(num_classes, num_features)
+    name: start(num_classes, num_features())
     for name in terms
-    if TERMS[name].start
+    if (start := TERMS[name].start)
   }
 
 

@@ -15,27 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dbl_jax.models.layer_shapes import LayerShapes
+
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
-  """The convolution of one shape of images with one shape of kernels.
-
-  Attributes:
-    x_shape: (any, H, W, C).
-    kernel_shape: (K, K, C, F).
-    stride: step in both directions, in pixels.
-    padding: zeros on each of the four sides, in pixels.
-  """
-
-  x_shape: tuple[int, ...]
-  kernel_shape: tuple[int, ...]
-  stride: int
-  padding: int
+class Dense(LayerShapes):
+  """The convolution of one shape of images with one shape of kernels."""
 
   @property
   def products(self) -> int:
     """Of C by F numbers, for one image."""
-    return math.prod(self.x_shape[1:3]) * math.prod(self._output_size)
+    return math.prod(self.x_shape[1:3]) * math.prod(self.output_size)
 
   @property
   def window_bytes(self) -> int:
@@ -67,7 +57,7 @@ class Dense:
   def convolve(self, x: jax.Array, matrix: jax.Array) -> jax.Array:
     """[B, H, W, C], [H * W * C, H' * W' * F] -> [B, H', W', F]."""
     y = jnp.matmul(_flat(x), matrix)
-    return y.reshape(x.shape[0], *self._output_size, self.kernel_shape[3])
+    return y.reshape(x.shape[0], *self.output_size, self.kernel_shape[3])
 
   def matrices_gradient(self, x: jax.Array, dy: jax.Array) -> jax.Array:
     """[B, H, W, C], [B, H', W', F] -> [H * W * C, H' * W' * F]."""
@@ -81,7 +71,7 @@ class Dense:
   def _links(self) -> Iterator[tuple[int, int, tuple[int, int] | None]]:
     """Each pixel, each output, and the kernel's tap between them, if any."""
     pixels = list(itertools.product(*map(range, self.x_shape[1:3])))
-    outputs = list(itertools.product(*map(range, self._output_size)))
+    outputs = list(itertools.product(*map(range, self.output_size)))
     for i, pixel in enumerate(pixels):
       for j, output in enumerate(outputs):
         tap = tuple(
@@ -90,15 +80,6 @@ class Dense:
         )
         inside = all(0 <= t < self.kernel_shape[0] for t in tap)
         yield i, j, tap if inside else None
-
-  @property
-  def _output_size(self) -> tuple[int, int]:
-    _, height, width, _ = self.x_shape
-    room = 2 * self.padding - self.kernel_shape[0]
-    return (
-      (height + room) // self.stride + 1,
-      (width + room) // self.stride + 1,
-    )
 
 
 def _flat(x: jax.Array) -> jax.Array:

@@ -10,32 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dbl_jax.models.layer_shapes import LayerShapes
+
 
 @dataclasses.dataclass(frozen=True)
-class Im2Col:
-  """The convolution of one shape of images with one shape of kernels.
-
-  Attributes:
-    x_shape: (any, H, W, C).
-    kernel_shape: (K, K, C, F).
-    stride: step in both directions, in pixels.
-    padding: zeros on each of the four sides, in pixels.
-  """
-
-  x_shape: tuple[int, ...]
-  kernel_shape: tuple[int, ...]
-  stride: int
-  padding: int
+class Im2Col(LayerShapes):
+  """The convolution of one shape of images with one shape of kernels."""
 
   @property
   def products(self) -> int:
     """Of C by F numbers, for one image."""
-    return math.prod(self._output_size()) * self.kernel_shape[0] ** 2
+    return math.prod(self.output_size) * self.kernel_shape[0] ** 2
 
   @property
   def window_bytes(self) -> int:
     """Size of an image's windows."""
-    height, width = self._output_size()
+    height, width = self.output_size
     return 4 * height * width * math.prod(self.kernel_shape[:3])
 
   def matrices(self, kernel: jax.Array) -> jax.Array:
@@ -49,7 +39,7 @@ class Im2Col:
   def convolve(self, x: jax.Array, matrices: jax.Array) -> jax.Array:
     """[B, H, W, C], [K * K * C, F] -> [B, H', W', F]."""
     y = jnp.matmul(self._windows(x), matrices)
-    return y.reshape(x.shape[0], *self._output_size(), -1)
+    return y.reshape(x.shape[0], *self.output_size, -1)
 
   def matrices_gradient(self, x: jax.Array, dy: jax.Array) -> jax.Array:
     """[B, H, W, C], [B, H', W', F] -> [K * K * C, F]."""
@@ -110,14 +100,6 @@ class Im2Col:
       (tap, n) for tap, (n, remainder) in offsets.items() if not remainder
     ]
 
-  def _output_size(self) -> tuple[int, int]:
-    _, height, width, _ = self.x_shape
-    room = 2 * self.padding - self.kernel_shape[0]
-    return (
-      (height + room) // self.stride + 1,
-      (width + room) // self.stride + 1,
-    )
-
   def _windows(self, x: jax.Array) -> jax.Array:
     """What each output pixel sees, [B * H' * W', K * K * C]."""
     sides = (self.padding, self.padding)
@@ -134,7 +116,7 @@ class Im2Col:
 
     # One direction, then the other: half the time to compile that all K * K
     # slices at once take.
-    height, width = self._output_size()
+    height, width = self.output_size
     windows = gather(gather(x, 2, width), 1, height)
     return windows.reshape(-1, size * size * x.shape[-1])
 

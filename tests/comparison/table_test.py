@@ -330,7 +330,7 @@ def test_an_interrupted_write_leaves_no_half_file(tmp_path, monkeypatch):
   def full(*_):
     raise OSError("disk full")
 
-  monkeypatch.setattr(write.os, "replace", full)
+  monkeypatch.setattr(write.files.os, "replace", full)
   with pytest.raises(OSError, match="disk full"):
     write.write(tmp_path, _records(), [], ABOUT)
   assert [path.name for path in tmp_path.iterdir()] == ["table.md"]

@@ -57,7 +57,7 @@ def term(name):
 
 
 def memory_of(config):
-  return terms.start_memory(config, C, C)
+  return terms.start_memory(config, C, lambda: C)
 
 
 def summed(config, given, memory):
