@@ -28,4 +28,4 @@ lint: .venv/dev.stamp
 	touch $@ .venv/run.stamp
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs .coverage*
