@@ -8,7 +8,7 @@ run: .venv/run.stamp
 	$(BIN)/python -m dbl_jax.main --config=configs/dbl.py --workdir=runs/dbl
 
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal --cov
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -28,4 +28,4 @@ lint: .venv/dev.stamp
 	touch $@ .venv/run.stamp
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs .coverage*

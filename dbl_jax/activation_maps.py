@@ -102,8 +102,8 @@ def activation_figure(
     axes.set_axis_off()
   for place, index in cells.items():
     _draw_pair(grid[place], images[index], maps[index])
-    names = [class_names[labels[index]] for labels in (truth, predictions)]
-    _name_pair(grid[place], *names, truth[index] == predictions[index])
+    name, taken = (class_names[row[index]] for row in (truth, predictions))
+    _name_pair(grid[place], name, taken, truth[index] == predictions[index])
   if title:
     figure.text(
       x=0,

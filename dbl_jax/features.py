@@ -12,6 +12,9 @@ from dbl_jax.evaluate import compiled, make_forward
 from dbl_jax.models.model import Model
 from dbl_jax.progress import Progress
 
+# A compiled step, its first argument and the rows it goes over.
+_Pass = tuple[Any, Any, tuple[np.ndarray, ...]]
+
 
 def extract(
   model: Model,
@@ -59,13 +62,13 @@ def extract(
     views, _ = of_images.draw(key, ids, images, None)
     return encode(variables, views[0])
 
-  plain, drawn = compiled(plain, mesh), compiled(drawn, mesh)
+  plain_step, drawn_step = compiled(plain, mesh), compiled(drawn, mesh)
   ids = np.arange(len(train.images), dtype=np.int32)
-  passes = [(plain, variables, (train.images,))]
+  passes: list[_Pass] = [(plain_step, variables, (train.images,))]
   for view in range(1, phase["cached_views"]):
     given = (variables, jax.random.fold_in(key, view))
-    passes.append((drawn, given, (train.images, ids)))
-  passes.append((plain, variables, (validation.images,)))
+    passes.append((drawn_step, given, (train.images, ids)))
+  passes.append((plain_step, variables, (validation.images,)))
   *views, held_out = _run(passes, mesh, name)
   return {
     "train": Part(np.stack(views, axis=1), train.labels),
@@ -74,9 +77,7 @@ def extract(
 
 
 def _run(
-  passes: Sequence[tuple[Any, Any, tuple[np.ndarray, ...]]],
-  mesh: jax.sharding.Mesh,
-  name: str,
+  passes: Sequence[_Pass], mesh: jax.sharding.Mesh, name: str
 ) -> list[np.ndarray]:
   """What each (step, first argument, rows) gives, with one progress line."""
   total = sum(len(rows[0]) for _, _, rows in passes)

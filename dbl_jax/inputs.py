@@ -83,8 +83,9 @@ def of_features(phase: Mapping[str, Any]) -> Inputs:
     drawn = jnp.take_along_axis(features, chosen[:, :, None], axis=1)
     return drawn.transpose(1, 0, 2)
 
-  draw = _mixed(draw, phase["mixup"])
-  return Inputs("cached", draw, lambda features: features[:, 0])
+  return Inputs(
+    "cached", _mixed(draw, phase["mixup"]), lambda features: features[:, 0]
+  )
 
 
 def _mixed(

@@ -117,13 +117,16 @@ def _headline(metrics: Mapping[str, Any]) -> str:
   )
   weakest = int(recall.argmin())
   correct = int(np.trace(confusion))
+  mean_limits = mean_class_interval(confusion)
+  assert mean_limits is not None  # there are images
+  lower, upper = wilson_interval(correct, total)
   return report_page.tiles(
     [
       (
         "Mean-class accuracy",
         _percent(metrics["mean_class_accuracy"]),
         (
-          _interval(*mean_class_interval(confusion)),
+          _interval(*mean_limits),
           f"chance: {_percent(1 / len(count))}",
         ),
       ),
@@ -131,7 +134,7 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         "Overall accuracy",
         _percent(metrics["overall_accuracy"]),
         (
-          _interval(*wilson_interval(correct, total)),
+          _interval(float(lower), float(upper)),
           f"always “{names[frequent]}”: {_percent(count[frequent] / total)}",
         ),
       ),

@@ -133,7 +133,7 @@ def _advance(
   It waits for all but the last two dispatches: so many keep a device busy, and
   more would have to be waited for in order to stop.
   """
-  pending = []
+  pending: _Pending = []
   for done in range(0, ahead, trainer.most):
     # Several hosts stop where they can agree on it, see `run_phase`.
     if stop.requested and distributed.is_alone():
@@ -288,7 +288,8 @@ def _run(
 ) -> dict[str, Any]:
   """`train_and_evaluate`, in a workdir that is this run's."""
   made_by = provenance()
-  variables, known_classes = None, ()
+  variables: dict[str, Any] | None = None
+  known_classes: tuple[str, ...] = ()
   if config.init_from:
     variables, known_classes = checkpoint.load_start(
       config.init_from, configs.PHASES
@@ -317,6 +318,7 @@ def _run(
           run_phase(trainer, manager, journal, meta, config.log_every, stop)
       _say_skipped(name, journal.rows())
       variables, step = checkpoint.load_model(directory, trainer.phase.keep)
+    assert variables is not None  # a config has a phase
     run = results.Run(config, trainer.name, step, journal.rows(), made_by)
     known = results.known(trainer.predict_step, variables, dataset, mesh)
     return results.write(run, dataset, "test", known, workdir)

@@ -9,6 +9,8 @@ from PIL import Image
 
 from dbl_jax import activation_maps
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 RNG = np.random.default_rng(0)
 NAMES = ("surprise", "$x_1^$ & {co", "a very long name for any class at all")
 

@@ -6,13 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbl_jax.benchmarks import benchmark, cases, roofline, runner, tables
-from dbl_jax.benchmarks.ours import nt_xent, step
+import tiny
+from dbl_jax import sharding
+from dbl_jax.benchmarks import benchmark, cases, roofline, runner, serve, tables
+from dbl_jax.benchmarks.ours import devices, nt_xent, step
 from dbl_jax.losses import contrastive
+from dbl_jax.models import model
 
 ROOT = Path(__file__).parent.parent
 WORK = """
@@ -255,6 +260,57 @@ def test_a_real_case_runs(tmp_path):
   np.testing.assert_allclose(
     ours["facts"]["loss"], plain["facts"]["loss"], rtol=1e-5
   )
+
+
+def ours():
+  """Each work of ours with its quick settings, once."""
+  for case in cases.make_cases("cpu", True, list(cases.PARTS)):
+    for system in case.systems:
+      if system.side == "ours" and case.part not in ("nt_xent", "startup"):
+        settings = case.settings | system.options
+        yield pytest.param(
+          system.work, settings, id=f"{case.name}: {system.name}"
+        )
+
+
+@pytest.fixture
+def small_worker(monkeypatch):
+  """A worker in this process, with a network that is compiled at once."""
+  monkeypatch.setitem(model.ENCODERS, "resnet18", tiny.TinyEncoder)
+  monkeypatch.setattr(step, "PlainSimCLR", SmallSimCLR)
+  monkeypatch.setattr(devices.startup, "keep_memory", lambda: None)
+  with jax.set_mesh(sharding.make_mesh(jax.devices()[:1])):
+    yield lambda work: serve._Worker(f"dbl_jax.benchmarks.ours.{work}")
+
+
+class SmallSimCLR(nn.Module):
+  stem: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, images, train):
+    return nn.Dense(8)(tiny.TinyEncoder()(images, train))
+
+
+@pytest.mark.parametrize(("work", "settings"), [*ours()])
+def test_each_of_our_works_can_be_timed(small_worker, work, settings):
+  worker = small_worker(work)
+  prepared = worker.answer({"do": "prepare", "settings": settings})
+  assert "error" not in prepared
+  assert prepared["units"] > 0
+  assert prepared["facts"]["set"]["platform"] == "cpu"
+  for calls in (1, 2):  # rounds may follow one another
+    answer = worker.answer({"do": "round", "calls": calls})
+    assert len(answer["seconds"]) == calls
+    assert min(answer["seconds"]) > 0
+
+
+def test_work_for_a_gpu_is_refused_without_one(small_worker):
+  (case,) = cases.make_cases("gpu", True, ["augment"])
+  asked = {"do": "prepare", "settings": case.settings}
+  assert small_worker("augment").answer(asked) == {
+    "error": "RuntimeError: JAX runs on cpu here, not on gpu"
+  }
 
 
 def test_the_plain_loss_is_the_loss():

@@ -8,6 +8,8 @@ from dbl_jax import evaluate, predictors, sharding
 from dbl_jax.data.prepared import Part
 from dbl_jax.predictors import Known
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 
 def mean_colour(variables, images):
   del variables

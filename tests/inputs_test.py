@@ -11,7 +11,8 @@ from scipy import stats
 from dbl_jax import inputs
 from dbl_jax.augment import views
 
-KEY = jax.random.key(3)
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 NO_AUGMENTATION = {
   "crop_scale": None, "flip": 0.0, "jitter_prob": 0.0, "grey": 0.0,
   "blur": 0.0, "rotation": 0.0,
@@ -20,6 +21,11 @@ IDS = jnp.arange(5) * 7
 TARGETS = jnp.eye(5)  # no neighbour has an example's class
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
 FEATURES = np.random.default_rng(1).normal(size=(5, 1, 3)).astype(np.float32)
+
+
+def make_key():
+  """The one key of these tests, which draw from it more than once."""
+  return jax.random.key(3)
 
 
 FLIP = NO_AUGMENTATION | {"flip": 0.5}
@@ -36,10 +42,10 @@ def of_features(mixup):
 
 def test_without_mixup_views_and_targets_are_as_they_were():
   draw = jax.jit(of_images(0.0, FLIP).draw)
-  drawn, targets = draw(KEY, IDS, IMAGES, TARGETS)
+  drawn, targets = draw(make_key(), IDS, IMAGES, TARGETS)
   make = functools.partial(views.make_views, num_views=2, out_size=8, **FLIP)
   np.testing.assert_allclose(
-    drawn, jax.jit(make)(KEY, IDS, IMAGES), rtol=1e-5, atol=1e-6
+    drawn, jax.jit(make)(make_key(), IDS, IMAGES), rtol=1e-5, atol=1e-6
   )
   np.testing.assert_array_equal(targets, TARGETS)
 
@@ -50,7 +56,7 @@ def test_views_and_targets_are_mixed_alike_with_a_neighbour(kind):
     "images": (of_images(0.4), IMAGES, IMAGES / 255),
     "features": (of_features(0.4), FEATURES, FEATURES[:, 0]),
   }[kind]
-  drawn, targets = jax.jit(made.draw)(KEY, IDS, rows, TARGETS)
+  drawn, targets = jax.jit(made.draw)(make_key(), IDS, rows, TARGETS)
   targets = np.asarray(targets)
   np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
   assert drawn.shape == (2, *own.shape)
@@ -66,7 +72,7 @@ def test_views_and_targets_are_mixed_alike_with_a_neighbour(kind):
 
 def test_images_are_augmented_before_they_are_mixed():
   draw = jax.jit(of_images(0.4, FLIP).draw)
-  drawn, _ = draw(KEY, IDS, IMAGES, TARGETS)
+  drawn, _ = draw(make_key(), IDS, IMAGES, TARGETS)
   assert (drawn[0] != drawn[1]).any()
 
 
@@ -82,16 +88,18 @@ def shares_of(alpha, key, ids):
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_shares_follow_the_beta_distribution(alpha):
-  shares = shares_of(alpha, KEY, jnp.arange(4000))
+  shares = shares_of(alpha, make_key(), jnp.arange(4000))
   test = stats.kstest(np.asarray(shares, float), stats.beta(alpha, alpha).cdf)
   assert test.pvalue > 0.01
 
 
 def test_a_share_depends_on_the_key_and_the_id_alone():
   ids = jnp.arange(4000)
-  first = np.asarray(shares_of(0.2, KEY, ids))
-  np.testing.assert_array_equal(shares_of(0.2, KEY, ids[::-1]), first[::-1])
-  again = shares_of(0.2, KEY, ids)
+  first = np.asarray(shares_of(0.2, make_key(), ids))
+  np.testing.assert_array_equal(
+    shares_of(0.2, make_key(), ids[::-1]), first[::-1]
+  )
+  again = shares_of(0.2, make_key(), ids)
   np.testing.assert_array_equal(again, first)
   other = shares_of(0.2, jax.random.key(4), ids)
   assert np.mean(np.asarray(other) == first) < 0.5
@@ -108,7 +116,7 @@ def test_evaluation_is_never_mixed():
 
 def test_cached_views_are_drawn_among_an_examples_own():
   rows = jnp.arange(5 * 4, dtype=jnp.float32).reshape(5, 4, 1)
-  drawn, targets = of_features(0.0).draw(KEY, IDS, rows, TARGETS)
+  drawn, targets = of_features(0.0).draw(make_key(), IDS, rows, TARGETS)
   assert drawn.shape == (2, 5, 1)
   np.testing.assert_array_equal(drawn[:, :, 0] // 4, [range(5)] * 2)
   np.testing.assert_array_equal(targets, TARGETS)

@@ -156,6 +156,7 @@ def constant(part, few):
   return Part(images, labels[keep])
 
 
+@pytest.mark.usefixtures("debug_nans")
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
 def test_hard_data_stay_finite(cache, tmp_path, monkeypatch, temperature):
   """Constant images, batches of two, a class with one image, a cold loss."""

@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec
 from dbl_jax import sharding
 from dbl_jax.losses import nt_xent
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 TAU = 0.1
 
 

@@ -9,6 +9,8 @@ import pytest
 from dbl_jax import optim
 from dbl_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 PARAMS = {
   "encoder": {
     "conv": {"kernel": jnp.ones((3, 3))},

@@ -12,6 +12,8 @@ from dbl_jax.errors import UserError
 from dbl_jax.evaluate import make_forward
 from dbl_jax.trainer import make_trainer
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):

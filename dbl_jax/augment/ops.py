@@ -219,7 +219,7 @@ def saturation_matrix(factor: Number) -> Array:
 def hue_matrix(turns: Number) -> Array:
   """`hue` as f32[3, 3], for columns of RGB."""
   angle = 2 * jnp.pi * turns
-  return _GREY + jnp.cos(angle) * _CHROMA + jnp.sin(angle) * _TURNED
+  return jnp.add(_GREY, jnp.cos(angle) * _CHROMA) + jnp.sin(angle) * _TURNED
 
 
 def saturation(image: Array, factor: Number) -> Array:

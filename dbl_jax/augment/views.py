@@ -105,7 +105,7 @@ def augment(
     image = image.astype(jnp.float32)
     if rotation:
       image = ops.random_rotate(keys["rotation"], image, rotation)
-    box = (0.0, 0.0, height, width)
+    box: ops.Box = (0.0, 0.0, height, width)
     if crop_scale:
       box = ops.sample_box(keys["crop"], height, width, crop_scale, crop_ratio)
     vertical = ops.resize_matrix(box[0], box[2], height, out_size)
@@ -210,7 +210,8 @@ def _colour(
   grey: float,
 ) -> Array:
   """Jitter and grey as one affine map of f32[y, RGB, x]."""
-  matrix, offset = jnp.eye(3), 0.0
+  matrix = jnp.eye(3)
+  offset: ops.Number = 0.0
   if jitter_prob and jitter_strength:
     jittered = jax.random.bernoulli(keys["jitter"], jitter_prob)
     factors = ops.sample_jitter(keys["factors"], jitter_strength)

@@ -51,7 +51,7 @@ class _Entrant:
 
   def __init__(self, system: System):
     self.system = system
-    self.worker: Worker | None = None
+    self.worker: Worker  # from `_start` on
     self.prepared: dict[str, Any] = {}
     self.rounds: list[list[float]] = []
     self.last: dict[str, Any] = {}

@@ -146,6 +146,8 @@ def _load(name: str) -> ModuleType:
   path = Path(name)
   sys.path.append(str(path.parent))  # for its neighbours
   spec = importlib.util.spec_from_file_location(f"work_{path.stem}", path)
+  assert spec is not None  # it ends in .py
+  assert spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module  # where pickle looks for its classes
   spec.loader.exec_module(module)

@@ -20,11 +20,11 @@ def case_table(case: Mapping[str, Any]) -> str:
   measured = [row for row in case["systems"] if "skipped" not in row]
   rows = [head, *(_cells(row, case["systems"][0]) for row in measured)]
   kept = [i for i in range(len(head)) if any(row[i] for row in rows[1:])]
-  rows = [[row[i] for i in kept] for row in rows]
-  widths = [max(len(row[i]) for row in rows) for i in range(len(kept))]
+  shown = [[row[i] for i in kept] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
   lines = [f"{case['part']}: {case['case']}"]
   if measured:
-    lines += [_line(row, widths) for row in rows]
+    lines += [_line(row, widths) for row in shown]
   lines += [
     f"  {row['system']}: skipped: {row['skipped']}"
     for row in case["systems"]

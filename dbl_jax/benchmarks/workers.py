@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 SERVE = Path(__file__).with_name("serve.py")
 # A step of the slowest peer takes seconds, compiling it a few minutes.
@@ -47,7 +47,7 @@ class Worker:
     self._log, self._patience = log, patience
     self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
     self._pending = b""
-    self._process = None
+    self._process: subprocess.Popen[bytes] | None = None
     try:
       self._process = subprocess.Popen(
         self.command,
@@ -76,11 +76,10 @@ class Worker:
     Raises:
       WorkerError: the process has ended.
     """
-    if self._process is None:
-      raise WorkerError(self._said)
+    _, requests, _ = self._started()
     try:
-      self._process.stdin.write(json.dumps(request).encode() + b"\n")
-      self._process.stdin.flush()
+      requests.write(json.dumps(request).encode() + b"\n")
+      requests.flush()
     except OSError as error:
       raise WorkerError(self._last_words()) from error
 
@@ -98,27 +97,38 @@ class Worker:
   def close(self) -> None:
     """Ends the process and keeps what it said on stderr."""
     if self._process is not None:
+      process, requests, answers = self._started()
       with contextlib.suppress(OSError):  # it has ended already
-        self._process.stdin.close()
+        requests.close()
       try:
-        self._process.wait(timeout=10)
+        process.wait(timeout=10)
       except subprocess.TimeoutExpired:
-        self._process.kill()
-        self._process.wait()
-      self._process.stdout.close()
+        process.kill()
+        process.wait()
+      answers.close()
     self._errors.seek(0)
     with self._log.open("ab") as log:
       log.write(f"$ {' '.join(self.command)}\n".encode())
       log.write(self._errors.read())
     self._errors.close()
 
+  def _started(self) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]:
+    """The process, where it is asked and where it answers."""
+    if self._process is None:
+      raise WorkerError(self._said)
+    requests, answers = self._process.stdin, self._process.stdout
+    assert requests is not None  # they are pipes
+    assert answers is not None
+    return self._process, requests, answers
+
   def _line(self) -> bytes:
-    descriptor = self._process.stdout.fileno()
+    process, _, answers = self._started()
+    descriptor = answers.fileno()
     deadline = time.monotonic() + self._patience
     while b"\n" not in self._pending:
       left = max(0.0, deadline - time.monotonic())
       if not select.select([descriptor], [], [], left)[0]:
-        self._process.kill()
+        process.kill()
         raise WorkerError(f"no answer in {self._patience:.0f} s")
       chunk = os.read(descriptor, 1 << 16)
       if not chunk:
@@ -129,7 +139,8 @@ class Worker:
 
   def _last_words(self) -> str:
     """How the process ended, with the last it said."""
-    status = self._process.wait()
+    process, _, _ = self._started()
+    status = process.wait()
     self._errors.seek(0)
     lines = self._errors.read().decode(errors="replace").strip().splitlines()
     return f"ended with status {status}" + (f": {lines[-1]}" if lines else "")

@@ -121,7 +121,7 @@ def accuracies(
   groups = by_system(records)
   figure = Figure(figsize=(7.6, 5.6))
   axes = figure.add_axes((0, 0, 1, 1))
-  labels = []
+  labels: list[_Label] = []
   for is_paper, colour, kind in (
     (True, BLUE, "systems of Table 1"),
     (False, ORANGE, "systems beyond the paper"),
@@ -129,6 +129,8 @@ def accuracies(
     chosen = [system for system in groups if (system in TITLES) == is_paper]
     for system in chosen:
       x, y = _accuracies(groups[system])
+      assert x.mean is not None  # there are runs
+      assert y.mean is not None
       axes.errorbar(
         x.mean,
         y.mean,
@@ -147,7 +149,7 @@ def accuracies(
   if paper_points:
     labels += _paper(axes)
   _dress(axes)
-  _write_labels(axes, labels)
+  _write_labels(figure, axes, labels)
   return figures.to_png(figure)
 
 
@@ -224,7 +226,7 @@ def _frontier(
   low, high = np.min(strengths), np.max(strengths)
   marked = [strength for strength in MARKED if low <= strength <= high]
   points = at(marked)
-  axes.scatter(*points, marker="D", color=GREEN, s=16, zorder=2)
+  axes.scatter(points[0], points[1], marker="D", color=GREEN, s=16, zorder=2)
   return [
     (x, y, f"{strength:g}", GREEN)
     for (x, y), strength in zip(points.T, marked, strict=True)
@@ -236,7 +238,7 @@ def _paper(axes: Axes) -> list[_Label]:
   points = [
     (overall, average, TITLES[system], FAINT)
     for system, (average, overall) in PAPER.items()
-    if average is not None
+    if average is not None and overall is not None
   ]
   x, y, *_ = zip(*points, strict=True)
   axes.scatter(
@@ -247,7 +249,7 @@ def _paper(axes: Axes) -> list[_Label]:
 
 def _dress(axes: Axes) -> None:
   """Axes, grid and legend."""
-  low, high = axes.dataLim.min, axes.dataLim.max
+  low, high = np.array(axes.dataLim.min), np.array(axes.dataLim.max)
   # Room for labels; and noise must not look like a landslide.
   room = np.maximum(0.1 * (high - low), 0.5)
   axes.set_xlim(low[0] - room[0], high[0] + room[0])
@@ -271,17 +273,18 @@ def _dress(axes: Axes) -> None:
     text.set_parse_math(False)
 
 
-def _write_labels(axes: Axes, labels: Sequence[_Label]) -> None:
+def _write_labels(figure: Figure, axes: Axes, labels: Sequence[_Label]) -> None:
   """Writes each label where it covers least, with a line to its point."""
   texts = [
     axes.text(x, y, text, color=colour, size=9, parse_math=False, zorder=5)
     for x, y, text, colour in labels
   ]
-  renderer = FigureCanvasAgg(axes.figure).get_renderer()
+  renderer = FigureCanvasAgg(figure).get_renderer()
   extents = [text.get_window_extent(renderer).size for text in texts]
   points = axes.transData.transform([label[:2] for label in labels])
   half = np.array(extents) / 2 + 1
-  centres = _place(points, half, _ink(axes), axes.get_window_extent().extents)
+  frame = np.array(axes.get_window_extent().extents)
+  centres = _place(points, half, _ink(axes), frame)
   to_data = axes.transData.inverted()
   for text, point, centre, size in zip(
     texts, points, centres, half, strict=True
@@ -353,10 +356,10 @@ def _leaders(
 
 def _ink(axes: Axes) -> np.ndarray:
   """Points f64[m, 2] in pixels along all that is drawn as lines or marks."""
-  paths = [line.get_xydata() for line in axes.lines]
-  for drawn in axes.collections:
-    if isinstance(drawn, LineCollection):
-      paths += drawn.get_segments()
+  paths = [np.asarray(line.get_xydata()) for line in axes.lines]
+  for one in axes.collections:
+    if isinstance(one, LineCollection):
+      paths += map(np.asarray, one.get_segments())
   steps = np.linspace(0, 1, 8)[:, None, None]
   joined = [path[:-1] + steps * np.diff(path, axis=0) for path in paths]
   drawn = np.concatenate([path.reshape(-1, 2) for path in (*paths, *joined)])

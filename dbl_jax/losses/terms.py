@@ -77,14 +77,15 @@ def weighted_sum(
     what the terms remember now.
   """
   total = jnp.zeros(())
-  figures, remembered = {}, {}
+  figures: dict[str, jax.Array] = {}
+  remembered: Memory = {}
   for name, options in terms.items():
     options = dict(options)
     weight = options.pop("weight", 1.0)
     term = TERMS[name]
     given = (memory[name],) if name in memory else ()
     value, extra = term.loss(seen, *given, **options)
-    if given:
+    if given and term.update:
       remembered[name] = jax.lax.stop_gradient(
         term.update(seen, *given, **options)
       )

@@ -35,7 +35,8 @@ class Dense(LayerShapes):
   def matrices(self, kernel: jax.Array) -> jax.Array:
     """Kernel [K, K, C, F] -> [H * W * C, H' * W' * F]."""
     zeros = jnp.zeros(self.kernel_shape[2:], kernel.dtype)
-    rows = [[] for _ in range(math.prod(self.x_shape[1:3]))]
+    pixels = math.prod(self.x_shape[1:3])
+    rows: list[list[jax.Array]] = [[] for _ in range(pixels)]
     for pixel, _, tap in self._links():
       rows[pixel].append(kernel[tap] if tap else zeros)
     return jnp.concatenate([jnp.concatenate(row, axis=-1) for row in rows])
@@ -46,7 +47,9 @@ class Dense(LayerShapes):
     blocks = matrices_gradient.reshape(
       math.prod(self.x_shape[1:3]), channels, -1, features
     )
-    taps = {tap: [] for tap in itertools.product(range(size), repeat=2)}
+    taps: dict[tuple[int, ...], list[jax.Array]] = {
+      tap: [] for tap in itertools.product(range(size), repeat=2)
+    }
     for pixel, output, tap in self._links():
       if tap:
         taps[tap].append(blocks[pixel, :, output])
@@ -68,7 +71,7 @@ class Dense(LayerShapes):
     dx = lax.dot_general(_flat(dy), matrix, (((1,), (1,)), ((), ())))
     return dx.reshape(dy.shape[0], *self.x_shape[1:])
 
-  def _links(self) -> Iterator[tuple[int, int, tuple[int, int] | None]]:
+  def _links(self) -> Iterator[tuple[int, int, tuple[int, ...] | None]]:
     """Each pixel, each output, and the kernel's tap between them, if any."""
     pixels = list(itertools.product(*map(range, self.x_shape[1:3])))
     outputs = list(itertools.product(*map(range, self.output_size)))

@@ -14,16 +14,17 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
     "facts": {"set": facts},
   }
   if settings["implementation"] == "lightly":
-    source = torch_views.simclr_loader(settings)
+    loader = torch_views.simclr_loader(settings)
+    draw = loader.next
     facts["workers"] = settings["workers"]
-    work |= {"begin": source.begin, "end": source.end}
+    work |= {"begin": loader.begin, "end": loader.end}
   else:
-    source = torch_views.BatchedViews(settings, device)
+    draw = torch_views.BatchedViews(settings, device).next
     facts["images"] = "resident"
 
   def run() -> None:
     for _ in range(settings["batches_per_call"]):
-      source.next()
+      draw()
     wait(device)
 
   return work | {"run": run}

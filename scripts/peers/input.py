@@ -43,14 +43,16 @@ def _train(
   step, chosen = make_step(settings, device)
   facts |= chosen
   if settings["implementation"] == "kornia":
-    source, phases = torch_views.BatchedViews(settings, device), {}
+    batched = torch_views.BatchedViews(settings, device)
+    draw, phases = batched.next, {}
   else:
-    source = torch_views.simclr_loader(settings)
-    phases = {"begin": source.begin, "end": source.end}
+    loader = torch_views.simclr_loader(settings)
+    draw = loader.next
+    phases = {"begin": loader.begin, "end": loader.end}
 
   def run() -> None:
     for _ in range(settings["batches_per_call"]):
-      views = [view.to(device, non_blocking=True) for view in source.next()]
+      views = [view.to(device, non_blocking=True) for view in draw()]
       step(step.place(torch.cat(views)))
     wait(device)
 

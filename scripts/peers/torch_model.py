@@ -93,7 +93,8 @@ def make_step(
     return lambda: step(views)
 
   if "layout" in settings:
-    chosen, tried = settings["layout"], {}
+    chosen = settings["layout"]
+    tried: dict[str, float] = {}
   else:
     chosen, tried = faster_layout(make, device)
   facts = {
@@ -131,7 +132,7 @@ def faster_layout(
   for layout in LAYOUTS:
     work = make(layout)
     tried[layout] = min([_seconds(work) for _ in range(3)][1:])
-  return min(tried, key=tried.get), tried
+  return min(tried, key=tried.__getitem__), tried
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -6,6 +6,7 @@ Import it before anything that imports torchvision.
 import ctypes
 import importlib
 import os
+from typing import Any
 
 import torch
 
@@ -49,7 +50,7 @@ def _import_torchvision() -> tuple[str, list[torch.library.Library]]:
 _TORCHVISION, _DECLARED = _import_torchvision()
 
 
-def set_up(device: str) -> tuple[torch.device, dict[str, str | int | bool]]:
+def set_up(device: str) -> tuple[torch.device, dict[str, Any]]:
   """Gives PyTorch all cores, or the GPU with its fast paths.
 
   Args:
@@ -64,7 +65,7 @@ def set_up(device: str) -> tuple[torch.device, dict[str, str | int | bool]]:
   threads = len(os.sched_getaffinity(0))
   torch.set_num_threads(threads)
   torch.manual_seed(0)
-  settings = {
+  settings: dict[str, Any] = {
     "threads": threads,
     "gomp_spincount": os.environ.get("GOMP_SPINCOUNT", ""),
     "torchvision": _TORCHVISION,

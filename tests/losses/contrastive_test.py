@@ -9,6 +9,8 @@ from batches import assert_gradient, rows, run, seen, slopes
 
 from dbl_jax.losses import contrastive
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 LABELS = np.array([0, 1, 0, 2, 0])  # class 3 is absent, 1 and 2 have one image
 COUNTS = np.array([30.0, 10, 5, 2])
 

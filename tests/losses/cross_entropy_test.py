@@ -6,6 +6,8 @@ from batches import assert_gradient, run, seen, slopes
 
 from dbl_jax.losses import cross_entropy as losses
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 COUNTS = np.array([500.0, 60, 9, 1])  # and no class is as frequent as another
 LABELS = np.array([0, 1, 3, 3, 2, 0])
 RNG = np.random.default_rng(0)

@@ -8,6 +8,8 @@ from batches import assert_gradient, rows, run, seen, slopes
 
 from dbl_jax.losses import metric
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 LABELS = np.array([0, 1, 0, 2, 0, 1])  # class 3 is absent, 2 has one image
 COUNTS = np.array([30.0, 10, 5, 2])
 RNG = np.random.default_rng(0)

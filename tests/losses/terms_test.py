@@ -12,6 +12,8 @@ from batches import run, seen
 from dbl_jax.losses import terms
 from dbl_jax.losses.terms import TERMS
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 C = 6
 COUNTS = np.array([30.0, 10, 5, 1, 7, 2])
 PROTOTYPES = np.random.default_rng(1).normal(size=(C, C))
@@ -45,9 +47,9 @@ def batch(case="random", **changes):
 
 
 @functools.cache
-def term(name):
+def term(name, **options):
   """The term as a loss without memory, at a low temperature."""
-  config = {name: options_of(name)}
+  config = {name: options_of(name) | options}
 
   def loss(given):
     value, figures, _ = terms.weighted_sum(config, given, memory_of(config))
@@ -69,6 +71,34 @@ def summed(config, given, memory):
 def test_loss_and_gradients_are_finite(name):
   for case in HARD:
     for leaf in jax.tree.leaves(run(term(name), batch(case))):
+      assert np.isfinite(leaf).all(), case
+
+
+# As far as a config's check lets options go.
+UTMOST = [
+  ("balanced_contrastive", {"temperature": 1e-3}),
+  ("balanced_softmax", {"strength": 10.0}),
+  ("center", {"rate": 1.0}),
+  ("cross_entropy", {"weighting": "inverse"}),
+  ("cross_entropy", {"weighting": "effective", "beta": 0.0}),
+  ("cross_entropy", {"weighting": "effective", "beta": 1 - 1e-7}),
+  ("label_aware_smoothing", {"head": 0.99, "tail": 0.0}),
+  ("label_aware_smoothing", {"head": 0.0, "tail": 0.99}),
+  ("ldam", {"margin": 10.0, "scale": 1e3, "after": 0.0, "beta": 1 - 1e-7}),
+  ("locality_preserving", {"neighbours": 1}),
+  ("nt_xent", {"temperature": 1e-3}),
+  ("sup_con", {"temperature": 1e-3}),
+]
+
+
+def test_each_term_is_taken_to_the_utmost():
+  assert {name for name, _ in UTMOST} == set(TERMS)
+
+
+@pytest.mark.parametrize(("name", "options"), UTMOST)
+def test_loss_and_gradients_are_finite_at_the_utmost_options(name, options):
+  for case in HARD:
+    for leaf in jax.tree.leaves(run(term(name, **options), batch(case))):
       assert np.isfinite(leaf).all(), case
 
 

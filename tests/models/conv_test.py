@@ -10,6 +10,8 @@ from dbl_jax import sharding
 from dbl_jax.models import chunks, cpu_conv, winograd
 from dbl_jax.models.conv import Conv2D, conv2d
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 # batch, height, width, in channels, kernel size, out channels, stride, padding
 CASES = [
   (5, 8, 8, 64, 3, 5, 1, 1),

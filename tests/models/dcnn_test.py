@@ -15,6 +15,8 @@ from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.heads import MLPHead
 from dbl_jax.models.model import Model
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 
 @pytest.fixture
 def plain(monkeypatch):

@@ -8,6 +8,8 @@ import pytest
 
 from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 FEATURES = jax.random.normal(jax.random.key(0), (32, 20)) + 1
 
 

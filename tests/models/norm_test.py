@@ -9,6 +9,8 @@ import pytest
 from dbl_jax import sharding
 from dbl_jax.models.norm import BatchNorm
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 KEYS = jax.random.split(jax.random.key(0), 4)
 X = 3 * jax.random.normal(KEYS[0], (6, 5, 4, 7)) + 1
 DY = jax.random.normal(KEYS[1], X.shape)

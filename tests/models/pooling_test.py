@@ -8,6 +8,8 @@ import pytest
 
 from dbl_jax.models.pooling import max_pool
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 
 def reference(x):
   return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

@@ -9,6 +9,8 @@ from dbl_jax import sharding
 from dbl_jax.models import conv, cpu_conv
 from dbl_jax.models.resnet import ResidualBlock, ResNet18
 
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
 IMAGES = jax.random.normal(jax.random.key(0), (6, 32, 32, 3))
 
 

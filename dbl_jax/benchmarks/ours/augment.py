@@ -1,6 +1,5 @@
 """SimCLR's views of images that lie on the device as uint8."""
 
-import functools
 from typing import Any
 
 import jax
@@ -41,18 +40,16 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
   found = devices.prepare(settings["device"])
   resident = jnp.asarray(random_images(settings))
   batch = settings["batch"]
-  make_views = functools.partial(
-    views.make_views,
-    num_views=settings["views"],
-    out_size=settings["size"],
-    **family(settings),
-  )
+  options = family(settings) | {
+    "num_views": settings["views"],
+    "out_size": settings["size"],
+  }
 
   @jax.jit
   def draw(resident: jax.Array, key: jax.Array, number: jax.Array) -> jax.Array:
     key = jax.random.fold_in(key, number)
     ids = jax.random.randint(key, (batch,), 0, len(resident))
-    return make_views(key, ids, resident[ids])
+    return views.make_views(key, ids, resident[ids], **options)
 
   key = jax.random.key(0)
   compiled = draw.lower(resident, key, jnp.int32(0)).compile()

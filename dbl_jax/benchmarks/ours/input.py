@@ -11,17 +11,19 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
   run = training.pretraining(settings)
   count = settings["batches_per_call"]
   if settings["work"] == "train":
-    source = training.Stepper(run)
+    stepper = training.Stepper(run)
+    source: training.Stepper | training.Batches = stepper
 
     def work() -> None:
-      source.advance(count)
+      stepper.advance(count)
 
   else:
-    source = training.Batches(run, settings["size"])
+    batches = training.Batches(run, settings["size"])
+    source = batches
 
     def work() -> None:
       for _ in range(count):
-        pictures = source.next()
+        pictures = batches.next()
       pictures.block_until_ready()
 
   source.begin()

@@ -29,10 +29,10 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
   """See `serve`. Settings: implementation, batch, width, temperature."""
   found = devices.prepare(settings["device"])
   loss = _IMPLEMENTATIONS[settings["implementation"]]
-  z = np.random.default_rng(0).standard_normal(
+  rows = np.random.default_rng(0).standard_normal(
     (settings["batch"], 2, settings["width"]), np.float32
   )
-  z = jnp.asarray(z)
+  z = jnp.asarray(rows)
   program = jax.jit(
     jax.value_and_grad(lambda z: loss(z, settings["temperature"]))
   )

@@ -116,7 +116,7 @@ def make_program(
   return make_step(embed, optimizer, settings["temperature"]), start
 
 
-def count_flops(settings: dict[str, Any]) -> float:
+def count_flops(settings: dict[str, Any]) -> float | None:
   """FLOPs of a step by flax's plain layers, in whatever form it is run.
 
   Winograd's products would be counted instead of the convolution's, and loops
@@ -124,7 +124,7 @@ def count_flops(settings: dict[str, Any]) -> float:
   """
   step, start = make_program(settings | {"implementation": "flax"})
   lowered = jax.jit(step).lower(*jax.eval_shape(start))
-  return lowered.cost_analysis()["flops"]
+  return (lowered.cost_analysis() or {}).get("flops")
 
 
 def build(settings: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
       box[0], loss = compiled(box[0], images)
     jax.block_until_ready(loss)
 
-  facts = {"set": found}
+  facts: dict[str, Any] = {"set": found}
   if settings["device"] == "gpu":
     facts |= device_facts(compiled)
     facts["flops"] = count_flops(settings)
@@ -150,11 +150,11 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
 
 def device_facts(compiled: jax.stages.Compiled) -> dict[str, Any]:
   """What XLA says of a program, and JAX of the device it is for."""
-  cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
   return {
     "device_kind": jax.devices()[0].device_kind,
     "compiled_flops": cost.get("flops"),
     "compiled_bytes": cost.get("bytes accessed"),
-    "temporary_bytes": memory.temp_size_in_bytes,
-    "argument_bytes": memory.argument_size_in_bytes,
+    "temporary_bytes": memory and memory.temp_size_in_bytes,
+    "argument_bytes": memory and memory.argument_size_in_bytes,
   }

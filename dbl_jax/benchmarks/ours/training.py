@@ -135,6 +135,7 @@ class Stepper:
   def advance(self, count: int) -> None:
     """Does `count` steps and waits for them."""
     trainer = self._trainer
+    assert self._take is not None  # begun
     while count:
       some = min(count, trainer.most)
       self._state, figures = trainer.steps(
@@ -170,6 +171,7 @@ class Batches:
 
   def next(self) -> jax.Array:
     """The next batch, f32[B, S, S, 3]."""
+    assert self._take is not None  # begun
     return self._read(self._feed.resident, self._take(1))
 
 
