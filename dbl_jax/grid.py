@@ -14,13 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
+from dbl_jax import checkpoint, predictions, sharding, train
 from dbl_jax import config as configs
-from dbl_jax import predictions, train
 from dbl_jax.comparison.records import Record
+from dbl_jax.data import sources
 from dbl_jax.errors import UserError
 from dbl_jax.progress import clock, say
+from dbl_jax.trainer import check_phases
 
 _SECONDS = "seconds.json"
 
@@ -120,14 +123,19 @@ def stages(entries: Sequence[Entry]) -> list[Stage]:
 def run(entries: Sequence[Entry]) -> dict[Path, str]:
   """Trains every stage that is not finished, and says how far it is.
 
-  A stage that cannot be trained does not stop the others.
+  A stage whose training fails does not stop the others. What is seen to be
+  impossible from the start does.
 
   Args:
     entries: as made by `plan`.
 
   Returns:
     Workdir of each stage that failed -> why.
+
+  Raises:
+    UserError: naming a system whose phases, data and devices do not fit.
   """
+  _check([entry for entry in entries if not is_done(entry.stage)])
   todo = [stage for stage in stages(entries) if not is_done(stage)]
   done = len(stages(entries)) - len(todo)
   say(f"grid: {len(entries)} results, {done} stages done, {len(todo)} to train")
@@ -151,6 +159,28 @@ def run(entries: Sequence[Entry]) -> dict[Path, str]:
       say(f"grid: failed: {error}")
     gc.collect()
   return failed
+
+
+def _check(entries: Sequence[Entry]) -> None:
+  """Each system once, from its first phase to its last, as `run` says."""
+  mesh, loaded = sharding.make_mesh(), None
+  for entry in {entry.system: entry for entry in reversed(entries)}.values():
+    data = entry.stage.config.data.to_dict()
+    try:
+      if loaded is None or loaded[0] != data:
+        loaded = data, sources.load(entry.stage.config.data)
+      first, *_ = chain = _chain(entry.stage)
+      given, left = first.config.init_from, None
+      if given:
+        left, _ = checkpoint.load_start(given, configs.PHASES)
+      with jax.set_mesh(mesh):
+        for stage in chain:
+          left = check_phases(stage.config, loaded[1], mesh, left)
+    except UserError as error:
+      raise UserError(
+        f"{entry.system}: {error} Nothing was trained; mend it, or leave the"
+        " system out."
+      ) from error
 
 
 def _needs(stage: Stage, other: Stage) -> bool:

@@ -6,6 +6,7 @@ validation mean-class accuracy.
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -145,17 +146,8 @@ def tau_normalised(known: Known) -> Fitted:
 
   Returns:
     The scores; `chosen` is tau.
-
-  Raises:
-    UserError: if the head is not one linear layer.
   """
-  head = known.variables["params"]["head"]
-  if set(head) != {"logits"}:
-    raise UserError(
-      "predictor='tau_normalised' needs a linear head, but this one has"
-      f" {', '.join(sorted(head))}. Set head.hidden=(), head.scaled=False."
-    )
-  kernel = np.asarray(head["logits"]["kernel"])
+  kernel = np.asarray(known.variables["params"]["head"]["logits"]["kernel"])
   lengths = np.maximum(np.linalg.norm(kernel, axis=0), 1e-12)
 
   def scores(tau: float) -> Scores:
@@ -197,16 +189,9 @@ def svm(known: Known) -> Fitted:
 
   Returns:
     Distances to the margins; `chosen` is the cost.
-
-  Raises:
-    UserError: if scikit-learn is not installed.
   """
-  try:
-    from sklearn.svm import LinearSVC
-  except ImportError as error:
-    raise UserError(
-      "predictor='svm' needs scikit-learn: pip install scikit-learn."
-    ) from error
+  from sklearn.svm import LinearSVC
+
   features = known.train[0]
   centre, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
 
@@ -242,10 +227,45 @@ PREDICTORS: dict[str, Callable[[Known], Fitted]] = {
   "svm": svm,
   "tau_normalised": tau_normalised,
 }
+# Those that read the head's logits.
+OF_LOGITS = frozenset({"head", "logit_adjusted", "tau_normalised"})
 # Whose softmax is a distribution over the classes.
 CALIBRATED = frozenset({"head", "logit_adjusted"})
 
 
+def check(name: str, head: Mapping[str, Any]) -> None:
+  """Sees that a model can be classified by this predictor, and here.
+
+  Args:
+    name: in `PREDICTORS`.
+    head: the head's parameters, or their shapes.
+
+  Raises:
+    UserError: if the predictor needs another head, or what is not installed.
+  """
+  if name == "tau_normalised" and set(head) != {"logits"}:
+    raise UserError(
+      "predictor='tau_normalised' needs a linear head, but this one has"
+      f" {', '.join(sorted(head))}. Set head.hidden=(), head.scaled=False."
+    )
+  if name == "svm" and importlib.util.find_spec("sklearn") is None:
+    raise UserError(
+      "predictor='svm' needs scikit-learn: pip install scikit-learn."
+    )
+
+
 def fit(name: str, known: Known) -> Fitted:
-  """The predictor of this name, fitted on what it may know."""
+  """The predictor of this name, fitted on what it may know.
+
+  Args:
+    name: in `PREDICTORS`.
+    known: what it may know.
+
+  Returns:
+    It.
+
+  Raises:
+    UserError: see `check`.
+  """
+  check(name, known.variables["params"]["head"])
   return PREDICTORS[name](known)._replace(name=name)

@@ -33,7 +33,12 @@ from dbl_jax.predictors import Known
 from dbl_jax.progress import Journal, Progress, say
 from dbl_jax.provenance import provenance
 from dbl_jax.state import TrainState
-from dbl_jax.trainer import Trainer, evaluation_steps, make_trainer
+from dbl_jax.trainer import (
+  Trainer,
+  check_phases,
+  evaluation_steps,
+  make_trainer,
+)
 
 log = logging.getLogger(__name__)
 
@@ -299,6 +304,8 @@ def _run(
   if variables is not None:
     _check_classes(config, dataset, variables, known_classes)
   mesh = sharding.make_mesh()
+  with jax.set_mesh(mesh):
+    check_phases(config, dataset, mesh, variables)
   say(_headline(config, dataset, mesh))
   with Journal(workdir, config.tensorboard) as journal, jax.set_mesh(mesh):
     for name in configs.phases(config):

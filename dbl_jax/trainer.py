@@ -10,13 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
-from dbl_jax import features, inputs, optim, sharding, steps
+from dbl_jax import features, inputs, optim, predictors, sharding, steps
 from dbl_jax.data import pipeline, sampling
 from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import compiled
 from dbl_jax.losses import terms
-from dbl_jax.models.model import make_model
+from dbl_jax.models.model import Model, make_model
 from dbl_jax.state import TrainState
 
 
@@ -52,6 +52,154 @@ class Trainer(NamedTuple):
   total: int
 
 
+class _Plan(NamedTuple):
+  """What a phase computes; of the data it knows numbers alone.
+
+  Attributes:
+    model: encoder and head.
+    state: before the first step.
+    trained: tree of bool over the parameters.
+    images: how the model reads images.
+    read: how it reads what the phase trains on, images or features.
+    step: one training step.
+    sampler: what each step draws.
+    total: number of steps.
+    key: the phase's typed key.
+  """
+
+  model: Model
+  state: TrainState
+  trained: Any
+  images: inputs.Inputs
+  read: inputs.Inputs
+  step: steps.TrainStep
+  sampler: sampling.Sampler
+  total: int
+  key: jax.Array
+
+
+def _make_plan(
+  config: ConfigDict, name: str, dataset: Dataset, start: dict[str, Any] | None
+) -> _Plan:
+  """Checks a phase and says what it does, which may be traced or done."""
+  phase, number = config[name], configs.stage(config, name)
+  num_classes, size = len(dataset.class_names), dataset.image_size
+  train = dataset.parts["train"]
+  seed = config.seed * configs.MOST_STAGES + number
+  sampler = sampling.make_sampler(
+    train.labels, num_classes, phase.q, phase.batch_size, seed
+  )
+  total = sampling.num_steps(sampler, phase.epochs)
+  init_key, key = jax.random.split(
+    jax.random.fold_in(jax.random.key(config.seed), number)
+  )
+  model = make_model(config.model, phase.head, num_classes)
+  variables = steps.init_variables(model, init_key, size)
+  trained = optim.trained_mask(variables["params"], phase.trained)
+  frozen = not any(jax.tree.leaves(trained["encoder"]))
+  _check_frozen(name, phase, trained["encoder"], start)
+  if start is not None:
+    variables = _with_inherited(variables, start, phase.inherit)
+  model = model.with_frozen(_frozen_modules(trained["encoder"]))
+  schedule = optim.make_schedule(phase.optimizer, total, phase.batch_size)
+  optimizer = optim.make_optimizer(phase.optimizer, schedule, trained)
+  memory = terms.start_memory(
+    phase.losses,
+    num_classes,
+    lambda: steps.num_features(model, variables, size),
+  )
+  if config.skip_nonfinite:
+    memory[steps.SKIPPED] = jnp.int32(0)
+  images = inputs.of_images(phase, size, "frozen" if frozen else "trained")
+  read = inputs.of_features(phase) if phase.cached_views else images
+  counts = np.bincount(train.labels, minlength=num_classes)
+  objective = steps.Objective(phase.losses, counts, max(total, 1))
+  step = steps.make_train_step(
+    model, read, objective, optimizer, schedule, trained
+  )
+  return _Plan(
+    model=model,
+    state=TrainState.start(variables, optimizer, memory),
+    trained=trained,
+    images=images,
+    read=read,
+    step=steps.skipping(step) if config.skip_nonfinite else step,
+    sampler=sampler,
+    total=total,
+    key=key,
+  )
+
+
+def check_phases(
+  config: ConfigDict,
+  dataset: Dataset,
+  mesh: jax.sharding.Mesh,
+  start: dict[str, Any] | None,
+) -> dict[str, Any]:
+  """Sees that every phase can begin, before hours go into the first.
+
+  Nothing is computed: phases are traced, each on what the one before leaves,
+  with a step of those that do not begin at once.
+
+  Args:
+    config: resolved config.
+    dataset: with a 'train' part.
+    mesh: the devices.
+    start: variables of the model to start from or their shapes, or None.
+
+  Returns:
+    Shapes of the model that the last phase leaves.
+
+  Raises:
+    UserError: naming the phase, if its batch, parameters, loss or predictor
+      do not fit the data, the devices, or what it starts from.
+  """
+  for name in configs.phases(config):
+    try:
+      sharding.check_batch_size(config[name].batch_size, mesh)
+      start = _traced(config, name, dataset, mesh, start)
+      predictors.check(config[name].predictor, start["params"]["head"])
+    except UserError as error:
+      named = f"config.{name}" in str(error)
+      raise UserError(f"{'' if named else f'{name}: '}{error}") from error
+  assert start is not None  # a resolved config has a phase
+  return start
+
+
+def _traced(
+  config: ConfigDict,
+  name: str,
+  dataset: Dataset,
+  mesh: jax.sharding.Mesh,
+  start: dict[str, Any] | None,
+) -> dict[str, Any]:
+  """Shapes of the model that a phase leaves, from shapes of its start."""
+  images, labels = dataset.parts["train"]
+  views, size = config[name].cached_views, config[name].batch_size
+
+  def first_step(start: dict[str, Any] | None) -> dict[str, Any]:
+    plan = _make_plan(config, name, dataset, start)
+    if start is None:
+      return plan.state.model()
+    shape, dtype = images.shape[1:], images.dtype
+    if views:
+      width = steps.num_features(
+        plan.model, plan.state.model(), dataset.image_size
+      )
+      shape, dtype = (views, width), np.dtype(np.float32)
+    pipeline.check_form(
+      len(labels) * math.prod(shape) * dtype.itemsize, mesh, config.data.input
+    )
+    batch = {
+      "row": jnp.zeros((size, *shape), dtype),
+      "id": jnp.arange(size),
+      "label": jnp.zeros(size, jnp.int32),
+    }
+    return plan.step(plan.state, None, batch, plan.key)[0].model()
+
+  return jax.eval_shape(first_step, start)
+
+
 def make_trainer(
   config: ConfigDict,
   name: str,
@@ -75,63 +223,26 @@ def make_trainer(
   Raises:
     UserError: if batch, data, devices or start do not fit together.
   """
-  phase, number = config[name], configs.stage(config, name)
-  num_classes, size = len(dataset.class_names), dataset.image_size
+  phase = config[name]
   sharding.check_batch_size(phase.batch_size, mesh)
-  train = dataset.parts["train"]
-  seed = config.seed * configs.MOST_STAGES + number
-  sampler = sampling.make_sampler(
-    train.labels, num_classes, phase.q, phase.batch_size, seed
-  )
-  total = sampling.num_steps(sampler, phase.epochs)
-  init_key, key = jax.random.split(
-    jax.random.fold_in(jax.random.key(config.seed), number)
-  )
-  model = make_model(config.model, phase.head, num_classes)
-  variables = steps.init_variables(model, init_key, size)
-  trained = optim.trained_mask(variables["params"], phase.trained)
-  frozen = not any(jax.tree.leaves(trained["encoder"]))
-  _check_frozen(name, phase, frozen, start)
-  if start is not None:
-    variables = _with_inherited(variables, start, phase.inherit)
-  model = model.with_frozen(_frozen_modules(trained["encoder"]))
-  schedule = optim.make_schedule(phase.optimizer, total, phase.batch_size)
-  optimizer = optim.make_optimizer(phase.optimizer, schedule, trained)
-  counts = np.bincount(train.labels, minlength=num_classes)
-  memory = terms.start_memory(
-    phase.losses,
-    num_classes,
-    lambda: steps.num_features(model, variables, size),
-  )
-  if config.skip_nonfinite:
-    memory[steps.SKIPPED] = jnp.int32(0)
-  state = sharding.put(
-    TrainState.start(variables, optimizer, memory), sharding.replicated(mesh)
-  )
-
-  images = inputs.of_images(phase, size, "frozen" if frozen else "trained")
-  predict_step = compiled(steps.make_eval_step(model, images), mesh)
-  parts, read, eval_step = dataset.parts, images, predict_step
+  plan = _make_plan(config, name, dataset, start)
+  state = sharding.put(plan.state, sharding.replicated(mesh))
+  predict_step = compiled(steps.make_eval_step(plan.model, plan.images), mesh)
+  parts, eval_step = dataset.parts, predict_step
   if phase.cached_views:
     parts = features.extract(
-      model, state.model(), parts, phase, key, mesh, name
+      plan.model, state.model(), parts, phase, plan.key, mesh, name
     )
-    read = inputs.of_features(phase)
-    eval_step = compiled(steps.make_eval_step(model, read), mesh)
-  objective = steps.Objective(phase.losses, counts, max(total, 1))
-  train_step = steps.make_train_step(
-    model, read, objective, optimizer, schedule, trained
-  )
-  if config.skip_nonfinite:
-    train_step = steps.skipping(train_step)
+    eval_step = compiled(steps.make_eval_step(plan.model, plan.read), mesh)
   most = _steps_per_dispatch(config, name, mesh)
+  rows, labels = parts["train"]
   return Trainer(
     phase=phase,
     name=name,
     state=state,
-    trained=trained,
+    trained=plan.trained,
     steps=jax.jit(
-      steps.repeat(train_step, most),
+      steps.repeat(plan.step, most),
       donate_argnums=0,
       out_shardings=sharding.replicated(mesh),
     ),
@@ -140,10 +251,10 @@ def make_trainer(
     predict_step=predict_step,
     parts=parts,
     feed=pipeline.make_feed(
-      parts["train"].images, train.labels, sampler, mesh, config.data.input
+      rows, labels, plan.sampler, mesh, config.data.input
     ),
-    key=key,
-    total=total,
+    key=plan.key,
+    total=plan.total,
   )
 
 
@@ -161,16 +272,32 @@ def _steps_per_dispatch(
 
 
 def _check_frozen(
-  name: str, phase: ConfigDict, frozen: bool, start: dict[str, Any] | None
+  name: str, phase: ConfigDict, trained: Any, start: dict[str, Any] | None
 ) -> None:
-  """Raises UserError where a phase freezes what it has not, or caches more."""
+  """Raises UserError where a phase freezes what it has not, or caches more.
+
+  Args:
+    name: of the phase.
+    phase: its config.
+    trained: tree of bool over the encoder's parameters.
+    start: variables to start from, or None.
+  """
+  kept = optim.by_path({"encoder": trained})
+  frozen = [path for path, changes in kept.items() if not changes]
   if frozen and start is None:
     raise UserError(
       f"config.{name}.trained={tuple(phase.trained)} freezes the encoder, but"
       " there is none to start from. Set --config.init_from to the workdir of"
       " a finished run, for example of configs/simclr.py."
     )
-  if phase.cached_views and not frozen:
+  fresh = [path for path in frozen if not optim.matches(path, phase.inherit)]
+  if fresh:
+    raise UserError(
+      f"config.{name} neither inherits nor trains {fresh[0]}, so it would stay"
+      f" random: inherit={tuple(phase.inherit)},"
+      f" trained={tuple(phase.trained)}. Add 'encoder' to either."
+    )
+  if phase.cached_views and any(kept.values()):
     raise UserError(
       f"config.{name}.cached_views={phase.cached_views} keeps the encoder's"
       f" features, but trained={tuple(phase.trained)} changes the encoder. Set"
@@ -182,6 +309,14 @@ def _with_inherited(
   variables: dict[str, Any], start: dict[str, Any], patterns: Sequence[str]
 ) -> dict[str, Any]:
   """Fresh variables, those whose path matches replaced, shapes checked."""
+  every = [path for tree in (variables, start) for path in _paths(tree)]
+  for pattern in patterns:
+    if not any(optim.matches(path, [pattern]) for path in every):
+      groups = sorted({"/".join(path.split("/")[:2]) for path in every})
+      raise UserError(
+        f"inherit={tuple(patterns)}: {pattern!r} matches no parameter."
+        f" Parameters begin with {', '.join(groups)}."
+      )
   replaced = {}
   for kind, tree in variables.items():
     fresh, found = optim.by_path(tree), optim.by_path(start[kind])
@@ -203,6 +338,10 @@ def _with_inherited(
       jax.tree.structure(tree), list(fresh.values())
     )
   return replaced
+
+
+def _paths(variables: dict[str, Any]) -> list[str]:
+  return [path for tree in variables.values() for path in optim.by_path(tree)]
 
 
 def _frozen_modules(trained: Any) -> tuple[str, ...]:

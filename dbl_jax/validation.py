@@ -14,7 +14,7 @@ from dbl_jax.errors import UserError
 from dbl_jax.losses import cross_entropy
 from dbl_jax.losses.terms import TERMS
 from dbl_jax.models import model
-from dbl_jax.predictors import PREDICTORS
+from dbl_jax.predictors import OF_LOGITS, PREDICTORS
 
 # A test says whether a value is possible, and what is.
 _Test = tuple[Callable[[Any], bool], str]
@@ -75,9 +75,10 @@ _PATTERN = (
   _is_pattern,
   "a regular expression for the start of a parameter's path, such as 'head'",
 )
+_BOOL: _Test = (lambda value: isinstance(value, bool), "True or False")
 _COMMON: dict[str, _Test] = {
   "seed": _whole(0, _MOST),
-  "skip_nonfinite": (lambda value: isinstance(value, bool), "True or False"),
+  "skip_nonfinite": _BOOL,
   "data.image_size": _whole(16, 1024),
   "data.validation_fraction": _number(0.01, 0.9),
   "data.test_fraction": _number(0.01, 0.9),
@@ -93,12 +94,14 @@ _COMMON: dict[str, _Test] = {
   "data.region": _one_of(regions.REGIONS),
   "log_every": _whole(1),
   "steps_per_dispatch": _whole(0, 10_000),
+  "tensorboard": _BOOL,
 }
 # Of encoders that have them.
 _ENCODER: dict[str, _Test] = {
   "pooling": _one_of(("average", "flatten")),
   "stem": _one_of(("imagenet", "small")),
-  "width": _whole(1),
+  "width": _whole(1, 1_000_000),
+  "zero_init_residual": _BOOL,
 }
 _PHASE: dict[str, _Test] = {
   "epochs": _number(0),
@@ -136,6 +139,8 @@ _HEAD: dict[str, _Test] = {
   "hidden": _WIDTH,
   "layers": _whole(1, 100),
   "out": _WIDTH,
+  "prototypes": _BOOL,
+  "scaled": _BOOL,
 }
 _WIDTHS = _all(_WIDTH, "a tuple of widths")
 _TERM: dict[str, _Test] = {
@@ -197,6 +202,7 @@ def _tests(
       yield f"{phase}.{path}", test
     yield from _head_tests(config, phase)
     yield from _term_tests(config, phase)
+    _check_whole(config[phase], phase)
 
 
 def _head_tests(config: ConfigDict, phase: str) -> Iterator[tuple[str, _Test]]:
@@ -217,7 +223,15 @@ def _head_tests(config: ConfigDict, phase: str) -> Iterator[tuple[str, _Test]]:
 
 def _term_tests(config: ConfigDict, phase: str) -> Iterator[tuple[str, _Test]]:
   """Tests of the options of a phase's losses; their names are checked here."""
-  for name, options in config[phase].losses.items():
+  losses = config[phase].get("losses")
+  if not isinstance(losses, ConfigDict) or not all(
+    isinstance(options, ConfigDict) for options in losses.values()
+  ):
+    raise UserError(
+      f"config.{phase}.losses={_plain(losses)!r} is"
+      " impossible. Expected options by name, such as {'cross_entropy': {}}."
+    )
+  for name, options in losses.items():
     if name not in TERMS:
       raise UserError(
         f"config.{phase}.losses names {name!r}; there are"
@@ -235,7 +249,12 @@ def _term_tests(config: ConfigDict, phase: str) -> Iterator[tuple[str, _Test]]:
         f"config.{phase}.views={config[phase].views}: the loss 'nt_xent'"
         " compares two views of each image. Set views=2, or another loss."
       )
-    allowed = {"weight", *inspect.signature(TERMS[name].loss).parameters}
+    parameters = inspect.signature(TERMS[name].loss).parameters
+    for option, parameter in parameters.items():
+      needed = parameter.kind is parameter.KEYWORD_ONLY
+      if needed and parameter.default is parameter.empty:
+        yield f"{phase}.losses.{name}.{option}", _TERM[option]
+    allowed = {"weight", *parameters}
     for option in options:
       if option not in allowed or option not in _TERM:
         possible = sorted(allowed & _TERM.keys())
@@ -244,6 +263,61 @@ def _term_tests(config: ConfigDict, phase: str) -> Iterator[tuple[str, _Test]]:
           f" {', '.join(possible)}."
         )
       yield f"{phase}.losses.{name}.{option}", _TERM[option]
+
+
+def _check_whole(phase: ConfigDict, name: str) -> None:
+  """Raises UserError where fields, each possible, do not fit together."""
+  head = phase.head.name
+  # A head of the user's own that does not say what it gives, gives all.
+  gives = getattr(model.HEADS[head], "gives", ("embeddings", "logits"))
+  readers = {f"losses.{term}": TERMS[term].reads for term in phase.losses}
+  if phase.predictor in OF_LOGITS:
+    readers[f"predictor={phase.predictor!r}"] = "logits"
+  for reader, what in readers.items():
+    if what not in ("features", *gives):
+      others = [
+        other
+        for other in sorted(model.HEADS)
+        if what in getattr(model.HEADS[other], "gives", ())
+      ]
+      raise UserError(
+        f"config.{name}.{reader} reads {what}, but head.name={head!r} gives"
+        f" {' and '.join(gives)}. Set head.name to {' or '.join(others)}, or"
+        " another of the two."
+      )
+  if "balanced_contrastive" in phase.losses and not phase.head.get(
+    "prototypes", False
+  ):
+    raise UserError(
+      f"config.{name}.losses.balanced_contrastive compares with prototypes,"
+      " which the head has not. Set head.prototypes=True."
+    )
+  _check_cosine(phase, name)
+  weights = [options.get("weight", 1.0) for options in phase.losses.values()]
+  if phase.epochs and not any(weights):
+    raise UserError(
+      f"config.{name} has no loss, or none of weight above 0, so nothing"
+      f" could be learned. Give it one of {', '.join(sorted(TERMS))}, or"
+      " epochs=0."
+    )
+  if phase.epochs and not phase.trained:
+    raise UserError(
+      f"config.{name}.trained=() trains nothing. Name what to train, such as"
+      " ('head',), or set epochs=0."
+    )
+
+
+def _check_cosine(phase: ConfigDict, name: str) -> None:
+  """LDAM's margins are those of a head of cosines, times its scale."""
+  if "ldam" not in phase.losses:
+    return
+  scale, cosine = phase.losses.ldam.get("scale", 30.0), phase.head.get("cosine")
+  if phase.head.name == "mlp" and scale != cosine:
+    raise UserError(
+      f"config.{name}.losses.ldam has scale={scale}, but its logits are"
+      f" head.cosine={cosine or 0.0} times cosines. Set both alike, such as to"
+      " 30.0."
+    )
 
 
 def _check(config: ConfigDict, path: str, test: _Test) -> None:
@@ -261,3 +335,7 @@ def _check(config: ConfigDict, path: str, test: _Test) -> None:
     raise UserError(
       f"config.{path}={value!r} is impossible. Expected {expected}."
     )
+
+
+def _plain(value: Any) -> Any:
+  return value.to_dict() if isinstance(value, ConfigDict) else value

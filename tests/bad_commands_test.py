@@ -164,7 +164,11 @@ OTHERS = [
   ("make_table", ["--reference=nope"], "--reference=nope is not among"),
   ("make_table", ["--data.nam=x"], r"no field 'nam'. Did you mean name"),
   ("make_table", ["--data.name=x"], "data.name='x' is impossible"),
-  ("make_table", ["--data.dir=/etc", "--systems=basic"], "1 of 1 could not"),
+  (
+    "make_table",
+    ["--data.dir=/etc", "--systems=basic"],
+    "basic: data.dir=/etc is given",
+  ),
   ("make_table", ["--notrain", "--systems=basic"], "no finished run"),
   ("make_table", ["--out=/proc/x/y"], "--out=/proc/x/y cannot be written"),
   ("benchmark", ["--rounds=0"], "--rounds=0"),

@@ -131,6 +131,28 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(entries, monkeypatch):
   assert [record.seed for record in grid.records(entries)] == [1, 1]
 
 
+def test_a_system_that_cannot_be_is_told_before_any_trains(
+  cache, tmp_path, monkeypatch
+):
+  wrong = decoupled(cache)
+  wrong.classify.trained = ("tail",)
+  systems = {"basic": supervised(cache), "typo": wrong}
+  entries = grid.plan(systems, [0], tmp_path)
+  monkeypatch.setattr(
+    train, "train_and_evaluate", lambda *_: pytest.fail("training began")
+  )
+  with pytest.raises(UserError, match=r"typo: classify: .*matches no param"):
+    grid.run(entries)
+
+
+def test_of_finished_systems_no_data_are_asked_for(entries, monkeypatch):
+  assert grid.run(entries) == {}
+  monkeypatch.setattr(
+    grid.sources, "load", lambda *_: pytest.fail("data were read")
+  )
+  assert grid.run(entries) == {}
+
+
 def test_the_budget_is_every_encoders():
   config = configs.base()
   config.pretrain = configs.simclr()

@@ -173,7 +173,7 @@ def test_tau_0_is_the_head_without_its_bias():
 def test_tau_normalisation_of_a_hidden_layer_is_refused():
   head = LINEAR | {"dense1": {"kernel": np.ones((6, 6), np.float32)}}
   with pytest.raises(UserError, match=r"hidden=\(\)"):
-    predictors.tau_normalised(known_of(head=head))
+    predictors.fit("tau_normalised", known_of(head=head))
 
 
 def test_logit_adjustment_takes_a_skewed_prior_away():
@@ -290,9 +290,9 @@ def test_svm_tells_classes_apart_and_chooses_on_validation(classes):
 
 
 def test_svm_without_scikit_learn_says_what_to_install(monkeypatch):
-  monkeypatch.setitem(sys.modules, "sklearn.svm", None)
+  monkeypatch.setitem(sys.modules, "sklearn", None)
   with pytest.raises(UserError, match="pip install scikit-learn"):
-    predictors.svm(known_of())
+    predictors.fit("svm", known_of())
 
 
 def test_calibrated_predictors_exist():

@@ -68,12 +68,26 @@ def make_feed(
   Returns:
     The feed.
   """
-  if form == "auto":
-    form = "resident" if _fits(rows.nbytes, mesh) else "tf_data"
   resident = None
-  if form == "resident":
+  if _is_resident(rows.nbytes, mesh, form):
     resident = sharding.put(rows, sharding.replicated(mesh))
   return Feed(resident, rows, labels, sampler, mesh)
+
+
+def check_form(num_bytes: int, mesh: jax.sharding.Mesh, form: str) -> None:
+  """Raises UserError where rows need TensorFlow, and there is none.
+
+  Args:
+    num_bytes: of all rows.
+    mesh: the devices.
+    form: see `make_feed`.
+  """
+  if not _is_resident(num_bytes, mesh, form):
+    import_tensorflow()
+
+
+def _is_resident(num_bytes: int, mesh: jax.sharding.Mesh, form: str) -> bool:
+  return form == "resident" or (form == "auto" and _fits(num_bytes, mesh))
 
 
 def _fits(num_bytes: int, mesh: jax.sharding.Mesh) -> bool:

@@ -25,28 +25,36 @@ class Term(NamedTuple):
       step; None if it remembers nothing.
     update: (seen, memory, **options) -> what it remembers after the step.
     mixes: whether it heeds mixed targets.
+    reads: of the model, 'features', 'embeddings' or 'logits'; see
+      `models.heads` for which head gives which.
   """
 
   loss: Callable[..., Value]
   start: Callable[[int, int], jax.Array] | None = None
   update: Callable[..., jax.Array] | None = None
   mixes: bool = False
+  reads: str = "logits"
 
 
 TERMS: dict[str, Term] = {
-  "balanced_contrastive": Term(contrastive.balanced_contrastive),
+  "balanced_contrastive": Term(
+    contrastive.balanced_contrastive, reads="embeddings"
+  ),
   "balanced_softmax": Term(cross_entropy.balanced_softmax, mixes=True),
   "center": Term(
-    metric.center, start=metric.start_centers, update=metric.move_centers
+    metric.center,
+    start=metric.start_centers,
+    update=metric.move_centers,
+    reads="features",
   ),
   "cross_entropy": Term(cross_entropy.cross_entropy, mixes=True),
   "label_aware_smoothing": Term(
     cross_entropy.label_aware_smoothing, mixes=True
   ),
   "ldam": Term(cross_entropy.ldam),
-  "locality_preserving": Term(metric.locality_preserving),
-  "nt_xent": Term(contrastive.nt_xent_term),
-  "sup_con": Term(contrastive.sup_con),
+  "locality_preserving": Term(metric.locality_preserving, reads="features"),
+  "nt_xent": Term(contrastive.nt_xent_term, reads="embeddings"),
+  "sup_con": Term(contrastive.sup_con, reads="embeddings"),
 }
 
 

@@ -1,7 +1,11 @@
 """What follows the encoder: a projection for phase 1, a classifier for phase 2.
 
-Both compute in float32: they are small, and losses want the precision.
+They compute in float32: they are small, and losses want the precision. What a
+head gives, embeddings or logits or both, is what losses and predictors may
+read.
 """
+
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -25,6 +29,7 @@ class ProjectionHead(nn.Module):
     num_classes: C.
   """
 
+  gives: ClassVar = ("embeddings",)
   hidden: int = 512
   out: int = 128
   layers: int = 2
@@ -61,6 +66,7 @@ class JointHead(nn.Module):
     prototypes: see `ProjectionHead`.
   """
 
+  gives: ClassVar = ("embeddings", "logits")
   num_classes: int
   hidden: int = 512
   out: int = 128
@@ -94,6 +100,7 @@ class MLPHead(nn.Module):
       at first 1 (learnable weight scaling, Kang et al. 2020, eq. (3)).
   """
 
+  gives: ClassVar = ("logits",)
   num_classes: int
   hidden: tuple[int, ...] = (256,)
   dropout: float = 0.0
