@@ -1,10 +1,15 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import glob
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+# Seconds without a write after which a new file's writer must be dead.
+_STALE = 3600.0
 
 
 @contextlib.contextmanager
@@ -13,6 +18,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
   Until then readers find the old one, and afterwards the whole new one. Its
   name until then is its process's own, so that two do not collide.
+  What a killed process left of the same file an hour ago or longer is removed.
 
   Args:
     path: of the file; its folder exists.
@@ -21,12 +27,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     The new file, open for writing.
   """
   partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  _remove_stale(path)
   try:
     with partial.open("wb") as file:
       yield file
     os.replace(partial, path)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+  now = time.time()
+  for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    # Another process may be faster.
+    with contextlib.suppress(OSError):
+      if now - left.stat().st_mtime > _STALE:
+        left.unlink()
 
 
 def write(path: Path, content: bytes) -> None:

@@ -26,7 +26,7 @@ from dbl_jax import config as configs
 # not its beginning alone.
 MOMENTS = {
   "start": 2.0,
-  "data": 0.05,
+  "data": 1.0,
   "compile": 2.0,
   "step": 0.3,
   "save": 0.05,
@@ -161,6 +161,8 @@ def kill_at(
     run ended before.
   """
   old = _unfinished_saves(run.workdir)
+  if target == "data":
+    shutil.rmtree(run.cache, ignore_errors=True)
   process = run.start()
   while moment(run, finals, old) != target:
     if process.poll() is not None:
@@ -182,10 +184,9 @@ def moment(run: Run, finals: dict[str, int], old: set[Path]) -> str:
     old: unfinished saves from before this start.
   """
   said = run.log.read_text()
-  if any(run.cache.glob(".*.partial")) and "classes," not in said:
-    return "data"
   if "classes," not in said:
-    return "start"
+    preparing = "Preparing " in said and "Prepared " not in said
+    return "data" if preparing else "start"
   if _unfinished_saves(run.workdir) - old:
     return "save"
   first, last = configs.PHASES

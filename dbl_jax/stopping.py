@@ -10,6 +10,8 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+# Seconds at most until the watching thread has said that a signal came.
+_TELLING = 1.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -36,6 +38,7 @@ class Stop:
     self._number: int | None = None
     self._in_order = False
     self._interrupts = 0
+    self._told = threading.Event()
 
   @property
   def requested(self) -> bool:
@@ -49,6 +52,8 @@ class Stop:
     try:
       yield
     finally:
+      if self._number is not None:
+        self._told.wait(_TELLING)
       self._in_order = False
     if self._number is not None:
       raise Stopped(self._number)
@@ -77,6 +82,7 @@ class Stop:
           f"{_NAMES[signal.Signals(number)]}: the step in flight is finished"
           " and saved. Ctrl-C now leaves at once."
         )
+      self._told.set()
 
 
 def _tell(line: str) -> None:

@@ -22,8 +22,9 @@ _PHASE = flags.DEFINE_list("phase", [], "Moments to aim at; all by default.")
 _OUT = flags.DEFINE_string(
   "out", "", "Folder for the runs, kept. Default: none."
 )
-# More saves, and more changes, than the tests' run has.
+# More faces to draw, saves and changes than the tests' run has.
 _FIELDS = (
+  "data.num_train=1500",
   "pretrain.epochs=6",
   "pretrain.evaluate_every=1.",
   "classify.epochs=8",

@@ -8,6 +8,8 @@ from dbl_jax import evaluate, predictors, sharding
 from dbl_jax.data.prepared import Part
 from dbl_jax.predictors import Known
 
+LINEAR = {"params": {"head": {"logits": {}}}}
+
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
 
@@ -43,7 +45,7 @@ def test_evaluate_gives_the_scores_and_their_metrics(forward):
   images[:3, :, :, 0] = 200
   images[3, :, :, 1] = 200
   part = Part(images, np.array([0, 0, 1, 1], np.int32))
-  known = Known(forward, {}, {"train": part, "validation": part}, 2)
+  known = Known(forward, LINEAR, {"train": part, "validation": part}, 2)
   result, scores = classify("head", known, part, ("red", "green"))
   np.testing.assert_allclose(scores, [[200, 0]] * 3 + [[0, 200]], rtol=1e-5)
   assert result["confusion_matrix"] == [[2, 0], [1, 1]]
@@ -61,7 +63,7 @@ def test_evaluate_says_what_was_chosen_on_validation(forward):
   images[1, :, :, 0] = 1
   part = Part(images, np.array([0, 1], np.int32))
   train = Part(images[[0] * 9 + [1]], np.array([0] * 9 + [1], np.int32))
-  known = Known(forward, {}, {"train": train, "validation": part}, 2)
+  known = Known(forward, LINEAR, {"train": train, "validation": part}, 2)
   names = ("red", "green")
   result, scores = classify("logit_adjusted", known, part, names)
   # The least multiple of log 9 that is more than 1.

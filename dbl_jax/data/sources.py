@@ -135,6 +135,7 @@ def _prepare(options: Any) -> Dataset:
       log.warning("%s Preparing it anew.", error)
   started = time.perf_counter()
   _check_writable(path.parent)
+  log.info("Preparing %s at %d px", options.name, options.image_size)
   dataset = source.read(options, fingerprint)
   _check_counts(dataset)
   try:
