@@ -54,9 +54,13 @@ _REFERENCE = flags.DEFINE_string(
 )
 _CUTS = flags.DEFINE_list(
   "cuts",
-  ["100", "20"],
+  [],
   "Tiers: more training images than the first are 'many', fewer than the"
-  " second 'few'.",
+  " second 'few'; the literature has 100,20. Default: an even share of the"
+  " images, and a third of it.",
+)
+_PAPER_POINTS = flags.DEFINE_bool(
+  "paper_points", False, "Draw the paper's accuracies in the picture too."
 )
 _TRAIN = flags.DEFINE_bool(
   "train", True, "--notrain: compare what is finished, train nothing."
@@ -114,6 +118,7 @@ def main(argv: Sequence[str]) -> None:
     },
     reference=_REFERENCE.value,
     cuts=cuts,
+    paper_points=_PAPER_POINTS.value,
   )
   say(f"Table: {out / 'table.html'}")
   if failed:
@@ -135,7 +140,9 @@ def _wholes(flag: str, values: Sequence[str]) -> list[int]:
   return numbers
 
 
-def _cuts() -> tuple[int, int]:
+def _cuts() -> tuple[int, int] | None:
+  if not _CUTS.value:
+    return None
   cuts = _wholes("cuts", _CUTS.value)
   if len(cuts) != 2 or cuts[0] < cuts[1]:
     raise UserError(

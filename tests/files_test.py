@@ -11,9 +11,14 @@ from dbl_jax import files
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
   path = tmp_path / "one"
   files.write(path, b"old")
-  with pytest.raises(ZeroDivisionError), files.replacing(path) as file:
-    file.write(b"half")
-    raise ZeroDivisionError
+
+  def fail():
+    with files.replacing(path) as file:
+      file.write(b"half")
+      raise ZeroDivisionError
+
+  with pytest.raises(ZeroDivisionError):
+    fail()
   assert path.read_bytes() == b"old"
   assert list(tmp_path.iterdir()) == [path]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dbl_jax import metrics
-from dbl_jax.comparison.statistics import CUTS
+from dbl_jax.comparison import statistics
 from dbl_jax.errors import UserError
 
 # Table 1 of the paper, on RAF-DB: average and overall accuracy in per cent.
@@ -125,7 +125,7 @@ def by_system(records: Sequence[Record]) -> dict[str, list[Record]]:
 def facts(
   records: Sequence[Record],
   about: Mapping[str, Any],
-  cuts: tuple[int, int] = CUTS,
+  cuts: tuple[int, int] | None = None,
 ) -> dict[str, str]:
   """What a reader must know beside the numbers: label -> plain text.
 
@@ -133,7 +133,7 @@ def facts(
     records: the runs of the table.
     about: `dataset`, `image_size` (pixels a side, or text), `command` and
       `hardware`; other keys are passed over.
-    cuts: (many, few) training images of the tiers.
+    cuts: (many, few) training images of the tiers; None: the data's own.
 
   Raises:
     ValueError: `about` lacks one of those.
@@ -154,10 +154,7 @@ def facts(
       f"{i} {name} ({train:,} / {test:,})"
       for i, (name, train, test) in enumerate(classes)
     ),
-    "Tiers": (
-      f"many: more than {cuts[0]:,} training images; few: fewer than "
-      f"{cuts[1]:,}; medium: the rest"
-    ),
+    "Tiers": _tiers(first, cuts),
     "Seeds": seed_list({record.seed for record in records}),
     "Choice of checkpoints": (
       "on validation images; each run read the test images once, at its end"
@@ -165,6 +162,24 @@ def facts(
     "Hardware": str(about["hardware"]),
     "Command": str(about["command"]),
   }
+
+
+def _tiers(record: Record, cuts: tuple[int, int] | None) -> str:
+  """Where the tiers are cut and which classes they hold."""
+  many, few = cuts or statistics.own_cuts(record.train_counts)
+  names = statistics.tiers(record.train_counts, (many, few))
+  said = {
+    "many": f"more than {many:,} training images",
+    "medium": "the rest",
+    "few": f"fewer than {few:,}",
+  }
+  members: dict[str, list[str]] = {tier: [] for tier in said}
+  for name, tier in zip(record.class_names, names, strict=True):
+    members[tier].append(str(name))
+  return "; ".join(
+    f"{tier} ({words}): {', '.join(members[tier]) or 'none'}"
+    for tier, words in said.items()
+  )
 
 
 def seed_list(seeds: Iterable[int]) -> str:

@@ -14,7 +14,7 @@ from dbl_jax.comparison.records import (
   summary,
   title,
 )
-from dbl_jax.comparison.statistics import CUTS, Comparison, Mean
+from dbl_jax.comparison.statistics import Comparison, Mean
 
 
 class Row(NamedTuple):
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 def make_rows(
   records: Sequence[Record],
   reference: str = "basic",
-  cuts: tuple[int, int] = CUTS,
+  cuts: tuple[int, int] | None = None,
   draws: int = 10_000,
 ) -> list[Row]:
   """Sums up each system over its seeds, in Table 1's order.
@@ -61,7 +61,7 @@ def make_rows(
   Args:
     records: finished runs on one data set, in any order.
     reference: system that the others are compared with.
-    cuts: (many, few), see `statistics.tiers`.
+    cuts: (many, few), see `statistics.tiers`; None: the data's own.
     draws: of the bootstrap.
 
   Raises:
@@ -79,11 +79,11 @@ def _row(
   system: str,
   group: Sequence[Record],
   against: Sequence[Record] | None,
-  cuts: tuple[int, int],
+  cuts: tuple[int, int] | None,
   draws: int,
 ) -> Row:
   """The row of a system from its records, the reference's in `against`."""
-  names = group[0].class_names
+  names, counts = group[0].class_names, group[0].train_counts
   each = [summary(record) for record in group]
   recall = {
     name: statistics.over_seeds([e["per_class"][name]["recall"] for e in each])
@@ -106,7 +106,7 @@ def _row(
     recall,
     statistics.tier_recall(
       [value.mean for value in recall.values()],
-      statistics.tiers(group[0].train_counts, cuts),
+      statistics.tiers(counts, cuts or statistics.own_cuts(counts)),
     ),
     _compare(group, against, draws) if against else None,
     float(np.mean(errors)) if len(errors) == len(group) else None,

@@ -1,5 +1,6 @@
 """Numbers that tell systems apart: tiers, calibration, paired differences."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,8 +9,6 @@ from numpy.typing import ArrayLike
 
 from dbl_jax.errors import UserError
 
-# Above the first a class has many training images, below the second few.
-CUTS = (100, 20)
 TIERS = ("many", "medium", "few")
 
 
@@ -52,9 +51,20 @@ def over_seeds(values: Sequence[float | None]) -> Mean:
   )
 
 
-def tiers(
-  train_counts: ArrayLike, cuts: tuple[int, int] = CUTS
-) -> tuple[str, ...]:
+def own_cuts(train_counts: ArrayLike) -> tuple[int, int]:
+  """(many, few) for `tiers`: an even share of the images, and a third of it.
+
+  The cuts of the literature, 100 and 20, are for a thousand classes; with
+  seven, every class of RAF-DB has more.
+
+  Args:
+    train_counts: int[C], training images of each class.
+  """
+  share = float(np.asarray(train_counts).mean())
+  return math.floor(share), math.ceil(share / 3)
+
+
+def tiers(train_counts: ArrayLike, cuts: tuple[int, int]) -> tuple[str, ...]:
   """Sorts classes by how many training images they have.
 
   Args:
@@ -68,7 +78,7 @@ def tiers(
     UserError: `many` is below `few`.
 
   Source: Liu et al., "Large-scale long-tailed recognition in an open world",
-  CVPR 2019, which cuts at 100 and 20. Every class of RAF-DB has more.
+  CVPR 2019, which cuts at 100 and 20.
   """
   many, few = cuts
   if many < few:

@@ -8,7 +8,6 @@ from dbl_jax import files
 from dbl_jax.comparison import figures, table
 from dbl_jax.comparison.records import Record, facts
 from dbl_jax.comparison.rows import make_rows
-from dbl_jax.comparison.statistics import CUTS
 
 
 def write(
@@ -18,7 +17,7 @@ def write(
   about: Mapping[str, Any],
   *,
   reference: str = "basic",
-  cuts: tuple[int, int] = CUTS,
+  cuts: tuple[int, int] | None = None,
   paper_points: bool = False,
 ) -> None:
   """Writes the tables and pictures, each file whole or not at all.
@@ -32,7 +31,7 @@ def write(
     missing: systems asked for but not finished, and what each lacks.
     about: `dataset`, `image_size`, `command` and `hardware`, plain text.
     reference: system that the others are compared with.
-    cuts: (many, few) training images of the tiers.
+    cuts: (many, few) training images of the tiers; None: the data's own.
     paper_points: whether to draw the paper's accuracies beside ours.
 
   Raises:

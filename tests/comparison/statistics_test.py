@@ -35,7 +35,7 @@ def test_mean_and_sample_deviation_over_seeds():
 
 
 def test_tiers_cut_where_the_definition_says():
-  assert statistics.tiers([101, 100, 20, 19]) == (
+  assert statistics.tiers([101, 100, 20, 19], (100, 20)) == (
     "many",
     "medium",
     "medium",
@@ -48,6 +48,20 @@ def test_tiers_cut_where_the_definition_says():
   )
   with pytest.raises(UserError, match="exchange them"):
     statistics.tiers([1], (20, 100))
+
+
+def test_by_default_a_fair_share_is_many_and_less_than_a_third_of_it_few():
+  raf_db = [1290, 281, 717, 4772, 1982, 705, 2524]
+  cuts = statistics.own_cuts(raf_db)
+  assert cuts == (1753, 585)
+  many, few = ({3, 4, 6}, {1})
+  assert statistics.tiers(raf_db, cuts) == tuple(
+    "many" if c in many else "few" if c in few else "medium" for c in range(7)
+  )
+  balanced = [30, 30, 30]
+  assert set(statistics.tiers(balanced, statistics.own_cuts(balanced))) == {
+    "medium"
+  }
 
 
 def test_tier_recall_leaves_out_absent_classes_and_empty_tiers():
