@@ -14,7 +14,12 @@ from dbl_jax.metrics import mean_class_interval, wilson_interval
 
 DASH = "–"
 # Shown with the config.
-_MADE_BY = ("made_by", "data_fingerprint", "skipped_steps")
+_MADE_BY = (
+  "made_by",
+  "data_fingerprint",
+  "skipped_steps",
+  "better_checkpoint_lost",
+)
 ViewPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -37,8 +42,8 @@ def write(
     out_dir: folder, made if missing.
     metrics: the result of `metrics.summarise` and, each optional, `dataset`,
       `split`, `checkpoint_step`, `predictor`, `config`, `made_by`,
-      `data_fingerprint` and `skipped_steps`. Written in
-      the order given, with null for numbers that are not finite.
+      `data_fingerprint`, `skipped_steps` and `better_checkpoint_lost`. Written
+      in the order given, with null for numbers that are not finite.
     train_counts: training images of each class, or None.
     history: rows of `metrics.jsonl`, possibly none.
     view_pairs: (originals uint8[k, H, W, 3], first views f32[k, S, S, 3],

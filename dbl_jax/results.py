@@ -58,6 +58,28 @@ def skipped_steps(history: list[dict[str, Any]]) -> dict[str, int]:
   }
 
 
+def better_lost(
+  history: list[dict[str, Any]], phase: str, step: int
+) -> int | None:
+  """The step of a checkpoint that validated better but was damaged since.
+
+  Args:
+    history: rows of the run's metrics.jsonl.
+    phase: one that keeps its best checkpoint.
+    step: the best there is.
+
+  Returns:
+    The step that the journal says was best; None where that is `step`.
+  """
+  scores = {
+    row["step"]: row[f"val_{checkpoint.METRIC}"]
+    for row in history
+    if row["phase"] == phase and f"val_{checkpoint.METRIC}" in row
+  }
+  best = max(scores, key=lambda one: (scores[one], one), default=step)
+  return None if scores.get(step) == scores.get(best) else best
+
+
 def write(
   run: Run, dataset: Dataset, split: str, known: Known, out: Path
 ) -> dict[str, Any]:
@@ -87,6 +109,9 @@ def write(
     "seed": run.config.seed,
     "data_fingerprint": dataset.fingerprint,
     "skipped_steps": skipped_steps(run.history),
+    "better_checkpoint_lost": better_lost(run.history, run.phase, run.step)
+    if run.config[run.phase].keep == "best"
+    else None,
     "config": run.config.to_dict(),
   }
   if not distributed.is_main():

@@ -324,7 +324,18 @@ def _run(
         with stop.in_order():
           run_phase(trainer, manager, journal, meta, config.log_every, stop)
       _say_skipped(name, journal.rows())
-      variables, step = checkpoint.load_model(directory, trainer.phase.keep)
+      keep = trainer.phase.keep
+      variables, step = checkpoint.load_model(directory, keep)
+      lost = results.better_lost(journal.rows(), name, step)
+      if keep == "best" and lost is not None:
+        log.warning(
+          "%s: the best checkpoint, of step %d, was damaged and is set aside;"
+          " step %d is taken. Start over in another --workdir for the result"
+          " of a run that lost nothing.",
+          name,
+          lost,
+          step,
+        )
     assert variables is not None  # a config has a phase
     run = results.Run(config, trainer.name, step, journal.rows(), made_by)
     known = results.known(trainer.predict_step, variables, dataset, mesh)

@@ -198,6 +198,28 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
   assert_same_model(model_of(copy), model_of(workdir))
 
 
+def test_a_result_without_its_best_checkpoint_says_so(
+  cache, tmp_path, monkeypatch, caplog
+):
+  scores = iter([0.3, 0.5, 0.4])
+  monkeypatch.setattr(
+    train, "validate", lambda *_: {"val_mean_class_accuracy": next(scores)}
+  )
+  config = tiny.get_resolved(cache_dir=cache).unlock()
+  del config.classify
+  config.pretrain.update(epochs=3, evaluate_every=1.0, keep="best")
+  whole = train.train_and_evaluate(config, tmp_path)
+  assert whole["better_checkpoint_lost"] is None
+  best = whole["checkpoint_step"]
+  directory = checkpoint.phase_dir(tmp_path, "pretrain")
+  (directory / str(best) / "_CHECKPOINT_METADATA").unlink()
+  again = train.train_and_evaluate(config, tmp_path)
+  assert again["checkpoint_step"] != best
+  assert again["better_checkpoint_lost"] == best
+  assert f"the best checkpoint, of step {best}, was damaged" in caplog.text
+  assert "better_checkpoint_lost" in (tmp_path / "report.html").read_text()
+
+
 def test_without_a_readable_checkpoint_nothing_starts_over(finished, tmp_path):
   config, workdir, _ = finished
   copy = tmp_path / "copy"
