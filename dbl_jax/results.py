@@ -223,7 +223,8 @@ def evaluate_workdir(
   config = configs.from_dict(meta["config"])
   if predictor is not None:
     config[phase].predictor = predictor
-    config = configs.resolve(config)
+  # It may come from strangers, or from another version.
+  config = configs.resolve(config)
   variables, step = checkpoint.load_model(directory, config[phase].keep)
   if data_dir is not None:
     config.data.dir = data_dir

@@ -5,7 +5,7 @@ python scripts/check_data.py --name=fer2013 --dir=/data/fer2013 [--out=DIR] \
 
 Counts, sizes, imbalance, unreadable files, the same and nearly the same image
 within a part or in two; a picture of each class. Leaves with status 2 if an
-image cannot be read.
+image cannot be read, or a part lacks what training or testing needs.
 """
 
 import csv
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
   parse_flags(argv)
   if _NAME.value is None:
     raise UserError("Which data? Give --name=fer2013 --dir=FOLDER, say.")
-  from dbl_jax.data import checks, contact_sheets
+  from dbl_jax.data import checks, contact_sheets, listing, sources
   from dbl_jax.progress import Progress
 
   options = _options()
@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> None:
       f"{bad} of {total} images cannot be read: see above and"
       f" {out / 'findings.csv'}. Training needs them whole, or removed."
     )
+  sources.check_counts(options.name, found.class_names, listing.counts(found))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from dbl_jax import checkpoint, results, train
 from dbl_jax.errors import UserError
+from dbl_jax.models import model
 
 ROOT = Path(__file__).parent.parent
 
@@ -124,6 +125,15 @@ def test_evaluate_restores_the_run_s_result(finished, tmp_path):
   assert validation["split"] == "validation"
   with pytest.raises(UserError, match="--split=tset: no such part"):
     results.evaluate_workdir(workdir, None, "tset", tmp_path)
+
+
+def test_a_checkpoint_of_what_is_not_known_here_is_refused(
+  finished, tmp_path, monkeypatch
+):
+  monkeypatch.delitem(model.ENCODERS, "tiny")
+  with pytest.raises(UserError, match=r"model\.name='tiny' is impossible"):
+    results.evaluate_workdir(finished[1], None, "test", tmp_path)
+  assert not list(tmp_path.iterdir())
 
 
 def test_another_config_in_the_same_workdir_is_refused(finished):

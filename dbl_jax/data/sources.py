@@ -6,11 +6,12 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dbl_jax.data import (
   expw,
@@ -170,26 +171,43 @@ def _unwritable(directory: Path, error: OSError) -> UserError:
 
 
 def _check_counts(dataset: Dataset) -> None:
-  """Raises UserError if it cannot be trained or tested on."""
-  counts = np.bincount(
-    dataset.parts["train"].labels, minlength=len(dataset.class_names)
-  )
-  empty = [dataset.class_names[c] for c in np.flatnonzero(counts == 0)]
+  found = {
+    name: np.bincount(part.labels, minlength=len(dataset.class_names))
+    for name, part in dataset.parts.items()
+  }
+  check_counts(dataset.name, dataset.class_names, found)
+
+
+def check_counts(
+  name: str, class_names: Sequence[str], counts: Mapping[str, ArrayLike]
+) -> None:
+  """Sees that a data set can be trained and tested on.
+
+  Args:
+    name: of the data set, for messages.
+    class_names: C names.
+    counts: part -> int[C], its images of each class; with 'train' and 'test'.
+
+  Raises:
+    UserError: if not, saying what is missing.
+  """
+  train = np.asarray(counts["train"])
+  empty = [class_names[c] for c in np.flatnonzero(train == 0).tolist()]
   if empty:
     raise UserError(
-      f"{dataset.name}: no training image of {', '.join(empty)}. Every class"
-      " needs at least one; check the labels, or leave the class out."
+      f"{name}: no training image of {', '.join(empty)}. Every class needs at"
+      " least one; check the labels, or leave the class out."
     )
   for part in ("validation", "test"):
-    if part in dataset.parts and not len(dataset.parts[part].labels):
+    if part in counts and not np.any(counts[part]):
       raise UserError(
-        f"{dataset.name}: no image in the part {part}. Some classes need two"
-        " images and more, of which one is for it."
+        f"{name}: no image in the part {part}. Some classes need two images and"
+        " more, of which one is for it."
       )
-  if "validation" not in dataset.parts and counts.max() < 2:
+  if "validation" not in counts and train.max() < 2:
     raise UserError(
-      f"{dataset.name}: {counts.sum()} training images leave none for"
-      " validation. At least one class needs two images."
+      f"{name}: {train.sum()} training images leave none for validation. At"
+      " least one class needs two images."
     )
 
 
