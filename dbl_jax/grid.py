@@ -3,9 +3,11 @@
 Every config is cut into its phases. A stage is one phase, with the stage it
 starts from; stages that agree in everything but the phase's name are one. Each
 has a workdir of its own, named after its content, so a grid that was killed
-goes on, and one that grows trains what is new.
+goes on, and one that grows trains what is new. Several processes may work on
+one grid: each trains what no other is at.
 """
 
+import collections
 import gc
 import hashlib
 import json
@@ -17,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from dbl_jax import checkpoint, predictions, sharding, train
+from dbl_jax import checkpoint, locks, predictions, sharding, train
 from dbl_jax import config as configs
 from dbl_jax.comparison.records import Record
 from dbl_jax.data import sources
@@ -26,6 +28,8 @@ from dbl_jax.progress import clock, say
 from dbl_jax.trainer import check_phases
 
 _SECONDS = "seconds.json"
+# Seconds between looks at what other processes train.
+_LOOK_EVERY = 10.0
 
 
 class Stage(NamedTuple):
@@ -124,7 +128,8 @@ def run(entries: Sequence[Entry]) -> dict[Path, str]:
   """Trains every stage that is not finished, and says how far it is.
 
   A stage whose training fails does not stop the others. What is seen to be
-  impossible from the start does.
+  impossible from the start does. Stages that another process trains are waited
+  for, and taken over should it die.
 
   Args:
     entries: as made by `plan`.
@@ -136,29 +141,58 @@ def run(entries: Sequence[Entry]) -> dict[Path, str]:
     UserError: naming a system whose phases, data and devices do not fit.
   """
   _check([entry for entry in entries if not is_done(entry.stage)])
-  todo = [stage for stage in stages(entries) if not is_done(stage)]
-  done = len(stages(entries)) - len(todo)
-  say(f"grid: {len(entries)} results, {done} stages done, {len(todo)} to train")
+  every = stages(entries)
+  todo = collections.deque(stage for stage in every if not is_done(stage))
+  say(
+    f"grid: {len(entries)} results, {len(every) - len(todo)} stages done,"
+    f" {len(todo)} to train"
+  )
   failed: dict[Path, str] = {}
-  started = time.monotonic()
-  for number, stage in enumerate(todo):
-    left = (time.monotonic() - started) / max(number, 1) * (len(todo) - number)
-    estimate = f", about {clock(left)} left" if number else ""
-    users = sorted({e.system for e in entries if _needs(e.stage, stage)})
-    say(
-      f"grid: stage {number + 1} of {len(todo)}{estimate}: seed"
-      f" {stage.config.seed}, for {', '.join(users)}\n  {stage.workdir}"
-    )
-    if stage.before is not None and stage.before.workdir in failed:
-      failed[stage.workdir] = f"needs {stage.before.workdir.name}, which failed"
+  started, total, elsewhere = time.monotonic(), len(todo), 0
+  while todo:
+    stage = todo.popleft()
+    if is_done(stage):  # by another process
       continue
+    before = stage.before
+    if before is not None and before.workdir in failed:
+      failed[stage.workdir] = f"needs {before.workdir.name}, which failed"
+      continue
+    if _is_elsewhere(stage):
+      todo.append(stage)
+      elsewhere += 1
+      if elsewhere == len(todo):
+        say(f"grid: waiting for other processes, {elsewhere} stages left")
+      if elsewhere >= len(todo):
+        time.sleep(_LOOK_EVERY)
+      continue
+    elsewhere = 0
+    left = sum(not is_done(one) for one in (stage, *todo))
+    spent = (time.monotonic() - started) / max(total - left, 1)
+    estimate = f", about {clock(spent * left)} left" if left < total else ""
+    say(
+      f"grid: stage {total - left + 1} of {total}{estimate}:"
+      f" {_words(stage, entries)}"
+    )
     try:
       _train(stage)
+    except locks.InUseError:  # another was faster
+      todo.append(stage)
     except UserError as error:
       failed[stage.workdir] = str(error)
       say(f"grid: failed: {error}")
     gc.collect()
   return failed
+
+
+def _words(stage: Stage, entries: Sequence[Entry]) -> str:
+  users = sorted({e.system for e in entries if _needs(e.stage, stage)})
+  return f"seed {stage.config.seed}, for {', '.join(users)}\n  {stage.workdir}"
+
+
+def _is_elsewhere(stage: Stage) -> bool:
+  """Whether another process trains a stage, or what it starts from."""
+  waits = stage.before is not None and not is_done(stage.before)
+  return waits or locks.is_held(stage.workdir)
 
 
 def _check(entries: Sequence[Entry]) -> None:
@@ -200,10 +234,18 @@ def _train(stage: Stage) -> None:
   started = time.monotonic()
   try:
     train.train_and_evaluate(stage.config, stage.workdir)
-  finally:
-    if stage.workdir.is_dir():
-      spent = _seconds(stage) + time.monotonic() - started
-      (stage.workdir / _SECONDS).write_text(json.dumps(round(spent, 1)) + "\n")
+  except locks.InUseError:
+    raise  # the other process counts its time
+  except BaseException:
+    _add_seconds(stage, started)
+    raise
+  _add_seconds(stage, started)
+
+
+def _add_seconds(stage: Stage, started: float) -> None:
+  if stage.workdir.is_dir():
+    spent = _seconds(stage) + time.monotonic() - started
+    (stage.workdir / _SECONDS).write_text(json.dumps(round(spent, 1)) + "\n")
 
 
 def _seconds(stage: Stage) -> float:

@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 _FILE = "run.lock"
 
 
+class InUseError(UserError):
+  """Another run is in the workdir."""
+
+
 @contextlib.contextmanager
 def only_run(workdir: Path) -> Iterator[None]:
   """Keeps other processes from training in a workdir during a block.
@@ -31,7 +35,7 @@ def only_run(workdir: Path) -> Iterator[None]:
     workdir: an existing folder.
 
   Raises:
-    UserError: if another run is in it, naming its process.
+    InUseError: if another run is in it, naming its process.
   """
   with (workdir / _FILE).open("a+") as file:
     _lock(file.fileno(), workdir)
@@ -41,6 +45,18 @@ def only_run(workdir: Path) -> Iterator[None]:
     yield
 
 
+def is_held(workdir: Path) -> bool:
+  """Whether another run is in a workdir now, which need not exist."""
+  try:
+    with (workdir / _FILE).open("r+") as file:
+      _lock(file.fileno(), workdir)
+  except InUseError:
+    return True
+  except OSError:  # none was ever there; or a run in it says what is wrong
+    pass
+  return False
+
+
 def _lock(descriptor: int, workdir: Path) -> None:
   if fcntl is None:
     return
@@ -48,7 +64,7 @@ def _lock(descriptor: int, workdir: Path) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
     holder = (workdir / _FILE).read_text().strip() or "another process"
-    raise UserError(
+    raise InUseError(
       f"--workdir={workdir} is in use: {holder} trains there. Wait for it, stop"
       " it, or use another --workdir."
     ) from error

@@ -5,6 +5,7 @@ python scripts/make_table.py --out=runs/table \
 
 Writes table.md, table.csv, table.html and two pictures to --out. Run again, it
 goes on where it stopped; with more systems or seeds it trains those alone.
+Several of the same command at once, with one --out, share the work.
 """
 
 import re

@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from dbl_jax import config as configs
-from dbl_jax import grid, train
+from dbl_jax import grid, locks, train
 from dbl_jax.errors import UserError
 
 
@@ -129,6 +129,46 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(entries, monkeypatch):
   assert told[0] == "basic, seed 0: loss is nan"
   assert "needs" in told[1]
   assert [record.seed for record in grid.records(entries)] == [1, 1]
+
+
+def test_what_another_process_trains_is_waited_for(entries, monkeypatch):
+  basic, tau, other, _ = (entry.stage for entry in entries)
+  trained, real, waits = [], train.train_and_evaluate, []
+
+  def count(config, workdir):
+    trained.append(workdir)
+    return real(config, workdir)
+
+  def meanwhile(seconds):
+    waits.append(seconds)
+    if len(waits) == 2:  # the other process finishes one and dies in the other
+      real(basic.config, basic.workdir)
+      held.clear()
+
+  held = {basic.workdir, other.workdir}
+  monkeypatch.setattr(grid.locks, "is_held", lambda workdir: workdir in held)
+  monkeypatch.setattr(grid.time, "sleep", meanwhile)
+  monkeypatch.setattr(train, "train_and_evaluate", count)
+  assert grid.run(entries) == {}
+  assert len(waits) == 2
+  assert basic.workdir not in trained
+  assert {tau.workdir, other.workdir} <= set(trained)
+  assert len(trained) == 3
+  assert len(grid.records(entries)) == 4
+
+
+def test_of_two_that_begin_at_once_the_slower_passes_on(entries, monkeypatch):
+  real, refused = train.train_and_evaluate, []
+
+  def slower(config, workdir):
+    if not refused:
+      refused.append(workdir)
+      raise locks.InUseError("in use")
+    return real(config, workdir)
+
+  monkeypatch.setattr(train, "train_and_evaluate", slower)
+  assert grid.run(entries) == {}
+  assert len(grid.records(entries)) == 4
 
 
 def test_a_system_that_cannot_be_is_told_before_any_trains(

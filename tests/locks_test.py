@@ -33,8 +33,10 @@ def test_the_second_run_is_refused_until_the_first_dies(tmp_path):
         locks.only_run(tmp_path),
       ):
         pass
+      assert locks.is_held(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
+  assert not locks.is_held(tmp_path)
   with locks.only_run(tmp_path):
     pass
   with locks.only_run(tmp_path):  # and ends with the block
