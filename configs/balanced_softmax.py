@@ -1,6 +1,6 @@
 """Balanced softmax (Ren et al. 2020): the rare must win by a margin.
 
-python -m dbl_jax.main --config=configs/balanced_softmax.py \\
+python -m dbl_jax.main --config=configs/balanced_softmax.py \
   --workdir=runs/balanced_softmax
 """
 

@@ -1,6 +1,6 @@
 """Center Loss of Table 1 (Wen et al. 2016): features near a centre.
 
-python -m dbl_jax.main --config=configs/center_loss.py \\
+python -m dbl_jax.main --config=configs/center_loss.py \
   --workdir=runs/center_loss
 """
 

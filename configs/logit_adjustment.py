@@ -3,7 +3,7 @@
 Its strength is chosen on validation. Of any other run the same is had by
 `python scripts/evaluate.py --workdir=... --predictor=logit_adjusted`.
 
-python -m dbl_jax.main --config=configs/logit_adjustment.py \\
+python -m dbl_jax.main --config=configs/logit_adjustment.py \
   --workdir=runs/logit_adjustment
 """
 

@@ -3,7 +3,7 @@
 By inverse frequency, or `configs/reweighting.py:effective` by the effective
 number of samples (Cui et al. 2019).
 
-python -m dbl_jax.main --config=configs/reweighting.py \\
+python -m dbl_jax.main --config=configs/reweighting.py \
   --workdir=runs/reweighting
 """
 

@@ -32,19 +32,28 @@ def load(path: Path) -> dict[str, np.ndarray]:
   """
   try:
     with zipfile.ZipFile(path) as archive:
+      entries = archive.infolist()
+      _check_growth(
+        "the whole",
+        sum(info.compress_size for info in entries),
+        sum(info.file_size for info in entries),
+      )
       return {
         info.filename.removesuffix(".npy"): _read(archive, info)
-        for info in archive.infolist()
+        for info in entries
       }
   # The parsers of zipfile and NumPy raise whatever damage makes them trip over.
   except Exception as error:
     raise ValueError(str(error) or type(error).__name__) from error
 
 
+def _check_growth(what: str, packed: int, size: int) -> None:
+  if size > max(_MOST_RATIO * packed, _ANY_RATIO_BYTES):
+    raise ValueError(f"{what} would grow from {packed} bytes too far")
+
+
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-  packed = max(info.compress_size, 1)
-  if info.file_size > max(_MOST_RATIO * packed, _ANY_RATIO_BYTES):
-    raise ValueError(f"{info.filename} would grow from {packed} bytes too far")
+  _check_growth(info.filename, info.compress_size, info.file_size)
   with archive.open(info) as file:
     version = npy.read_magic(file)
     if version not in _HEADERS:

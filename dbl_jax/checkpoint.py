@@ -34,6 +34,12 @@ NOT_VALIDATED = {METRIC: -1.0}
 _DAMAGE = Exception
 _DAMAGED = "damaged."
 _SUMS = "checksums"
+# What of `meta` must be as it was for a run to go on, and what is said if not.
+_SAME = {
+  "class_names": "other classes",
+  "fingerprint": "other images",
+  "start": "another model to start from",
+}
 
 
 def phase_dir(workdir: Path, phase: str) -> Path:
@@ -41,7 +47,9 @@ def phase_dir(workdir: Path, phase: str) -> Path:
   return workdir / "checkpoints" / phase
 
 
-def open_manager(directory: Path) -> ocp.CheckpointManager:
+def open_manager(
+  directory: Path, *, reading: bool = False
+) -> ocp.CheckpointManager:
   """Opens, and makes if need be, the checkpoints of a phase.
 
   Orbax with `best_fn` alone would delete the newest checkpoint, from which a
@@ -49,6 +57,8 @@ def open_manager(directory: Path) -> ocp.CheckpointManager:
 
   Args:
     directory: as returned by `phase_dir`.
+    reading: nothing is written or removed. A run may be saving there, and
+      Orbax by itself takes its unfinished save for a dead one.
 
   Returns:
     The manager; close it.
@@ -62,7 +72,8 @@ def open_manager(directory: Path) -> ocp.CheckpointManager:
     ),
     best_fn=_metric,
     best_mode="max",
-    cleanup_tmp_directories=True,
+    cleanup_tmp_directories=not reading,
+    create=not reading,
   )
   return ocp.CheckpointManager(directory.resolve(), options=options)
 
@@ -107,6 +118,11 @@ def save(
     ),
     metrics=metrics,
   )
+
+
+def checksum(variables: Any) -> int | None:
+  """Tells models apart: CRC-32 of all arrays; None for no model."""
+  return None if variables is None else _sum_of_arrays(variables)
 
 
 def _sum_of_arrays(tree: Any) -> int:
@@ -169,6 +185,11 @@ def set_aside_damaged(directory: Path) -> None:
   _check_some_left(directory)
 
 
+def has_steps(directory: Path) -> bool:
+  """Whether a phase has saved anything that is not known to be damaged."""
+  return bool(_steps(directory))
+
+
 def _steps(directory: Path) -> list[Path]:
   paths = directory.glob("[0-9]*") if directory.is_dir() else ()
   return [path for path in paths if path.name.isdigit()]
@@ -203,7 +224,10 @@ def _check_some_left(directory: Path) -> None:
 
 
 def restore_latest(
-  manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]
+  manager: ocp.CheckpointManager,
+  state: TrainState,
+  meta: dict[str, Any],
+  accept_changes: bool = False,
 ) -> TrainState | None:
   """The newest readable state, or None where nothing was saved yet.
 
@@ -211,13 +235,15 @@ def restore_latest(
     manager: of the phase.
     state: a fresh state, whose shapes and placement the result takes on.
     meta: what is kept with checkpoints now.
+    accept_changes: go on also with other images, or another config.
 
   Returns:
     The state.
 
   Raises:
-    UserError: if there are checkpoints and none can be read, or if the data
-      are no longer those it was trained on.
+    UserError: if there are checkpoints and none can be read, or if config,
+      data or the model it started from are no longer those it was trained
+      with.
   """
   like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
   args = ocp.args.Composite(
@@ -227,6 +253,8 @@ def restore_latest(
   )
   directory = Path(manager.directory)
   while (step := manager.latest_step()) is not None:
+    if accept_changes:
+      _check_same_shapes(directory / str(step), like)
     try:
       items = manager.restore(step, args=args)
       metrics = manager.metrics(step)
@@ -241,21 +269,58 @@ def restore_latest(
       _check_some_left(directory)
       manager.reload()
     else:
-      _check_same_data(items.meta, meta, directory)
+      _check_same_run(items.meta, meta, directory, accept_changes)
       return found
   return None
 
 
-def _check_same_data(
-  before: dict[str, Any], now: dict[str, Any], directory: Path
+def _check_same_run(
+  before: dict[str, Any],
+  now: dict[str, Any],
+  directory: Path,
+  accept_changes: bool,
 ) -> None:
-  """Raises UserError if data changed under a run."""
-  for field, words in (("class_names", "classes"), ("fingerprint", "images")):
-    a, b = (json.loads(json.dumps(meta[field])) for meta in (before, now))
-    if a != b:
+  """Raises UserError if data, config or start changed under a run."""
+  before, now = (json.loads(json.dumps(meta)) for meta in (before, now))
+  for field, words in _SAME.items():
+    # Earlier versions kept fewer fields.
+    if before.get(field, now.get(field)) == now.get(field):
+      continue
+    if accept_changes and field == "fingerprint":
+      log.warning("%s was trained on %s; going on as asked.", directory, words)
+      continue
+    shown = "" if field == "start" else f": {before[field]}, now {now[field]}"
+    raise UserError(
+      f"{directory} was trained on {words}{shown}. Bring back what it was to go"
+      " on, or use another --workdir."
+    )
+
+
+def _check_same_shapes(step: Path, like: TrainState) -> None:
+  """Raises UserError if a checkpoint has arrays of other shapes.
+
+  Without it, arrays that a changed config does not fit look damaged. What
+  cannot be read is left to who reads it.
+  """
+  wanted = {"model": like.model(), "train": _leaves(_of_training(like))}
+  for name, tree in wanted.items():
+    try:
+      stored = ocp.StandardCheckpointHandler().metadata(step / name).tree
+      found = {k: tuple(leaf.shape) for k, leaf in _leaves(stored).items()}
+    except _DAMAGE:
+      return
+    expected = {k: tuple(leaf.shape) for k, leaf in _leaves(tree).items()}
+    differ = [
+      key
+      for key in sorted(found.keys() | expected.keys())
+      if found.get(key) != expected.get(key)
+    ]
+    if differ:
       raise UserError(
-        f"{directory} was trained on other {words}: {a}, now {b}. Bring the"
-        " data back as they were to go on, or use another --workdir."
+        f"{step} cannot go on with the changed config: its {name} has"
+        f" {differ[0]} of shape {found.get(differ[0])}, now"
+        f" {expected.get(differ[0])}. Use another --workdir; with"
+        " --config.init_from it may start from this run's model."
       )
 
 
@@ -292,6 +357,8 @@ def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
     UserError: if there is no checkpoint, or it is damaged.
   """
   with _reading(directory) as manager:
+    for step in manager.all_steps() if keep == "best" else ():
+      _check_sums(_stored_meta(manager, step), metrics=manager.metrics(step))
     step = manager.best_step() if keep == "best" else manager.latest_step()
     # As host arrays: Orbax by itself asks for the devices that saved them.
     stored = ocp.StandardCheckpointHandler().metadata(
@@ -321,10 +388,24 @@ def load_meta(directory: Path) -> dict[str, Any]:
     UserError: if there is no checkpoint, or it is damaged.
   """
   with _reading(directory) as manager:
-    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    meta = manager.restore(manager.latest_step(), args=args).meta
+    meta = _stored_meta(manager, manager.latest_step())
     _check_sums(meta)
+    _check_form(meta)
     return meta
+
+
+def _stored_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+  return manager.restore(step, args=args).meta
+
+
+def _check_form(meta: dict[str, Any]) -> None:
+  """Raises ValueError unless it is what `save` is given; it may be anyone's."""
+  config, names = meta.get("config"), meta.get("class_names")
+  if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
+    raise ValueError("it holds no config")
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise ValueError("it names no classes")
 
 
 @contextlib.contextmanager
@@ -336,7 +417,7 @@ def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
       " workdir of a run that has saved at least once."
     )
   try:
-    with open_manager(directory) as manager:
+    with open_manager(directory, reading=True) as manager:
       if manager.latest_step() is None:
         raise UserError(f"No checkpoint found in {directory}: it is empty.")
       yield manager
@@ -371,7 +452,13 @@ def load_start(
     directory = phase_dir(workdir, name)
     if directory.is_dir():
       meta = load_meta(directory)
-      variables, _ = load_model(directory, meta["config"][name]["keep"])
+      settings = meta["config"].get(name)
+      if not isinstance(settings, dict):
+        raise UserError(
+          f"The config kept in {directory} has no phase {name!r}. Expected the"
+          " checkpoints of a run; train it again."
+        )
+      variables, _ = load_model(directory, settings.get("keep", "latest"))
       return variables, tuple(meta["class_names"])
   raise UserError(
     f"config.init_from={init_from} holds no checkpoint: expected the workdir"

@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,8 +36,9 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   # What Orbax's threads log with stack traces it raises too, at the next save.
   for noisy in ("absl", "asyncio", "orbax"):
     logging.getLogger(noisy).setLevel(logging.CRITICAL)
-  # It says in words of its own what it then raises.
+  # It says in words of its own what it then raises, also of huge images.
   logging.getLogger("PIL").setLevel(logging.CRITICAL)
+  warnings.filterwarnings("error", module="PIL", message=".*decompression bomb")
   sys.unraisablehook = _without_closed_loops
   for name, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(name, value)

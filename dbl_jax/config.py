@@ -279,6 +279,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
       raise UserError(
         "The config has no phase: give it `pretrain`, `classify` or both."
       )
+    validation.check_fields(config, phases(config))
     validation.check_data_name(config)
     name = config.data.name
     if config.data.image_size is None:
@@ -294,6 +295,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
 def _fill(fields: ConfigDict, values: ConfigDict) -> None:
   """Gives fields that are None their values."""
   for name, value in values.items():
+    if name not in fields:  # `validation.check` says so
+      continue
     if isinstance(value, ConfigDict):
       _fill(fields[name], value)
     elif fields[name] is None:

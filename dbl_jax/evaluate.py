@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from dbl_jax import metrics, sharding
+from dbl_jax.errors import UserError
 from dbl_jax.predictors import Fitted
 
 _BATCH_SIZE = 256
@@ -76,8 +77,18 @@ def evaluate(
   Returns:
     As `metrics.summarise`, with 'predictor' and what it has 'chosen'; and the
     scores f32[n, C].
+
+  Raises:
+    UserError: if a score is NaN, which would count as the first class.
   """
   scores = fitted.scores(*seen)
+  bad = int(np.isnan(scores).any(axis=1).sum())
+  if bad:
+    raise UserError(
+      f"The model's scores are not numbers (NaN) for {bad} of {len(scores)}"
+      " images: its training diverged. Train it again with a lower"
+      " learning_rate or a clip_norm."
+    )
   confusion = metrics.confusion_matrix(
     labels, scores.argmax(axis=1), len(class_names)
   )

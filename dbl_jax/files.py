@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ _STALE = 3600.0
 def replacing(path: Path) -> Iterator[BinaryIO]:
   """A new file that takes the place of `path` once it is written to its end.
 
-  Until then readers find the old one, and afterwards the whole new one. Its
-  name until then is its process's own, so that two do not collide.
+  Until then readers find the old one, and afterwards the whole new one, also
+  after a loss of power. Its name until then is its own, so that two writers,
+  which may have one process number on two hosts, do not collide.
   What a killed process left of the same file an hour ago or longer is removed.
 
   Args:
@@ -26,11 +28,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
   Yields:
     The new file, open for writing.
   """
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
   _remove_stale(path)
   try:
     with partial.open("wb") as file:
       yield file
+      file.flush()
+      os.fsync(file.fileno())
     os.replace(partial, path)
   finally:
     partial.unlink(missing_ok=True)

@@ -28,6 +28,8 @@ from dbl_jax.progress import clock, say
 from dbl_jax.trainer import check_phases
 
 _SECONDS = "seconds.json"
+_SCORES = "scores_test.npz"
+_RESULTS = (_SCORES, "metrics.json", "report.html")
 # Seconds between looks at what other processes train.
 _LOOK_EVERY = 10.0
 
@@ -226,8 +228,8 @@ def _chain(stage: Stage | None) -> list[Stage]:
 
 
 def is_done(stage: Stage) -> bool:
-  """Whether a stage has its results; the page is written after the scores."""
-  return (stage.workdir / "report.html").exists()
+  """Whether a stage has its results."""
+  return all((stage.workdir / name).exists() for name in _RESULTS)
 
 
 def _train(stage: Stage) -> None:
@@ -256,12 +258,16 @@ def _seconds(stage: Stage) -> float:
 
 
 def records(entries: Sequence[Entry]) -> list[Record]:
-  """What the finished entries hand over to be compared."""
+  """What the finished entries hand over to be compared.
+
+  Raises:
+    UserError: if scores are damaged, or stages saw different images.
+  """
   found = []
   for system, seed, stage in entries:
     if not is_done(stage):
       continue
-    scores = predictions.load(stage.workdir / "scores_test.npz")
+    scores = predictions.load(stage.workdir / _SCORES)
     found.append(
       Record(
         system=system,
@@ -274,9 +280,48 @@ def records(entries: Sequence[Entry]) -> list[Record]:
         seconds=sum(_seconds(one) for one in _chain(stage)) or None,
         validation_labels=scores.validation_labels,
         validation_scores=scores.validation_scores,
+        fingerprint=_fingerprint(stage),
       )
     )
   return found
+
+
+def _fingerprint(stage: Stage) -> str:
+  """Of the images that a stage and those before it have seen."""
+  found = {}
+  for one in _chain(stage):
+    path = one.workdir / "metrics.json"
+    try:
+      found[one.workdir] = str(json.loads(path.read_text())["data_fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f"{path} is missing or damaged ({error!r}). Delete it and run the same"
+        " command again: what is trained is not lost."
+      ) from error
+  if len(set(found.values())) > 1:
+    raise UserError(
+      "Stages of one system saw different images, as the data changed between"
+      f" them: {', '.join(map(str, found))}. Delete these folders to train them"
+      " again, or use another --out."
+    )
+  return found[stage.workdir]
+
+
+def encoder_epochs(entries: Sequence[Entry]) -> dict[str, float]:
+  """System -> epochs in which its encoder, or a part of it, is trained."""
+  epochs = {}
+  for entry in entries:
+    phases = [
+      stage.config[name]
+      for stage in _chain(entry.stage)
+      for name in configs.phases(stage.config)
+    ]
+    epochs[entry.system] = sum(
+      phase.epochs
+      for phase in phases
+      if any(pattern.startswith("encoder") for pattern in phase.trained)
+    )
+  return epochs
 
 
 def missing(entries: Sequence[Entry], failed: Mapping[Path, str]) -> list[str]:
@@ -293,6 +338,7 @@ def with_budget(
   data: Mapping[str, Any],
   epochs: int,
   head_epochs: int,
+  batch_size: int = 0,
 ) -> ConfigDict:
   """A system's config on given data, its encoder trained as long as others'.
 
@@ -301,6 +347,7 @@ def with_budget(
     data: fields of `config.data` that differ from the defaults.
     epochs: of the phase that trains the whole encoder; 0: the config's own.
     head_epochs: of the phase after it, unless that has none; 0: its own.
+    batch_size: at most, of any phase; 0: its own.
 
   Returns:
     A copy.
@@ -310,6 +357,8 @@ def with_budget(
   first, *rest = configs.phases(config)
   if epochs:
     config[first].epochs = epochs
+  for name in (first, *rest) if batch_size else ():
+    config[name].batch_size = min(config[name].batch_size, batch_size)
   for name in rest:
     if head_epochs and config[name].epochs != 0:
       config[name].epochs = head_epochs

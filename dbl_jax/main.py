@@ -23,7 +23,12 @@ _WORKDIR = flags.DEFINE_string(
   "Folder of the run: checkpoints, figures, report. Run again with the same"
   " one to go on where it stopped. Default: runs/<name of the config file>.",
 )
-
+_ACCEPT_CHANGES = flags.DEFINE_bool(
+  "accept_changes",
+  False,
+  "Go on with a run whose config or images were others; what changed is said."
+  " Without it, that is refused.",
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   "",
@@ -53,7 +58,9 @@ def main(argv: Sequence[str]) -> None:
   config = configs.resolve(_CONFIG.value)
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = Path(_WORKDIR.value or f"runs/{name}")
-  metrics = train.train_and_evaluate(config, workdir)
+  metrics = train.train_and_evaluate(
+    config, workdir, accept_changes=_ACCEPT_CHANGES.value
+  )
   say(
     f"{metrics['split']}: {metrics['images']} images, overall accuracy"
     f" {metrics['overall_accuracy']:.1%}, mean-class accuracy"

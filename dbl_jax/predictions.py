@@ -68,7 +68,7 @@ def load(path: Path) -> Predictions:
   except ValueError as error:
     raise UserError(
       f"{path} does not hold a run's scores, or is damaged ({error}). Delete"
-      " it and run scripts/evaluate.py on the run, which writes it anew."
+      " it and run the same command again: what is trained is not lost."
     ) from error
 
 

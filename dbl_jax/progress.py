@@ -89,11 +89,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
   if not path.exists():
     return []
   rows = []
-  for line in path.read_text().splitlines():
+  for line in path.read_text(errors="replace").splitlines():
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
+      row = json.loads(line)
+      if not isinstance(row["phase"], str) or not isinstance(row["step"], int):
+        raise TypeError
+    except (ValueError, KeyError, TypeError):
       log.warning("%s: a line is damaged and left out.", path)
+    else:
+      rows.append(row)
   return rows
 
 

@@ -1,5 +1,6 @@
 """What a run comes to: metrics.json, scores, the confusion matrix, the page."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +26,12 @@ from dbl_jax.data import sources
 from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import compiled, evaluate, make_forward
-from dbl_jax.models.model import make_model
+from dbl_jax.models.model import Model, make_model
 from dbl_jax.predictors import Known
 from dbl_jax.progress import read_rows
 from dbl_jax.provenance import provenance
+
+log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -215,16 +218,13 @@ def evaluate_workdir(
     What `metrics.json` holds.
 
   Raises:
-    UserError: if there is no checkpoint, or the data's classes are others.
+    UserError: if there is no checkpoint, it does not fit its config, or the
+      data's classes are others; or its images, unless `data_dir` names them.
   """
   phase = last_phase(workdir)
   directory = checkpoint.phase_dir(workdir, phase)
   meta = checkpoint.load_meta(directory)
-  config = configs.from_dict(meta["config"])
-  if predictor is not None:
-    config[phase].predictor = predictor
-  # It may come from strangers, or from another version.
-  config = configs.resolve(config)
+  config = _config_of(meta, phase, predictor, directory)
   variables, step = checkpoint.load_model(directory, config[phase].keep)
   if data_dir is not None:
     config.data.dir = data_dir
@@ -236,11 +236,13 @@ def evaluate_workdir(
       f" {', '.join(dataset.class_names)}. Evaluate it on data with its own"
       " classes."
     )
+  _check_images(dataset, meta, workdir, data_dir)
   if split not in dataset.parts:
     raise UserError(
       f"--split={split}: no such part. There are {', '.join(dataset.parts)}."
     )
   model = make_model(config.model, config[phase].head, len(dataset.class_names))
+  _check_shapes(model, variables, dataset.image_size, directory)
   mesh = sharding.make_mesh()
   images = inputs.of_images(config[phase], dataset.image_size, "frozen")
   step_of = compiled(steps.make_eval_step(model, images), mesh)
@@ -248,6 +250,72 @@ def evaluate_workdir(
   run = Run(config, phase, step, history, provenance())
   model_known = known(step_of, variables, dataset, mesh)
   return write(run, dataset, split, model_known, out)
+
+
+def _config_of(
+  meta: Mapping[str, Any], phase: str, predictor: str | None, directory: Path
+) -> ConfigDict:
+  """The config of a checkpoint, which may be a stranger's or another version's.
+
+  Raises:
+    UserError: if it is none that this version knows.
+  """
+  config = configs.from_dict(meta["config"])
+  if not isinstance(config.get(phase), ConfigDict):
+    raise UserError(
+      f"The config kept in {directory} has no phase {phase!r}. Expected the"
+      " checkpoints of a run; train it again."
+    )
+  if predictor is not None:
+    config[phase].predictor = predictor
+  config = configs.resolve(config)
+  # A stranger's must not choose where folders are made.
+  if not Path(config.data.cache_dir).expanduser().is_dir():
+    config.data.cache_dir = ""
+  return config
+
+
+def _check_images(
+  dataset: Dataset, meta: Mapping[str, Any], workdir: Path, data_dir: str | None
+) -> None:
+  """Other images may be split otherwise: those trained on, be in test now."""
+  if dataset.fingerprint == meta.get("fingerprint", dataset.fingerprint):
+    return
+  what = f"The run in {workdir} was trained on other images than are there now"
+  if data_dir is None:
+    raise UserError(
+      f"{what}: files were added, removed or changed. To evaluate on them all"
+      " the same, name them with --data_dir; without a test part of their own,"
+      " images it was trained on may be among those it is tested on."
+    )
+  log.warning(
+    "%s in --data_dir: without a test part of their own, images it was trained"
+    " on may be among those it is tested on.",
+    what,
+  )
+
+
+def _check_shapes(
+  model: Model, variables: Mapping[str, Any], size: int, directory: Path
+) -> None:
+  """Raises UserError if parameters are not those of the config beside them."""
+  expected = jax.eval_shape(
+    lambda: steps.init_variables(model, jax.random.key(0), size)
+  )
+  wanted, found = (
+    {
+      jax.tree_util.keystr(path): tuple(leaf.shape)
+      for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+    for tree in (expected, variables)
+  )
+  for path in sorted(wanted.keys() | found.keys()):
+    if wanted.get(path) != found.get(path):
+      raise UserError(
+        f"The checkpoint in {directory} does not fit its config: {path} has"
+        f" shape {found.get(path)}, expected {wanted.get(path)}. It is damaged,"
+        " or of another version; train it again."
+      )
 
 
 def known(

@@ -21,6 +21,7 @@ import numpy as np
 
 from dbl_jax import checkpoint
 from dbl_jax import config as configs
+from dbl_jax.errors import UserError
 
 # Seconds at most from when a moment is seen until the kill: all of it is hit,
 # not its beginning alone.
@@ -120,7 +121,8 @@ def soak(
   rng = random.Random(seed)
   whole = Run(words, folder / "whole", folder / "cache")
   if whole.start().wait():
-    raise RuntimeError(f"the run left alone failed: {whole.log.read_text()}")
+    end = whole.log.read_text()[-500:]
+    raise UserError(f"The run left alone failed, saying last: {end}")
   finals = {phase: _latest(whole.workdir, phase) for phase in configs.PHASES}
   tally = Tally(collections.Counter(), [], [])
   while tally.kills.total() < kills and not tally.faults:

@@ -57,6 +57,7 @@ def run_phase(
   meta: dict[str, Any],
   log_every: int,
   stop: stopping.Stop,
+  accept_changes: bool = False,
 ) -> None:
   """Trains a phase to its end, from where an earlier start stopped.
 
@@ -69,11 +70,14 @@ def run_phase(
     meta: kept with each checkpoint; its class_names name the labels.
     log_every: steps between figures.
     stop: whether to stop.
+    accept_changes: as of `train_and_evaluate`.
 
   Raises:
     UserError: if loss or gradients are no longer finite.
   """
-  restored = checkpoint.restore_latest(manager, trainer.state, meta)
+  restored = checkpoint.restore_latest(
+    manager, trainer.state, meta, accept_changes
+  )
   state = trainer.state if restored is None else restored
   start, total = int(state.step), trainer.total
   per_epoch = sampling.steps_per_epoch(trainer.feed.sampler)
@@ -257,7 +261,9 @@ def _say_result(phase: str, epoch: float, result: dict[str, float]) -> None:
   say(f"{phase}  epoch {epoch:.1f}  {shown}")
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train_and_evaluate(
+  config: ConfigDict, workdir: Path, *, accept_changes: bool = False
+) -> dict[str, Any]:
   """Runs all phases of a config, then the test part once, and reports.
 
   Run again with the same config and workdir, it goes on where it stopped.
@@ -266,6 +272,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   Args:
     config: as `config.resolve` returns it.
     workdir: folder of the run, made if need be.
+    accept_changes: go on with a run of another config or other images, which
+      is refused otherwise.
 
   Returns:
     What `metrics.json` holds.
@@ -284,12 +292,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       if distributed.is_main():
         run_folder.make(workdir)
         stack.enter_context(locks.only_run(workdir))
-      run_folder.remember(config, workdir)
-    return _run(config, workdir, stop)
+      run_folder.remember(config, workdir, accept_changes)
+    return _run(config, workdir, stop, accept_changes)
 
 
 def _run(
-  config: ConfigDict, workdir: Path, stop: stopping.Stop
+  config: ConfigDict, workdir: Path, stop: stopping.Stop, accept_changes: bool
 ) -> dict[str, Any]:
   """`train_and_evaluate`, in a workdir that is this run's."""
   made_by = provenance()
@@ -320,9 +328,21 @@ def _run(
           "class_names": dataset.class_names,
           "fingerprint": dataset.fingerprint,
           "phase": name,
+          # Whose features are cached: those of one model go with one head.
+          "start": checkpoint.checksum(variables)
+          if trainer.phase.cached_views
+          else None,
         }
         with stop.in_order():
-          run_phase(trainer, manager, journal, meta, config.log_every, stop)
+          run_phase(
+            trainer,
+            manager,
+            journal,
+            meta,
+            config.log_every,
+            stop,
+            accept_changes,
+          )
       _say_skipped(name, journal.rows())
       keep = trainer.phase.keep
       variables, step = checkpoint.load_model(directory, keep)

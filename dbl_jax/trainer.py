@@ -19,6 +19,10 @@ from dbl_jax.losses import terms
 from dbl_jax.models.model import Model, make_model
 from dbl_jax.state import TrainState
 
+# Steps of a dispatch, unless the config says: their indices go to the device
+# together.
+_MOST_AT_ONCE = 1000
+
 
 class Trainer(NamedTuple):
   """Everything the loop of one phase reads; made by `make_trainer`.
@@ -268,7 +272,8 @@ def _steps_per_dispatch(
   """
   on_cpu = mesh.devices.flat[0].platform == "cpu"
   one = on_cpu and not config[name].cached_views
-  return config.steps_per_dispatch or (1 if one else config.log_every)
+  several = min(config.log_every, _MOST_AT_ONCE)
+  return config.steps_per_dispatch or (1 if one else several)
 
 
 def _check_frozen(

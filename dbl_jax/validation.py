@@ -1,5 +1,6 @@
 """Which values a config may hold."""
 
+import difflib
 import inspect
 import math
 import re
@@ -76,9 +77,13 @@ _PATTERN = (
   "a regular expression for the start of a parameter's path, such as 'head'",
 )
 _BOOL: _Test = (lambda value: isinstance(value, bool), "True or False")
+_TEXT: _Test = (lambda value: isinstance(value, str), "text, or '' for none")
 _COMMON: dict[str, _Test] = {
   "seed": _whole(0, _MOST),
+  "init_from": _TEXT,
   "skip_nonfinite": _BOOL,
+  "data.dir": _TEXT,
+  "data.cache_dir": _TEXT,
   "data.image_size": _whole(16, 1024),
   "data.validation_fraction": _number(0.01, 0.9),
   "data.test_fraction": _number(0.01, 0.9),
@@ -104,7 +109,7 @@ _ENCODER: dict[str, _Test] = {
   "zero_init_residual": _BOOL,
 }
 _PHASE: dict[str, _Test] = {
-  "epochs": _number(0),
+  "epochs": _number(0, 1e6),
   "batch_size": _whole(2, 10_000_000),
   "views": _whole(1, 8),
   "cached_views": _whole(0, 64),
@@ -131,6 +136,8 @@ _PHASE: dict[str, _Test] = {
   "keep": _one_of(("best", "latest")),
   "evaluate_every": _number(0.01),
 }
+# What a phase may have and need not.
+_OPTIONAL: dict[str, _Test] = {"augment.blur_sigma": _range(0.01, 10)}
 _WIDTH = _whole(1, 1_000_000)
 # Of heads that have them; widths are one number or, for some heads, a tuple.
 _HEAD: dict[str, _Test] = {
@@ -159,6 +166,64 @@ _TERM: dict[str, _Test] = {
 }
 
 
+def check_fields(config: ConfigDict, phases: Sequence[str]) -> None:
+  """Raises UserError for a field there is not, or a section that is none.
+
+  What the options of models, heads and losses may be depends on their names;
+  `check` sees to them.
+
+  Args:
+    config: as a config file, a stranger's checkpoint or a flag left it.
+    phases: names of its phases.
+  """
+  sections = ["data", "model", *phases]
+  for phase in phases:
+    sections += [f"{phase}.{name}" for name in ("augment", "head", "optimizer")]
+  for path in sections:
+    section = _get(config, path)
+    if section is not _ABSENT and not isinstance(section, ConfigDict):
+      raise UserError(
+        f"config.{path}={section!r} is impossible. Expected fields by name, as"
+        " in dbl_jax/config.py."
+      )
+  known = {"data.name", *_COMMON}
+  for phase in phases:
+    known |= {f"{phase}.{path}" for path in (*_PHASE, *_OPTIONAL)}
+  own = [f"{phase}.{name}" for phase in phases for name in _OF_OTHERS]
+  for path in _paths(config):
+    checked = any(f"{path}.".startswith(f"{one}.") for one in ("model", *own))
+    if path not in known and not checked:
+      near = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
+      hint = f"Did you mean {' or '.join(near)}?" if near else ""
+      raise UserError(
+        f"The config has a field {path!r}, which nothing reads. {hint} All"
+        " fields are in dbl_jax/config.py."
+      )
+
+
+_ABSENT = object()
+# Of a phase; see `_head_tests`, `_term_tests` and `check_by_data`.
+_OF_OTHERS = ("head", "losses", "by_data")
+
+
+def _get(config: ConfigDict, path: str) -> Any:
+  """A field or section, `_ABSENT` where there is none."""
+  value: Any = config
+  for part in path.split("."):
+    if not isinstance(value, ConfigDict) or part not in value:
+      return _ABSENT
+    value = value[part]
+  return value
+
+
+def _paths(section: ConfigDict, prefix: str = "") -> Iterator[str]:
+  for name, value in section.items():
+    if isinstance(value, ConfigDict):
+      yield from _paths(value, f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}"
+
+
 def check_data_name(config: ConfigDict) -> None:
   """Raises UserError unless the config names a data set there is."""
   _check(config, "data.name", _one_of(sources.SOURCES))
@@ -166,11 +231,22 @@ def check_data_name(config: ConfigDict) -> None:
 
 def check_by_data(config: ConfigDict, phase: str) -> None:
   """Raises UserError unless a phase says what depends on the data set."""
-  if "other" not in config[phase].get("by_data", ()):
+  by_data = config[phase].get("by_data", None) or {}
+  if not isinstance(by_data, ConfigDict) or "other" not in by_data:
     raise UserError(
       f"config.{phase}.by_data has no 'other', what holds for any data set."
       " Start from a phase in dbl_jax/config.py, or give it empty."
     )
+  for name, fields in by_data.items():
+    paths = (
+      [*_paths(fields)] if isinstance(fields, ConfigDict) else ["no field"]
+    )
+    for path in paths:
+      if path not in _PHASE:
+        raise UserError(
+          f"config.{phase}.by_data.{name} has {path!r}; expected fields of the"
+          " phase by name, such as epochs or augment.blur."
+        )
 
 
 def check(config: ConfigDict, phases: Sequence[str]) -> None:
@@ -200,6 +276,9 @@ def _tests(
   for phase in phases:
     for path, test in _PHASE.items():
       yield f"{phase}.{path}", test
+    for path, test in _OPTIONAL.items():
+      if _get(config, f"{phase}.{path}") is not _ABSENT:
+        yield f"{phase}.{path}", test
     yield from _head_tests(config, phase)
     yield from _term_tests(config, phase)
     _check_whole(config[phase], phase)
@@ -321,11 +400,9 @@ def _check_cosine(phase: ConfigDict, name: str) -> None:
 
 
 def _check(config: ConfigDict, path: str, test: _Test) -> None:
-  value: Any = config
-  for part in path.split("."):
-    if part not in value:
-      raise UserError(f"config.{path} is missing. Expected {test[1]}.")
-    value = value[part]
+  value = _get(config, path)
+  if value is _ABSENT:
+    raise UserError(f"config.{path} is missing. Expected {test[1]}.")
   possible, expected = test
   try:
     fine = possible(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dbl_jax.cli import parse_flags, speak_plainly
+from dbl_jax.cli import parse_flags, printable, speak_plainly
 from dbl_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
   )
   for name, row in metrics["per_class"].items():
     recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"
-    print(f"  {name:12} recall {recall:>6}  of {row['count']}")
+    print(f"  {printable(name):12} recall {recall:>6}  of {row['count']}")
   print(
     f"{metrics['split']}: {metrics['images']} images, overall accuracy"
     f" {metrics['overall_accuracy']:.1%}, mean-class accuracy"

@@ -1,6 +1,6 @@
 """Remakes the paper's Table 1: trains what is missing, then compares.
 
-python scripts/make_table.py --out=runs/table \
+python scripts/make_table.py --out=runs/table --epochs=60 \
   --data.name=raf_db --data.dir=/data/RAF-DB --seeds=0,1,2
 
 Writes table.md, table.csv, table.html and two pictures to --out. Run again, it
@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -48,6 +48,13 @@ _HEAD_EPOCHS = flags.DEFINE_integer(
   "head_epochs",
   0,
   "Of a second phase; 0: as each config has it.",
+  lower_bound=0,
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size",
+  0,
+  "At most, where a config has more than the data have images; 0: as each"
+  " config has it.",
   lower_bound=0,
 )
 _REFERENCE = flags.DEFINE_string(
@@ -92,12 +99,20 @@ def main(argv: Sequence[str]) -> None:
       data,
       _EPOCHS.value,
       _HEAD_EPOCHS.value,
+      _BATCH_SIZE.value,
     )
     for name in _SYSTEMS.value
     for file, colon, variant in [name.partition(":")]
   }
   _check_writable(out)
   entries = grid.plan(systems, seeds, out / "stages")
+  epochs = grid.encoder_epochs(entries)
+  in_words = ", ".join(f"{name} {n:g}" for name, n in epochs.items())
+  if len(set(epochs.values())) > 1:
+    say(
+      f"Encoders are trained for different numbers of epochs ({in_words});"
+      " --epochs makes them equal, but for a second phase that trains on."
+    )
   failed = grid.run(entries) if _TRAIN.value else {}
   missing = grid.missing(entries, failed)
   if failed:
@@ -112,8 +127,9 @@ def main(argv: Sequence[str]) -> None:
     records,
     missing,
     {
-      "dataset": config.data.name,
+      "dataset": _data_in_words(data, config.data.name),
       "image_size": config.data.image_size,
+      "epochs": in_words,
       "command": shlex.join(["python", *sys.argv]),
       "hardware": machine.words(),
     },
@@ -124,6 +140,13 @@ def main(argv: Sequence[str]) -> None:
   say(f"Table: {out / 'table.html'}")
   if failed:
     raise UserError(failure)
+
+
+def _data_in_words(changed: Mapping[str, object], name: str) -> str:
+  """The data set, and what makes it another than its name says."""
+  places = ("name", "dir", "cache_dir", "image_size", "input")
+  shown = [f"{k}={v}" for k, v in changed.items() if k not in places]
+  return f"{name} ({', '.join(shown)})" if shown else name
 
 
 def _wholes(flag: str, values: Sequence[str]) -> list[int]:

@@ -16,12 +16,13 @@ from absl import flags
 from dbl_jax.cli import parse_flags, speak_plainly
 from dbl_jax.errors import UserError
 
-_KILLS = flags.DEFINE_integer("kills", 20, "How many.")
+_KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 _PHASE = flags.DEFINE_list("phase", [], "Moments to aim at; all by default.")
 _OUT = flags.DEFINE_string(
   "out", "", "Folder for the runs, kept. Default: none."
 )
+_CONFIG = Path(__file__).resolve().parent.parent / "tests" / "tiny.py"
 # More faces to draw, saves and changes than the tests' run has.
 _FIELDS = (
   "data.num_train=1500",
@@ -43,9 +44,13 @@ def main(argv: Sequence[str]) -> None:
       f"--phase={','.join(sorted(unknown))}: no such moment. There are"
       f" {', '.join(soak.MOMENTS)}."
     )
+  if not _CONFIG.exists():
+    raise UserError(
+      f"{_CONFIG} is missing: the runs to kill are of its config."
+    )
   with tempfile.TemporaryDirectory() as temporary:
     tally = soak.soak(
-      soak.command(*_FIELDS),
+      soak.command(*_FIELDS, config=str(_CONFIG)),
       Path(_OUT.value or temporary).resolve(),
       _KILLS.value,
       _SEED.value,

@@ -137,6 +137,17 @@ def test_a_bomb_is_refused(tmp_path):
     arrays.load(path)
 
 
+def test_many_small_bombs_are_one(tmp_path):
+  content = npy(HUGE % (15 << 20)) + bytes(15 << 20)
+  path = write(
+    tmp_path / "a.npz",
+    {f"{number}.npy": content for number in range(4)},
+    zipfile.ZIP_DEFLATED,
+  )
+  with pytest.raises(ValueError, match="the whole would grow from"):
+    arrays.load(path)
+
+
 DAMAGE = {
   "no meta": ({"meta": None}, "no array 'meta'"),
   "meta is a list": ({"meta": np.frombuffer(b"[1]", np.uint8)}, "format 1"),

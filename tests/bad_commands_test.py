@@ -39,6 +39,27 @@ LACKING = {
     "has no option 'temprature'",
   ),
 }
+UNKNOWN = {
+  "c.classify.batchsize = 7": r"'classify.batchsize', .* classify.batch_size",
+  "c.sed = 5": "field 'sed', which nothing reads. Did you mean seed",
+  "c.data.imbalence = 3.": "Did you mean data.imbalance",
+  "c.classify.weight_decay = .3": "classify.optimizer.weight_decay",
+  "c.classify.optimizer.nesterov = False": "'classify.optimizer.nesterov'",
+  "c.classify.augment.hue = .3": "'classify.augment.hue'",
+  "c.classify.augment.blur_sigma = (2., 1.)": "the smaller first",
+  "c.classify.augment = None": "classify.augment=None is impossible",
+  "c.classify.optimizer = None": "classify.optimizer=None is impossible",
+  "c.classify = None": "config.classify=None is impossible",
+  "c.data = None": "config.data=None is impossible",
+  "c.classify.by_data = None": "by_data has no 'other'",
+  "c.classify.by_data.other = None": "by_data.other has 'no field'",
+  "c.classify.by_data.other.epoch = 3": "by_data.other has 'epoch'",
+  "c.data.dir = None": "data.dir=None is impossible. Expected text",
+  "c.data.cache_dir = None": "data.cache_dir=None is impossible. Expected text",
+  "c.init_from = None": "init_from=None is impossible. Expected text",
+  "c.classify.epochs = 1000000000": "at most 1e\\+06",
+  "del c.classify.augment": "classify.augment.crop_scale is missing",
+}
 PATTERN = "Expected a tuple, each a regular expression"
 WIDTHS = "Expected a tuple of widths, each a whole number of at least 1"
 # Field, value, what is said.
@@ -171,6 +192,11 @@ OTHERS = [
   ),
   ("make_table", ["--notrain", "--systems=basic"], "no finished run"),
   ("make_table", ["--out=/proc/x/y"], "--out=/proc/x/y cannot be written"),
+  ("make_table", ["--batch_size=-1"], "--batch_size=-1"),
+  ("soak", ["--kills=0"], "--kills=0"),
+  ("soak", ["--phase=lunch"], "--phase=lunch: no such moment"),
+  ("fuzz", ["--only=lunch"], "there is no reader 'lunch'"),
+  ("fuzz", ["--minutes=-1"], "--minutes=-1"),
   ("benchmark", ["--rounds=0"], "--rounds=0"),
   ("benchmark", ["--device=tpu"], "give 'cpu' or 'gpu'"),
   ("benchmark", ["--only=foo"], "there is no part 'foo'"),
@@ -237,9 +263,19 @@ def test_a_config_that_lacks_something(name, tmp_path):
   check("main", [f"--config={path}", f"--workdir={tmp_path / 'r'}"], message)
 
 
+@pytest.mark.parametrize("change", UNKNOWN)
+def test_a_config_file_with_an_impossible_field(change, tmp_path):
+  path = tmp_path / "c.py"
+  text = START.decode().replace("%s", "c.unlock()\n  " + change)
+  path.write_text(text)
+  arguments = [f"--config={path}", f"--workdir={tmp_path / 'run'}"]
+  check("main", arguments, UNKNOWN[change])
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("program", "arguments", "message"), OTHERS)
 def test_other_programs(program, arguments, message, tmp_path):
-  if program != "evaluate" and not any(
+  if program not in ("evaluate", "fuzz") and not any(
     a.startswith("--out") for a in arguments
   ):
     arguments = [*arguments, f"--out={tmp_path / 'out'}"]

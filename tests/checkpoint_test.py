@@ -14,7 +14,7 @@ from dbl_jax.errors import UserError
 from dbl_jax.state import TrainState
 
 META = {
-  "config": {"classify": {"keep": "best"}},
+  "config": {"data": {}, "classify": {"keep": "best"}},
   "class_names": ["a", "b"],
   "fingerprint": "0",
 }
@@ -143,12 +143,86 @@ def test_with_none_left_nothing_starts_over(directory, damage):
 
 
 @pytest.mark.parametrize(
-  "damage", ["bit of the model", "arrays deleted", "meta deleted"]
+  "damage",
+  [
+    "bit of the model",
+    "bit of the scores",
+    "bit of the config",
+    "arrays deleted",
+    "meta deleted",
+  ],
 )
 def test_a_damaged_model_is_not_reported(directory, damage):
   DAMAGE[damage](directory / "2")
   with pytest.raises(UserError, match="cannot be read"):
     checkpoint.load_model(directory, "best")
+
+
+def test_scores_that_changed_do_not_choose_another_model(directory):
+  path = directory / "1" / "metrics" / "metrics"
+  path.write_text(path.read_text().replace("0.25", "0.75"))
+  with pytest.raises(UserError, match="its metrics changed after"):
+    checkpoint.load_model(directory, "best")
+
+
+def test_to_look_at_a_run_leaves_its_unfinished_save_alone(directory):
+  saving = directory / "3.orbax-checkpoint-tmp"
+  saving.mkdir()
+  checkpoint.load_meta(directory)
+  checkpoint.load_model(directory, "best")
+  assert saving.is_dir()
+  with checkpoint.open_manager(directory):  # the run itself, started again
+    pass
+  assert not saving.exists()
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"fingerprint": "1"}, "other images: 0, now 1"),
+    ({"class_names": ["b", "a"]}, "other classes"),
+    ({"start": 5}, "another model to start from"),
+  ],
+)
+def test_a_state_is_not_restored_into_another_run(
+  directory, change, message, caplog
+):
+  meta = META | {"start": 4}
+  with checkpoint.open_manager(directory) as manager:
+    checkpoint.save(manager, state_at(3), {checkpoint.METRIC: 0.1}, meta)
+    manager.wait_until_finished()
+    with pytest.raises(UserError, match=message):
+      checkpoint.restore_latest(manager, state_at(0), meta | change)
+    if "fingerprint" not in change:
+      return
+    accepted = checkpoint.restore_latest(
+      manager, state_at(0), meta | change, accept_changes=True
+    )
+  assert_is(accepted, 3)
+  assert "going on as asked" in caplog.text
+
+
+def test_a_changed_model_is_not_taken_for_damage(directory):
+  other = state_at(0)
+  other = other.replace(params={"head": {"kernel": jnp.zeros((64, 50))}})
+  with (
+    checkpoint.open_manager(directory) as manager,
+    pytest.raises(UserError, match=r"kernel.*shape \(64, 100\), now \(64, 50"),
+  ):
+    checkpoint.restore_latest(manager, other, META, accept_changes=True)
+  assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+  "meta",
+  [{}, {"config": 5}, {"config": {"data": 5}}, META | {"class_names": "ab"}],
+)
+def test_a_strangers_meta_is_refused(directory, meta):
+  (directory / "2" / "meta" / "metadata").write_text(json.dumps(meta))
+  with pytest.raises(UserError, match="cannot be read"):
+    checkpoint.load_meta(directory)
+  with pytest.raises(UserError, match="cannot be read"):
+    checkpoint.load_start(str(directory.parents[1]), ["classify"])
 
 
 def test_an_older_damaged_one_is_told_too(directory, caplog):

@@ -6,6 +6,7 @@ import pytest
 
 from dbl_jax import evaluate, predictors, sharding
 from dbl_jax.data.prepared import Part
+from dbl_jax.errors import UserError
 from dbl_jax.predictors import Known
 
 LINEAR = {"params": {"head": {"logits": {}}}}
@@ -53,6 +54,19 @@ def test_evaluate_gives_the_scores_and_their_metrics(forward):
   assert result["mean_class_accuracy"] == 0.75
   assert result["predictor"] == "head"
   assert result["chosen"] is None
+
+
+def test_scores_that_are_no_numbers_are_not_the_first_class():
+  fitted = predictors.Fitted(lambda features, outputs: outputs)
+  scores = np.array([[1, 0], [np.nan, 0], [-np.inf, 0]], np.float32)
+  with pytest.raises(UserError, match=r"NaN\) for 1 of 3 images"):
+    evaluate.evaluate(
+      fitted, (scores, scores), np.array([0, 0, 1]), ("red", "green")
+    )
+  result, _ = evaluate.evaluate(
+    fitted, (scores, scores[[0, 2]]), np.array([0, 1]), ("red", "green")
+  )
+  assert result["overall_accuracy"] == 1
 
 
 def test_evaluate_says_what_was_chosen_on_validation(forward):

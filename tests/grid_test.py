@@ -1,5 +1,6 @@
 """The grid: shared stages are trained once, finished ones never again."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,43 @@ def test_of_finished_systems_no_data_are_asked_for(entries, monkeypatch):
     grid.sources, "load", lambda *_: pytest.fail("data were read")
   )
   assert grid.run(entries) == {}
+
+
+def test_a_stage_without_its_scores_is_not_done(entries):
+  assert grid.run(entries) == {}
+  (entries[0].stage.workdir / "scores_test.npz").unlink()
+  assert len(grid.records(entries)) == 3
+  assert grid.run(entries) == {}
+  assert len(grid.records(entries)) == 4
+
+
+def test_stages_that_saw_different_images_are_not_one_system(entries):
+  assert grid.run(entries) == {}
+  path = entries[0].stage.workdir / "metrics.json"
+  found = json.loads(path.read_text())
+  path.write_text(json.dumps(found | {"data_fingerprint": "another"}))
+  with pytest.raises(UserError, match="saw different images"):
+    grid.records(entries)
+  path.write_text("{")
+  with pytest.raises(UserError, match=r"metrics\.json is missing or damaged"):
+    grid.records(entries)
+
+
+def test_epochs_of_encoders_are_counted(tmp_path):
+  config = configs.base()
+  config.pretrain, config.classify = configs.simclr(), configs.classifier()
+  tuned = config.copy_and_resolve_references()
+  tuned.classify.trained = ("encoder/stage4", "head")
+  tuned.classify.cached_views = 0
+  entries = grid.plan({"dbl": config, "tuned": tuned}, [0], tmp_path)
+  assert grid.encoder_epochs(entries) == {"dbl": 3, "tuned": 7}
+
+
+def test_batches_are_at_most_as_large_as_told():
+  config = configs.base()
+  config.pretrain, config.classify = configs.simclr(), configs.classifier()
+  given = grid.with_budget(config, {}, 0, 0, 100)
+  assert (given.pretrain.batch_size, given.classify.batch_size) == (64, 100)
 
 
 def test_the_budget_is_every_encoders():

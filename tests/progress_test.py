@@ -30,6 +30,23 @@ print("tensorflow" in sys.modules)
   ]
 
 
+def test_damaged_lines_are_left_out(tmp_path, caplog):
+  path = tmp_path / "metrics.jsonl"
+  whole = b'{"phase": "pretrain", "step": 1, "loss": 0.5}'
+  damaged = [
+    b"{",
+    b"5",
+    b'{"step": 1}',
+    b'{"phase": "a", "step": "\xff"}',
+    b"\xff",
+  ]
+  path.write_bytes(b"\n".join([*damaged, whole, b'{"phase": "pre']))
+  assert progress.read_rows(path) == [
+    {"phase": "pretrain", "step": 1, "loss": 0.5}
+  ]
+  assert caplog.text.count("a line is damaged") == 6
+
+
 def test_each_start_has_its_own_file_readable_at_once(tmp_path):
   for step in (1, 2):
     with progress.Journal(tmp_path, True) as journal:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dbl_jax import soak
+from dbl_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,7 +102,7 @@ def test_a_soak_tells_what_a_run_that_failed_said(scripted):
 
 def test_a_soak_needs_a_run_that_succeeds_when_left_alone(scripted):
   play, _ = scripted
-  with pytest.raises(RuntimeError, match="what it said last"):
+  with pytest.raises(UserError, match="what it said last"):
     play(1, [], statuses=[1])
 
 

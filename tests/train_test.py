@@ -1,6 +1,7 @@
 """Runs from start to report, as a user starts them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+import mains
 import tiny
-from dbl_jax import checkpoint, results, train
+from dbl_jax import checkpoint, progress, results, train
 from dbl_jax.errors import UserError
 from dbl_jax.models import model
 
@@ -127,6 +129,19 @@ def test_evaluate_restores_the_run_s_result(finished, tmp_path):
     results.evaluate_workdir(workdir, None, "tset", tmp_path)
 
 
+def test_a_finished_run_is_classified_anew_from_the_command_line(finished):
+  _, workdir, _ = finished
+  done = mains.run(
+    "evaluate", [f"--workdir={workdir}", "--predictor=logit_adjusted"]
+  )
+  assert done.status == 0, done.err
+  folder = workdir / "evaluation" / "test_logit_adjusted"
+  found = json.loads((folder / "metrics.json").read_text())
+  assert found["predictor"] == "logit_adjusted"
+  assert 0 <= found["chosen"] <= 2
+  assert f"mean-class accuracy {found['mean_class_accuracy']:.1%}" in done.out
+
+
 def test_a_checkpoint_of_what_is_not_known_here_is_refused(
   finished, tmp_path, monkeypatch
 ):
@@ -142,6 +157,108 @@ def test_another_config_in_the_same_workdir_is_refused(finished):
   other.classify.batch_size = 16
   with pytest.raises(UserError, match=r"classify\.batch_size: 32 -> 16"):
     train.train_and_evaluate(other, workdir)
+
+
+def copied(workdir, to):
+  subprocess.run(["cp", "-r", workdir, to], check=True)
+  return to
+
+
+def test_the_config_is_known_from_checkpoints_too(finished, tmp_path):
+  config, workdir, metrics = finished
+  copy = copied(workdir, tmp_path / "copy")
+  (copy / "config.json").unlink()
+  other = config.copy_and_resolve_references()
+  other.seed = 5
+  with pytest.raises(UserError, match="seed: 0 -> 5"):
+    train.train_and_evaluate(other, copy)
+  assert train.train_and_evaluate(config, copy) == metrics
+  assert (copy / "config.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"[]", b"5", b"{", b'{"seed": \xff}', b""])
+def test_a_damaged_config_is_told(finished, tmp_path, content):
+  config, workdir, _ = finished
+  copy = copied(workdir, tmp_path / "copy")
+  (copy / "config.json").write_bytes(content)
+  with pytest.raises(UserError, match=r"config\.json is damaged"):
+    train.train_and_evaluate(config, copy)
+
+
+def test_a_changed_config_goes_on_when_asked(finished, tmp_path, caplog):
+  config, workdir, _ = finished
+  copy = copied(workdir, tmp_path / "copy")
+  longer = config.copy_and_resolve_references()
+  longer.classify.epochs = 3
+  metrics = train.train_and_evaluate(longer, copy, accept_changes=True)
+  assert "goes on changed: classify.epochs: 2 -> 3" in caplog.text
+  assert metrics["config"]["classify"]["epochs"] == 3
+  before, after = (
+    [
+      row
+      for row in progress.read_rows(folder / "metrics.jsonl")
+      if row["phase"] == "classify" and "loss" in row
+    ]
+    for folder in (workdir, copy)
+  )
+  assert after[: len(before)] == before
+  assert after[-1]["step"] > before[-1]["step"]
+  # It is the run's config from now on.
+  assert train.train_and_evaluate(longer, copy) == metrics
+
+
+def test_changed_images_are_not_evaluated_unless_named(
+  finished, tmp_path, monkeypatch, caplog
+):
+  _, workdir, metrics = finished
+  load = results.sources.load
+  monkeypatch.setattr(
+    results.sources, "load", lambda o: load(o)._replace(fingerprint="another")
+  )
+  with pytest.raises(UserError, match="trained on other images than are there"):
+    results.evaluate_workdir(workdir, None, "test", tmp_path)
+  assert not list(tmp_path.iterdir())
+  again = results.evaluate_workdir(workdir, "", "test", tmp_path)
+  assert again["overall_accuracy"] == metrics["overall_accuracy"]
+  assert "trained on other images than are there now" in caplog.text
+
+
+def test_a_checkpoint_chooses_no_folder_and_must_fit_its_config(
+  finished, tmp_path, monkeypatch
+):
+  _, workdir, _ = finished
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+  load, stored = checkpoint.load_meta, {}
+
+  def of_a_stranger(directory):
+    meta = load(directory)
+    meta["config"]["data"]["cache_dir"] = str(tmp_path / "victim")
+    meta["config"]["classify"]["head"] |= stored
+    return meta
+
+  monkeypatch.setattr(checkpoint, "load_meta", of_a_stranger)
+  results.evaluate_workdir(workdir, None, "test", tmp_path / "out")
+  assert not (tmp_path / "victim").exists()
+  stored["hidden"] = [7]
+  with pytest.raises(UserError, match=r"does not fit its config: .*expected"):
+    results.evaluate_workdir(workdir, None, "test", tmp_path / "out")
+
+
+def test_a_head_is_not_trained_on_two_encoders(finished, cache, tmp_path):
+  """Its features are those of the encoder it began with."""
+  _, workdir, _ = finished
+  config = tiny.get_resolved(cache_dir=cache).unlock()
+  del config.pretrain
+  start = copied(workdir, tmp_path / "start")
+  config.init_from = str(start)
+  train.train_and_evaluate(config, tmp_path / "run")
+  shutil.rmtree(start)
+  other = tiny.get_resolved(cache_dir=cache).unlock()
+  del other.classify
+  other.seed = 1
+  train.train_and_evaluate(other, start)
+  with pytest.raises(UserError, match="another model to start from"):
+    train.train_and_evaluate(config, tmp_path / "run")
 
 
 def test_a_config_that_trained_nothing_does_not_bind(cache, tmp_path):

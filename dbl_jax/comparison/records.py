@@ -51,6 +51,7 @@ class Record(NamedTuple):
     seconds: training time over its own stages, None if not known.
     validation_labels: int[m], true classes of the validation images.
     validation_scores: f32[m, C], as `scores`.
+    fingerprint: of the images it was trained and tested on; '' if not known.
   """
 
   system: str
@@ -63,6 +64,7 @@ class Record(NamedTuple):
   seconds: float | None
   validation_labels: np.ndarray
   validation_scores: np.ndarray
+  fingerprint: str = ""
 
 
 def title(system: str) -> str:
@@ -100,7 +102,7 @@ def by_system(records: Sequence[Record]) -> dict[str, list[Record]]:
 
   Raises:
     UserError: there are none, two are of one system and seed, they differ in
-      classes, training counts or test labels, or scores are not finite.
+      images, classes, training counts or test labels, or scores are not finite.
   """
   if not records:
     raise UserError(
@@ -132,7 +134,7 @@ def facts(
   Args:
     records: the runs of the table.
     about: `dataset`, `image_size` (pixels a side, or text), `command` and
-      `hardware`; other keys are passed over.
+      `hardware`; `epochs`, in words, may be there; others are passed over.
     cuts: (many, few) training images of the tiers; None: the data's own.
 
   Raises:
@@ -156,6 +158,7 @@ def facts(
     ),
     "Tiers": _tiers(first, cuts),
     "Seeds": seed_list({record.seed for record in records}),
+    "Encoder epochs": str(about.get("epochs", "not known")),
     "Choice of checkpoints": (
       "on validation images; each run read the test images once, at its end"
     ),
@@ -191,6 +194,7 @@ def _check(record: Record, first: Record) -> None:
   """Refuses a record that cannot stand beside the first one."""
   name = f"{record.system!r} with seed {record.seed}"
   same = {
+    "images": record.fingerprint == first.fingerprint,
     "classes": tuple(record.class_names) == tuple(first.class_names),
     "training counts": np.array_equal(record.train_counts, first.train_counts),
     "test labels": np.array_equal(record.labels, first.labels),

@@ -16,7 +16,7 @@ from dbl_jax.comparison.rows import Row
 from dbl_jax.comparison.statistics import Comparison
 from dbl_jax.figures import one_line
 
-TITLE = "The paper's Table 1, remade"
+TITLE = "Systems compared, as in the paper's Table 1"
 
 
 def as_markdown(

@@ -210,6 +210,11 @@ def to_rgb(image: Image.Image, origin: str) -> Image.Image:
   # Broken EXIF beside a sound picture: viewers show the picture.
   with contextlib.suppress(Exception):
     ImageOps.exif_transpose(image, in_place=True)
+  if image.mode == "F":
+    raise UserError(
+      f"{origin} has numbers with fractions for pixels; expected 8 or 16 bits a"
+      " channel. Save it as an 8-bit image."
+    )
   if image.mode.startswith("I"):
     image = _to_8_bit(image, origin)
   if image.has_transparency_data:

@@ -128,7 +128,7 @@ def _meta(content: bytes) -> dict[str, Any]:
 def _dataset(meta: dict[str, Any], found: dict[str, np.ndarray]) -> Dataset:
   """The data set, its arrays checked; or ValueError."""
   parts: dict[str, Part] = {}
-  for part in meta["parts"]:
+  for part in sorted(meta["parts"], key=PARTS.index):  # the training part first
     images, labels = (found.get(f"{part}_{what}") for what in Part._fields)
     if images is None or labels is None:
       raise ValueError(f"it lacks the images or labels of {part}")

@@ -114,7 +114,15 @@ def cache_dir(options: Any) -> Path:
   """Where prepared files are kept: data.cache_dir, or the user's cache."""
   if options.cache_dir:
     return Path(options.cache_dir).expanduser()
-  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  home = os.environ.get("XDG_CACHE_HOME")
+  if not home:
+    try:
+      home = str(Path.home() / ".cache")
+    except RuntimeError as error:
+      raise UserError(
+        "There is no home folder to keep prepared images in. Set"
+        " --config.data.cache_dir to a folder, or the variable HOME."
+      ) from error
   return Path(home) / "dbl_jax"
 
 

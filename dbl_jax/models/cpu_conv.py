@@ -4,7 +4,7 @@ XLA's own convolutions are slow on CPU, most of all the gradient with respect
 to the kernel (about 5 GFLOP/s, where matrix products reach 100). Here a
 convolution gathers windows of its input, multiplies them by matrices made of
 the kernel and puts the products in place. There are three forms, and the one
-with the fewest products is taken: `dense` for maps of a few pixels, `winograd`
+with the least to compute is taken: `dense` for maps of a few pixels, `winograd`
 for other 3x3 kernels with stride 1 and padding 1, `im2col` for the rest. They
 work on chunks of the batch small enough for the windows to stay in the cache.
 
@@ -26,6 +26,9 @@ Form = Dense | Im2Col | Winograd
 # cache. Yet each chunk reads all matrices and adds to the gradient by them, so
 # its windows are never less than twice their size.
 CHUNK_BYTES = 2 << 20
+# What Winograd's transforms cost for each number they make, in products. It
+# keeps first layers, of 3 channels, from it, and no others.
+_TRANSFORM = 10
 
 
 def forward(
@@ -85,14 +88,20 @@ def backward(
 def choose_form(
   x: jax.Array, kernel: jax.Array, stride: int, padding: int
 ) -> Form:
-  """The form with the fewest products, for arguments as of `forward`."""
+  """The form with the least to compute, for arguments as of `forward`."""
   forms: list[Form] = [
     Dense(x.shape, kernel.shape, stride, padding),
     Im2Col(x.shape, kernel.shape, stride, padding),
   ]
   if kernel.shape[:2] == (3, 3) and stride == padding == 1:
     forms += [Winograd(x.shape, kernel.shape, tile) for tile in (3, 4)]
-  return min(forms, key=lambda form: form.products)
+  _, _, channels, features = kernel.shape
+
+  def cost(form: Form) -> int:
+    transforms = isinstance(form, Winograd) * _TRANSFORM * (channels + features)
+    return form.products * (channels * features + transforms)
+
+  return min(forms, key=cost)
 
 
 def _images_per_chunk(x: jax.Array, form: Form, matrices: jax.Array) -> int:

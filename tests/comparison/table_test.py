@@ -277,6 +277,7 @@ def test_html_has_the_best_bold_and_stands_alone():
     ({"class_names": ("joy", "awe")}, "other classes in 'dbl'"),
     ({"train_counts": np.array([1, 2])}, "other training counts"),
     ({"labels": 1 - LABELS}, "other test labels"),
+    ({"fingerprint": "other"}, "other images"),
     ({"scores": np.full((14, 2), np.nan)}, "not finite"),
   ],
 )

@@ -128,6 +128,12 @@ def test_32_bit_values_are_refused():
     images.decode(encode(image, "TIFF"), 2, "a.tif")
 
 
+def test_pixels_with_fractions_are_refused():
+  image = Image.fromarray(np.array([[0, 0.7]], np.float32))
+  with pytest.raises(UserError, match=r"a\.tif has numbers with fractions"):
+    images.decode(encode(image, "TIFF"), 2, "a.tif")
+
+
 def test_palette_becomes_its_colours():
   image = Image.new("P", (4, 4), 1)
   image.putpalette([0, 0, 0, 10, 20, 30])

@@ -32,6 +32,16 @@ def test_round_trip(tmp_path, dataset):
   assert [p.name for p in path.parent.iterdir()] == ["faces.npz"]
 
 
+def test_parts_of_different_sizes_are_refused_in_any_order(tmp_path, dataset):
+  small = dataset.parts["test"]._replace(
+    images=np.zeros((5, 4, 4, 3), np.uint8)
+  )
+  parts = {"test": small, "train": dataset.parts["train"]}
+  prepared.save(tmp_path / "faces.npz", dataset._replace(parts=parts))
+  with pytest.raises(UserError, match=r"test has images \[5, 4, 4, 3\]"):
+    prepared.load(tmp_path / "faces.npz")
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text", "pickle"])
 def test_damage_is_seen(tmp_path, dataset, damage):
   path = tmp_path / "faces.npz"

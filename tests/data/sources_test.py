@@ -95,6 +95,17 @@ def test_a_class_with_one_image_is_kept_for_training(options, tmp_path, caplog):
   assert 1 not in parts["validation"].labels
 
 
+def test_without_a_home_a_folder_is_asked_for(options, monkeypatch):
+  def nowhere():
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+  monkeypatch.setattr(sources.Path, "home", nowhere)
+  options.cache_dir = ""
+  with pytest.raises(UserError, match="There is no home folder"):
+    sources.cache_dir(options)
+
+
 def test_a_missing_prepared_file_is_named(options):
   options.dir = "/no/such/file.npz"
   with pytest.raises(UserError, match=r"/no/such/file\.npz"):

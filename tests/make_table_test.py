@@ -1,0 +1,53 @@
+"""The table by one command, as a user gives it, and after it was killed."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+
+import mains
+
+
+def test_a_killed_table_goes_on_to_its_end(tmp_path):
+  out = tmp_path / "table"
+  command = [
+    sys.executable,
+    "scripts/make_table.py",
+    "--systems=dcnn,dbl_plus",
+    "--reference=dcnn",
+    "--epochs=1",
+    "--head_epochs=1",
+    "--batch_size=16",
+    "--data.num_train=60",
+    "--data.num_test=20",
+    "--data.image_size=16",
+    f"--data.cache_dir={tmp_path / 'cache'}",
+    f"--out={out}",
+  ]
+  with subprocess.Popen(
+    command, cwd=mains.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+  ) as process:
+    while not list(out.glob("stages/*/report.html")):
+      assert process.poll() is None
+      time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+  kept = {path: path.stat().st_mtime_ns for path in out.glob("stages/*/*.html")}
+  assert not (out / "table.md").exists()
+
+  done = subprocess.run(
+    command, cwd=mains.ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  for path, when in kept.items():
+    assert path.stat().st_mtime_ns == when
+  rows = list(csv.DictReader((out / "table.csv").open()))
+  assert [row["system"] for row in rows] == ["dcnn", "dbl_plus"]
+  # What they share was trained once, and counts for both.
+  seconds = [float(row["training_seconds"]) for row in rows]
+  assert 0 < seconds[0] < seconds[1]
+  text = (out / "table.md").read_text()
+  assert "Missing" not in text
+  assert "Encoder epochs: dcnn 1, dbl" in text
+  for name in ("table.html", "accuracies.png", "confusion_matrices.png"):
+    assert (out / name).stat().st_size > 1000
