@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import jax
+import mains
 import numpy as np
 import pytest
 
-import mains
 import tiny
 from dbl_jax import checkpoint, progress, results, train
 from dbl_jax.errors import UserError
