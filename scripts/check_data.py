@@ -1,7 +1,7 @@
 """Looks at a data set before it is trained on.
 
 python scripts/check_data.py --name=fer2013 --dir=/data/fer2013 [--out=DIR] \
-  [--distance=8] [--split_seed=0]
+  [--distance=8] [--split_seed=0] [--test_fraction=.2]
 
 Counts, sizes, imbalance, unreadable files, the same and nearly the same image
 within a part or in two; a picture of each class. Leaves with status 2 if an
@@ -27,6 +27,9 @@ _DIR = flags.DEFINE_string(
 _SPLIT_SEED = flags.DEFINE_integer(
   "split_seed", 0, "As data.split_seed, for data without parts of their own."
 )
+_TEST_FRACTION = flags.DEFINE_float(
+  "test_fraction", 0.2, "As data.test_fraction, for data without a test part."
+)
 _OUT = flags.DEFINE_string(
   "out", None, "Folder for pictures and lists. Default: data_check/NAME."
 )
@@ -47,6 +50,7 @@ def _options() -> Any:
   config.classify = configs.classifier()
   config.data.name, config.data.dir = _NAME.value, _DIR.value
   config.data.split_seed = _SPLIT_SEED.value
+  config.data.test_fraction = _TEST_FRACTION.value
   return configs.resolve(config).data
 
 

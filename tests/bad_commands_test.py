@@ -168,6 +168,11 @@ OTHERS = [
   ("check_data", ["--name=expw", "--dir=/no", "--distance=-1"], "--distance"),
   ("check_data", ["--name=expw", "--dir=/no", "--distance=200"], "--distance"),
   ("check_data", ["--name=expw", "--dir=/no", "--split_seed=-1"], "split_seed"),
+  (
+    "check_data",
+    ["--name=expw", "--dir=/no", "--test_fraction=2"],
+    "test_fraction=2.0 is impossible",
+  ),
   ("make_table", ["--systems="], "expected one name or more"),
   ("make_table", ["--systems=basic,basic"], "each once"),
   ("make_table", ["--systems=basic,nope"], "configs/nope.py: no such file"),

@@ -79,7 +79,8 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
         ),
       ],
       "ECE: expected calibration error in 15 bins, mean over seeds. Training "
-      "time: a system's own stages, mean over seeds.",
+      "time: a system's own stages, mean over seeds; of one that was killed, "
+      "since its last start.",
     ),
   ]
   return [grid for grid in found if grid]

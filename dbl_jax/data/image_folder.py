@@ -146,10 +146,16 @@ def _part_folders(folders: list[str], path: Path) -> dict[str, str]:
   missing = [part for part in ("train", "test") if part not in parts]
   if found and (double or missing):
     what = f"no {' and no '.join(missing)}" if missing else "one part twice"
+    held_out = [f for f in found if found[f] == "validation"]
+    advice = (
+      f"Rename {held_out[0]} to test, to be judged on it"
+      if missing == ["test"] and held_out
+      else "Rename the folders"
+    )
     raise UserError(
       f"{path} has {', '.join(double or found)}, but {what}; {_EXPECTED}."
-      " Rename the folders; a validation part may be missing, as it is split"
-      " off the training part."
+      f" {advice}; a validation part may be missing, as it is split off the"
+      " training part."
     )
   return found
 

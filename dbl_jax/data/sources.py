@@ -89,11 +89,16 @@ def _leaks(dataset: Dataset, options: Any) -> list[str]:
   ]
   if not found:
     return []
-  given = f" --dir={options.dir}" if options.dir else ""
+  given = "".join(
+    f" --{name}={options[name]}"
+    for name, usual in (("dir", ""), ("split_seed", 0), ("test_fraction", 0.2))
+    if options[name] != usual
+  )
   return [
     f"{dataset.name}: parts share images, so figures on them are too good:"
     f" {', '.join(found)}. They are listed by scripts/check_data.py"
-    f" --name={dataset.name}{given}"
+    f" --name={dataset.name}{given}, those of validation as within train where"
+    " it is split off that."
   ]
 
 
