@@ -132,33 +132,46 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(entries, monkeypatch):
   assert [record.seed for record in grid.records(entries)] == [1, 1]
 
 
-def test_what_another_process_trains_is_waited_for(entries, monkeypatch):
-  basic, tau, other, _ = (entry.stage for entry in entries)
-  trained, real, waits = [], train.train_and_evaluate, []
+@pytest.fixture
+def trained(monkeypatch):
+  """Workdirs in the order they are trained, in no time."""
+  found = []
 
-  def count(config, workdir):
-    trained.append(workdir)
-    return real(config, workdir)
+  def train_and_evaluate(config, workdir):
+    found.append(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name in ("scores_test.npz", "metrics.json", "report.html"):
+      (workdir / name).write_bytes(b"")
+
+  monkeypatch.setattr(train, "train_and_evaluate", train_and_evaluate)
+  return found
+
+
+def test_what_another_process_trains_is_waited_for(
+  entries, trained, monkeypatch
+):
+  basic, tau, other, last = (entry.stage for entry in entries)
+  held, waits = {basic.workdir, other.workdir}, []
 
   def meanwhile(seconds):
     waits.append(seconds)
     if len(waits) == 2:  # the other process finishes one and dies in the other
-      real(basic.config, basic.workdir)
+      train.train_and_evaluate(basic.config, basic.workdir)
       held.clear()
 
-  held = {basic.workdir, other.workdir}
   monkeypatch.setattr(grid.locks, "is_held", lambda workdir: workdir in held)
   monkeypatch.setattr(grid.time, "sleep", meanwhile)
-  monkeypatch.setattr(train, "train_and_evaluate", count)
   assert grid.run(entries) == {}
   assert len(waits) == 2
-  assert basic.workdir not in trained
-  assert {tau.workdir, other.workdir} <= set(trained)
-  assert len(trained) == 3
-  assert len(grid.records(entries)) == 4
+  assert sorted(trained) == sorted(
+    [basic.workdir, tau.workdir, other.workdir, last.workdir]
+  )
+  assert trained[0] == basic.workdir
 
 
-def test_of_two_that_begin_at_once_the_slower_passes_on(entries, monkeypatch):
+def test_of_two_that_begin_at_once_the_slower_passes_on(
+  entries, trained, monkeypatch
+):
   real, refused = train.train_and_evaluate, []
 
   def slower(config, workdir):
@@ -169,7 +182,7 @@ def test_of_two_that_begin_at_once_the_slower_passes_on(entries, monkeypatch):
 
   monkeypatch.setattr(train, "train_and_evaluate", slower)
   assert grid.run(entries) == {}
-  assert len(grid.records(entries)) == 4
+  assert len(set(trained)) == len(trained) == 4
 
 
 def test_a_system_that_cannot_be_is_told_before_any_trains(
@@ -194,24 +207,33 @@ def test_of_finished_systems_no_data_are_asked_for(entries, monkeypatch):
   assert grid.run(entries) == {}
 
 
-def test_a_stage_without_its_scores_is_not_done(entries):
+def test_results_that_are_lost_damaged_or_of_other_images_are_seen(entries):
+  entries = entries[:1]
   assert grid.run(entries) == {}
-  (entries[0].stage.workdir / "scores_test.npz").unlink()
-  assert len(grid.records(entries)) == 3
+  scores = entries[0].stage.workdir / "scores_test.npz"
+  content = scores.read_bytes()
+  scores.unlink()
+  assert grid.records(entries) == []
   assert grid.run(entries) == {}
-  assert len(grid.records(entries)) == 4
-
-
-def test_stages_that_saw_different_images_are_not_one_system(entries):
-  assert grid.run(entries) == {}
-  path = entries[0].stage.workdir / "metrics.json"
+  assert scores.read_bytes() == content
+  path = scores.with_name("metrics.json")
   found = json.loads(path.read_text())
-  path.write_text(json.dumps(found | {"data_fingerprint": "another"}))
-  with pytest.raises(UserError, match="saw different images"):
-    grid.records(entries)
   path.write_text("{")
   with pytest.raises(UserError, match=r"metrics\.json is missing or damaged"):
     grid.records(entries)
+  path.write_text(json.dumps(found | {"data_fingerprint": "another"}))
+  (record,) = grid.records(entries)
+  assert record.fingerprint == "another"
+
+
+def test_stages_that_saw_different_images_are_not_one_system(entries, trained):
+  entries = entries[1:2]
+  assert grid.run(entries) == {}
+  for workdir, fingerprint in zip(trained, "ab", strict=True):
+    text = json.dumps({"data_fingerprint": fingerprint})
+    (workdir / "metrics.json").write_text(text)
+  with pytest.raises(UserError, match="saw different images"):
+    grid._fingerprint(entries[0].stage)
 
 
 def test_epochs_of_encoders_are_counted(tmp_path):

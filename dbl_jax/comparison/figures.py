@@ -35,8 +35,8 @@ _Label = tuple[float, float, str, str]
 # More classes than this leave no room for numbers in the cells.
 MAX_NUMBERED = 16
 # Strengths of logit adjustment along the curve, and those with their number.
-STRENGTHS = tuple(i / 20 for i in range(41))
-MARKED = (0.0, 0.5, 1.0, 2.0)
+STRENGTHS = tuple(i / 20 for i in range(31))
+MARKED = (0.0, 0.5, 1.0)
 
 
 def confusion_matrices(records: Sequence[Record]) -> bytes:
