@@ -137,7 +137,7 @@ _PHASE: dict[str, _Test] = {
   "evaluate_every": _number(0.01),
 }
 # What a phase may have and need not.
-_OPTIONAL: dict[str, _Test] = {"augment.blur_sigma": _range(0.01, 10)}
+_OPTIONAL: dict[str, _Test] = {"augment.blur_sigma": _range(0.01, 112)}
 _WIDTH = _whole(1, 1_000_000)
 # Of heads that have them; widths are one number or, for some heads, a tuple.
 _HEAD: dict[str, _Test] = {
