@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -170,10 +171,8 @@ def test_to_look_at_a_run_leaves_its_unfinished_save_alone(directory):
   saving.mkdir()
   checkpoint.load_meta(directory)
   checkpoint.load_model(directory, "best")
+  time.sleep(0.5)  # Orbax removes such folders in a thread
   assert saving.is_dir()
-  with checkpoint.open_manager(directory):  # the run itself, started again
-    pass
-  assert not saving.exists()
 
 
 @pytest.mark.parametrize(
