@@ -41,7 +41,7 @@ def test_a_killed_table_goes_on_to_its_end(tmp_path):
   assert done.returncode == 0, done.stderr
   for path, when in kept.items():
     assert path.stat().st_mtime_ns == when
-  rows = list(csv.DictReader((out / "table.csv").open()))
+  rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
   assert [row["system"] for row in rows] == ["dcnn", "dbl_plus"]
   # What they share was trained once, and counts for both.
   seconds = [float(row["training_seconds"]) for row in rows]
