@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from dbl_jax import distributed
+from dbl_jax import checksums, distributed, trees
 from dbl_jax.errors import UserError
 from dbl_jax.state import TrainState
 
@@ -104,10 +103,10 @@ def save(
   """
   model, training = state.model(), _leaves(_of_training(state))
   sums = {
-    "model": _sum_of_arrays(model),
-    "train": _sum_of_arrays(training),
-    "meta": _sum_of_text(meta),
-    "metrics": _sum_of_text(metrics),
+    "model": checksums.of_arrays(model),
+    "train": checksums.of_arrays(training),
+    "meta": checksums.of_text(meta),
+    "metrics": checksums.of_text(metrics),
   }
   manager.save(
     int(state.step),
@@ -120,24 +119,6 @@ def save(
   )
 
 
-def checksum(variables: Any) -> int | None:
-  """Tells models apart: CRC-32 of all arrays; None for no model."""
-  return None if variables is None else _sum_of_arrays(variables)
-
-
-def _sum_of_arrays(tree: Any) -> int:
-  """CRC-32 over the bytes of a tree's leaves, in the order of their paths."""
-  found = 0
-  for _, leaf in sorted(_leaves(tree).items()):
-    array = np.ascontiguousarray(leaf).reshape(-1)
-    found = zlib.crc32(array.view(np.uint8).data, found)
-  return found
-
-
-def _sum_of_text(plain: Mapping[str, Any]) -> int:
-  return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
-
-
 def _check_sums(stored: Mapping[str, Any], **items: Any) -> None:
   """Raises ValueError if something is not as it was saved.
 
@@ -148,7 +129,9 @@ def _check_sums(stored: Mapping[str, Any], **items: Any) -> None:
   sums = stored.get(_SUMS, {})
   items["meta"] = {k: v for k, v in stored.items() if k != _SUMS}
   for name, item in items.items():
-    of = _sum_of_text if name in ("meta", "metrics") else _sum_of_arrays
+    of = (
+      checksums.of_text if name in ("meta", "metrics") else checksums.of_arrays
+    )
     if sums and sums[name] != of(item):
       raise ValueError(f"its {name} changed after it was saved")
 
@@ -306,21 +289,15 @@ def _check_same_shapes(step: Path, like: TrainState) -> None:
   for name, tree in wanted.items():
     try:
       stored = ocp.StandardCheckpointHandler().metadata(step / name).tree
-      found = {k: tuple(leaf.shape) for k, leaf in _leaves(stored).items()}
+      differs = trees.first_difference(stored, tree)
     except _DAMAGE:
       return
-    expected = {k: tuple(leaf.shape) for k, leaf in _leaves(tree).items()}
-    differ = [
-      key
-      for key in sorted(found.keys() | expected.keys())
-      if found.get(key) != expected.get(key)
-    ]
-    if differ:
+    if differs:
       raise UserError(
         f"{step} cannot go on with the changed config: its {name} has"
-        f" {differ[0]} of shape {found.get(differ[0])}, now"
-        f" {expected.get(differ[0])}. Use another --workdir; with"
-        " --config.init_from it may start from this run's model."
+        f" {differs.path} of shape {differs.found}, now {differs.expected}. Use"
+        " another --workdir; with --config.init_from it may start from this"
+        " run's model."
       )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from dbl_jax import trees
 from dbl_jax.errors import UserError
 
 # How a config names an optimizer, and what of its options is passed on.
@@ -68,7 +69,7 @@ def trained_mask(params: Any, patterns: Sequence[str]) -> Any:
   Raises:
     UserError: if a pattern matches no parameter.
   """
-  names = list(by_path(params))
+  names = list(trees.by_path(params))
   for pattern in patterns:
     if not any(re.match(pattern, name) for name in names):
       groups = sorted({"/".join(name.split("/")[:2]) for name in names})
@@ -79,15 +80,6 @@ def trained_mask(params: Any, patterns: Sequence[str]) -> Any:
   return jax.tree.unflatten(
     jax.tree.structure(params), [matches(name, patterns) for name in names]
   )
-
-
-def by_path(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree in its order, by paths like 'head/logits/bias'."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in leaves
-  }
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:

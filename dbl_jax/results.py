@@ -20,6 +20,7 @@ from dbl_jax import (
   report,
   sharding,
   steps,
+  trees,
 )
 from dbl_jax import config as configs
 from dbl_jax.data import sources
@@ -302,20 +303,12 @@ def _check_shapes(
   expected = jax.eval_shape(
     lambda: steps.init_variables(model, jax.random.key(0), size)
   )
-  wanted, found = (
-    {
-      jax.tree_util.keystr(path): tuple(leaf.shape)
-      for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-    for tree in (expected, variables)
-  )
-  for path in sorted(wanted.keys() | found.keys()):
-    if wanted.get(path) != found.get(path):
-      raise UserError(
-        f"The checkpoint in {directory} does not fit its config: {path} has"
-        f" shape {found.get(path)}, expected {wanted.get(path)}. It is damaged,"
-        " or of another version; train it again."
-      )
+  if differs := trees.first_difference(variables, expected):
+    raise UserError(
+      f"The checkpoint in {directory} does not fit its config: {differs.path}"
+      f" has shape {differs.found}, expected {differs.expected}. It is damaged,"
+      " or of another version; train it again."
+    )
 
 
 def known(

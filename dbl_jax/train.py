@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dbl_jax import (
   checkpoint,
+  checksums,
   disk,
   distributed,
   locks,
@@ -23,6 +24,7 @@ from dbl_jax import (
   sharding,
   steps,
   stopping,
+  trees,
 )
 from dbl_jax import config as configs
 from dbl_jax.data import pipeline, sampling, sources
@@ -329,9 +331,9 @@ def _run(
           "fingerprint": dataset.fingerprint,
           "phase": name,
           # Whose features are cached: those of one model go with one head.
-          "start": checkpoint.checksum(variables)
-          if trainer.phase.cached_views
-          else None,
+          "start": None
+          if variables is None or not trainer.phase.cached_views
+          else checksums.of_arrays(variables),
         }
         with stop.in_order():
           run_phase(
@@ -370,7 +372,7 @@ def _check_classes(
 ) -> None:
   """A classifier taken over must mean the same classes, in the same order."""
   inherit = config[configs.phases(config)[0]].inherit
-  head = optim.by_path({"head": variables["params"]["head"]})
+  head = trees.by_path({"head": variables["params"]["head"]})
   takes_head = any(optim.matches(path, inherit) for path in head)
   if takes_head and known != tuple(dataset.class_names):
     raise UserError(

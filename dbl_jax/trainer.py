@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
-from dbl_jax import features, inputs, optim, predictors, sharding, steps
+from dbl_jax import features, inputs, optim, predictors, sharding, steps, trees
 from dbl_jax.data import pipeline, sampling
 from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError
@@ -287,7 +287,7 @@ def _check_frozen(
     trained: tree of bool over the encoder's parameters.
     start: variables to start from, or None.
   """
-  kept = optim.by_path({"encoder": trained})
+  kept = trees.by_path({"encoder": trained})
   frozen = [path for path, changes in kept.items() if not changes]
   if frozen and start is None:
     raise UserError(
@@ -324,29 +324,26 @@ def _with_inherited(
       )
   replaced = {}
   for kind, tree in variables.items():
-    fresh, found = optim.by_path(tree), optim.by_path(start[kind])
-    for path in sorted(fresh | found):
-      if not optim.matches(path, patterns):
-        continue
-      shapes = [
-        np.shape(leaves[path]) if path in leaves else None
-        for leaves in (found, fresh)
-      ]
-      if shapes[0] != shapes[1]:
-        raise UserError(
-          "The model to start from has another architecture: its"
-          f" {kind}/{path} has shape {shapes[0]}, but the config asks for"
-          f" {shapes[1]}. Set config.model and the head as that run had them."
-        )
-      fresh[path] = found[path]
+    fresh = trees.by_path(tree)
+    inherited, expected = (
+      {path: x for path, x in leaves.items() if optim.matches(path, patterns)}
+      for leaves in (trees.by_path(start[kind]), fresh)
+    )
+    if differs := trees.first_difference(inherited, expected):
+      raise UserError(
+        "The model to start from has another architecture: its"
+        f" {kind}/{differs.path} has shape {differs.found}, but the config asks"
+        f" for {differs.expected}. Set config.model and the head as that run"
+        " had them."
+      )
     replaced[kind] = jax.tree.unflatten(
-      jax.tree.structure(tree), list(fresh.values())
+      jax.tree.structure(tree), list((fresh | inherited).values())
     )
   return replaced
 
 
 def _paths(variables: dict[str, Any]) -> list[str]:
-  return [path for tree in variables.values() for path in optim.by_path(tree)]
+  return [path for tree in variables.values() for path in trees.by_path(tree)]
 
 
 def _frozen_modules(trained: Any) -> tuple[str, ...]:

@@ -9,8 +9,16 @@ ROOT = Path(dbl_jax.__file__).parent
 
 # Each module may import from layers before its own.
 LAYERS = [
-  ["arrays", "errors", "machine", "startup", "stopping", "provenance"],
-  ["distributed", "disk", "files", "locks"],
+  [
+    "arrays",
+    "errors",
+    "machine",
+    "startup",
+    "stopping",
+    "provenance",
+    "trees",
+  ],
+  ["checksums", "distributed", "disk", "files", "locks"],
   ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
   [
     "state",
