@@ -169,11 +169,9 @@ def run(entries: Sequence[Entry]) -> dict[Path, str]:
       continue
     elsewhere = 0
     left = sum(not is_done(one) for one in (stage, *todo))
-    spent = (time.monotonic() - started) / max(total - left, 1)
-    estimate = f", about {clock(spent * left)} left" if left < total else ""
     say(
-      f"grid: stage {total - left + 1} of {total}{estimate}:"
-      f" {_words(stage, entries)}"
+      f"grid: {_estimate(total, left, started)}: seed {stage.config.seed}, for"
+      f" {', '.join(_users(stage, entries))}\n  {stage.workdir}"
     )
     try:
       _train(stage)
@@ -186,9 +184,16 @@ def run(entries: Sequence[Entry]) -> dict[Path, str]:
   return failed
 
 
-def _words(stage: Stage, entries: Sequence[Entry]) -> str:
-  users = sorted({e.system for e in entries if _needs(e.stage, stage)})
-  return f"seed {stage.config.seed}, for {', '.join(users)}\n  {stage.workdir}"
+def _estimate(total: int, left: int, started: float) -> str:
+  """Which stage of how many is next, and how long all may take."""
+  spent = (time.monotonic() - started) / max(total - left, 1)
+  in_time = f", about {clock(spent * left)} left" if left < total else ""
+  return f"stage {total - left + 1} of {total}{in_time}"
+
+
+def _users(stage: Stage, entries: Sequence[Entry]) -> list[str]:
+  """The systems that need a stage."""
+  return sorted({e.system for e in entries if _needs(e.stage, stage)})
 
 
 def _is_elsewhere(stage: Stage) -> bool:

@@ -104,16 +104,9 @@ def run_phase(
     while len(unread) > (not validating and not leaving):
       done, pending = unread.pop(0)
       figures = _finite(pending, done, trainer, manager)
-      if done not in looks:  # stopped between two
-        continue
-      journal.write(trainer.name, done, done / per_epoch, figures)
-      progress.show(
-        done,
-        f"epoch {done / per_epoch:.1f}/{total / per_epoch:.1f}",
-        f"step {done}/{total}",
-        f"loss {figures['loss']:.4f}",
-        last=done in marks,
-      )
+      if done in looks:  # or else stopped between two
+        journal.write(trainer.name, done, done / per_epoch, figures)
+        _show(progress, figures, done, total, per_epoch, last=done in marks)
     if validating:
       result = validate(trainer, state, meta["class_names"])
       journal.write(trainer.name, look, look / per_epoch, result)
@@ -130,6 +123,23 @@ def run_phase(
     if leaving:
       break
   manager.wait_until_finished()
+
+
+def _show(
+  progress: Progress,
+  figures: dict[str, float],
+  done: int,
+  total: int,
+  per_epoch: float,
+  last: bool,
+) -> None:
+  progress.show(
+    done,
+    f"epoch {done / per_epoch:.1f}/{total / per_epoch:.1f}",
+    f"step {done}/{total}",
+    f"loss {figures['loss']:.4f}",
+    last=last,
+  )
 
 
 def _advance(

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
 from dbl_jax.cli import (
@@ -93,17 +94,7 @@ def main(argv: Sequence[str]) -> None:
     for name, value in _DATA.value.to_dict().items()
     if value != configs.base().data.to_dict()[name]
   }
-  systems = {
-    name: grid.with_budget(
-      load_config(f"configs/{file}.py{colon}{variant}"),
-      data,
-      _EPOCHS.value,
-      _HEAD_EPOCHS.value,
-      _BATCH_SIZE.value,
-    )
-    for name in _SYSTEMS.value
-    for file, colon, variant in [name.partition(":")]
-  }
+  systems = _systems(data)
   _check_writable(out)
   entries = grid.plan(systems, seeds, out / "stages")
   epochs = grid.encoder_epochs(entries)
@@ -140,6 +131,23 @@ def main(argv: Sequence[str]) -> None:
   say(f"Table: {out / 'table.html'}")
   if failed:
     raise UserError(failure)
+
+
+def _systems(data: Mapping[str, object]) -> dict[str, ConfigDict]:
+  """The configs of --systems on the data, with the budget of the flags."""
+  from dbl_jax import grid
+
+  return {
+    name: grid.with_budget(
+      load_config(f"configs/{file}.py{colon}{variant}"),
+      data,
+      _EPOCHS.value,
+      _HEAD_EPOCHS.value,
+      _BATCH_SIZE.value,
+    )
+    for name in _SYSTEMS.value
+    for file, colon, variant in [name.partition(":")]
+  }
 
 
 def _data_in_words(changed: Mapping[str, object], name: str) -> str:
