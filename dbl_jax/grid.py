@@ -10,6 +10,7 @@ one grid: each trains what no other is at.
 import collections
 import gc
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,15 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from dbl_jax import checkpoint, locks, predictions, sharding, train
+from dbl_jax import (
+  checkpoint,
+  files,
+  locks,
+  machine,
+  predictions,
+  sharding,
+  train,
+)
 from dbl_jax import config as configs
 from dbl_jax.comparison.records import Record
 from dbl_jax.data import sources
@@ -27,7 +36,8 @@ from dbl_jax.errors import UserError
 from dbl_jax.progress import clock, say
 from dbl_jax.trainer import check_phases
 
-_SECONDS = "seconds.json"
+# How long a stage was trained, and on what.
+_COST = "cost.json"
 _SCORES = "scores_test.npz"
 _RESULTS = (_SCORES, "metrics.json", "report.html")
 # Seconds between looks at what other processes train.
@@ -244,22 +254,29 @@ def _train(stage: Stage) -> None:
   except locks.InUseError:
     raise  # the other process counts its time
   except BaseException:
-    _add_seconds(stage, started)
+    _add_cost(stage, started)
     raise
-  _add_seconds(stage, started)
+  _add_cost(stage, started)
 
 
-def _add_seconds(stage: Stage, started: float) -> None:
+def _add_cost(stage: Stage, started: float) -> None:
   if stage.workdir.is_dir():
-    spent = _seconds(stage) + time.monotonic() - started
-    (stage.workdir / _SECONDS).write_text(json.dumps(round(spent, 1)) + "\n")
+    seconds, hardware = _cost(stage)
+    cost = {
+      "seconds": round(seconds + time.monotonic() - started, 1),
+      "hardware": list(dict.fromkeys([*hardware, machine.words()])),
+    }
+    with files.replacing(stage.workdir / _COST) as file:
+      file.write(json.dumps(cost).encode() + b"\n")
 
 
-def _seconds(stage: Stage) -> float:
+def _cost(stage: Stage) -> tuple[float, tuple[str, ...]]:
+  """Seconds of training, and the machines they were spent on."""
   try:
-    return float(json.loads((stage.workdir / _SECONDS).read_text()))
-  except (OSError, ValueError):
-    return 0.0
+    cost = json.loads((stage.workdir / _COST).read_text())
+    return float(cost["seconds"]), tuple(map(str, cost["hardware"]))
+  except (OSError, ValueError, KeyError, TypeError):
+    return 0.0, ()
 
 
 def records(entries: Sequence[Entry]) -> list[Record]:
@@ -273,6 +290,7 @@ def records(entries: Sequence[Entry]) -> list[Record]:
     if not is_done(stage):
       continue
     scores = predictions.load(stage.workdir / _SCORES)
+    seconds, hardware = zip(*map(_cost, _chain(stage)), strict=True)
     found.append(
       Record(
         system=system,
@@ -282,10 +300,11 @@ def records(entries: Sequence[Entry]) -> list[Record]:
         labels=scores.labels,
         scores=scores.scores,
         probabilities_ok=scores.calibrated,
-        seconds=sum(_seconds(one) for one in _chain(stage)) or None,
+        seconds=sum(seconds) or None,
         validation_labels=scores.validation_labels,
         validation_scores=scores.validation_scores,
         fingerprint=_fingerprint(stage),
+        hardware=tuple(itertools.chain.from_iterable(hardware)),
       )
     )
   return found

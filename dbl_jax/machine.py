@@ -28,9 +28,8 @@ def words() -> str:
   """Processor, cores, memory and GPUs in one line."""
   found = describe()
   gpus = ", ".join(found["gpus"]) or "no GPU"
-  return (
-    f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB; {gpus}"
-  )
+  number = f"{found['cores']} core" + "s" * (found["cores"] != 1)
+  return f"{found['cpu']}, {number}, {found['memory_gib']} GiB; {gpus}"
 
 
 def cores() -> int:

@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
   parse_flags(argv)
   cuts, seeds = _cuts(), _wholes("seeds", _SEEDS.value)
   _check_names()
-  from dbl_jax import grid, machine
+  from dbl_jax import grid
   from dbl_jax.comparison.write import write
   from dbl_jax.progress import say
 
@@ -122,7 +122,6 @@ def main(argv: Sequence[str]) -> None:
       "image_size": config.data.image_size,
       "epochs": in_words,
       "command": shlex.join(["python", *sys.argv]),
-      "hardware": machine.words(),
     },
     reference=_REFERENCE.value,
     cuts=cuts,

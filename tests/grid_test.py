@@ -7,7 +7,7 @@ import pytest
 
 import tiny
 from dbl_jax import config as configs
-from dbl_jax import grid, locks, train
+from dbl_jax import grid, locks, machine, train
 from dbl_jax.errors import UserError
 
 
@@ -108,7 +108,9 @@ def test_a_grid_goes_on_and_trains_nothing_twice(entries, monkeypatch):
   assert grid.run(entries) == {}
   assert len(trained) == 4
   assert not set(first) & set(trained[2:])
-  assert all(record.seconds > 0 for record in grid.records(entries))
+  for record in grid.records(entries):
+    assert record.seconds > 0
+    assert set(record.hardware) == {machine.words()}
   assert grid.run(entries) == {}
   assert len(trained) == 4
 

@@ -46,7 +46,8 @@ def test_processor_cores_and_memory_are_the_systems():
   found = machine.describe()
   assert 1 <= found["cores"] <= os.cpu_count()
   assert found["memory_gib"] > 0.1
-  assert f"{found['cores']} cores, {found['memory_gib']} GiB" in machine.words()
+  assert f" {found['cores']} core" in machine.words()
+  assert f"{found['memory_gib']} GiB" in machine.words()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_a_killed_table_goes_on_to_its_end(tmp_path):
   with subprocess.Popen(
     command, cwd=mains.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
   ) as process:
-    while not list(out.glob("stages/*/seconds.json")):
+    while not list(out.glob("stages/*/cost.json")):
       assert process.poll() is None
       time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

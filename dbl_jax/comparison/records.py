@@ -34,7 +34,7 @@ TITLES: dict[str, str] = {
   "dbl": "DBL",
 }
 # What `about` must say; the other facts follow from the records.
-ABOUT = ("dataset", "image_size", "command", "hardware")
+ABOUT = ("dataset", "image_size", "command")
 
 
 class Record(NamedTuple):
@@ -52,6 +52,7 @@ class Record(NamedTuple):
     validation_labels: int[m], true classes of the validation images.
     validation_scores: f32[m, C], as `scores`.
     fingerprint: of the images it was trained and tested on; '' if not known.
+    hardware: machines it was trained on, in words.
   """
 
   system: str
@@ -65,6 +66,7 @@ class Record(NamedTuple):
   validation_labels: np.ndarray
   validation_scores: np.ndarray
   fingerprint: str = ""
+  hardware: tuple[str, ...] = ()
 
 
 def title(system: str) -> str:
@@ -133,8 +135,8 @@ def facts(
 
   Args:
     records: the runs of the table.
-    about: `dataset`, `image_size` (pixels a side, or text), `command` and
-      `hardware`; `epochs`, in words, may be there; others are passed over.
+    about: `dataset`, `image_size` (pixels a side, or text) and `command`;
+      `epochs`, in words, may be there; others are passed over.
     cuts: (many, few) training images of the tiers; None: the data's own.
 
   Raises:
@@ -144,6 +146,7 @@ def facts(
   if lacking:
     raise ValueError(f"about lacks {lacking}; expected {list(ABOUT)}")
   first, size = records[0], about["image_size"]
+  hardware = [machine for record in records for machine in record.hardware]
   count = np.bincount(first.labels, minlength=len(first.class_names))
   if isinstance(size, int):
     size = f"{size} × {size} pixels"
@@ -162,7 +165,7 @@ def facts(
     "Choice of checkpoints": (
       "on validation images; each run read the test images once, at its end"
     ),
-    "Hardware": str(about["hardware"]),
+    "Hardware": "; ".join(dict.fromkeys(hardware)) or "not known",
     "Command": str(about["command"]),
   }
 

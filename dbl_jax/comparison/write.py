@@ -29,7 +29,7 @@ def write(
     out: folder, made if missing.
     records: finished runs on one data set.
     missing: systems asked for but not finished, and what each lacks.
-    about: `dataset`, `image_size`, `command` and `hardware`, plain text.
+    about: `dataset`, `image_size` and `command`, plain text.
     reference: system that the others are compared with.
     cuts: (many, few) training images of the tiers; None: the data's own.
     paper_points: whether to draw the paper's accuracies beside ours.

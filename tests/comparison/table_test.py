@@ -18,7 +18,6 @@ ABOUT = {
   "dataset": "RAF-DB",
   "image_size": 48,
   "command": "make_table.py --out=a|b <c>",
-  "hardware": "an H100 & 16 cores",
 }
 LABELS = np.repeat([0, 1], [10, 4])
 NAMES = ("joy", "fear")
@@ -39,6 +38,7 @@ def _record(system, seed, hits, **changes):
     seconds=60.0 * (seed + 1),
     validation_labels=LABELS,
     validation_scores=scores.astype(np.float32),
+    hardware=("an H100 & 16 cores",),
   )
   return made._replace(**changes)
 
@@ -293,8 +293,18 @@ def test_nothing_finished_is_said_so():
     make_rows([])
 
 
+def test_every_machine_a_run_was_trained_on_is_named_once():
+  runs = [
+    _record("basic", 0, (9, 1), hardware=("A", "B")),
+    _record("basic", 1, (9, 1), hardware=("B",)),
+  ]
+  assert records_module.facts(runs, ABOUT)["Hardware"] == "A; B"
+  unknown = [run._replace(hardware=()) for run in runs]
+  assert records_module.facts(unknown, ABOUT)["Hardware"] == "not known"
+
+
 def test_about_must_be_complete():
-  with pytest.raises(ValueError, match="hardware"):
+  with pytest.raises(ValueError, match="command"):
     records_module.facts(_records(), {"dataset": "x"})
 
 
