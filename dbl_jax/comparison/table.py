@@ -51,13 +51,16 @@ def as_markdown(
 def as_csv(
   rows: Sequence[Row], facts: Mapping[str, str], missing: Sequence[str] = ()
 ) -> str:
-  """One line for each system, the facts repeated in its last columns."""
+  """One line for each system, the facts repeated in its last columns.
+
+  Of what both say, such as seeds, the system's own stands: it may lack some.
+  """
   stated = {
     re.sub(r"\W+", " ", key).strip().replace(" ", "_").lower(): value
     for key, value in facts.items()
   }
   stated["missing"] = "; ".join(missing)
-  lines = [_csv_row(row) | stated for row in rows]
+  lines = [own | stated | own for own in map(_csv_row, rows)]
   text = io.StringIO()
   writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
   writer.writeheader()

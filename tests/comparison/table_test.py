@@ -216,6 +216,13 @@ def test_every_page_says_how_the_numbers_were_made(form):
     assert said in text
 
 
+def test_csv_says_of_each_system_the_seeds_it_has():
+  records = [_record("basic", seed, (9, 1)) for seed in (0, 1)]
+  text = _made([*records, _record("dbl", 1, (9, 1))], form=table.as_csv)
+  rows = csv.DictReader(io.StringIO(text))
+  assert [row["seeds"] for row in rows] == ["0 1", "1"]
+
+
 def test_csv_is_read_back_whole():
   records = _records()
   missing = ["decoupling: no run", 'x, "y"']
