@@ -31,7 +31,7 @@ from dbl_jax import (
 )
 from dbl_jax import config as configs
 from dbl_jax.comparison.records import Record
-from dbl_jax.data import sources
+from dbl_jax.data import regions, sources
 from dbl_jax.errors import UserError
 from dbl_jax.progress import clock, say
 from dbl_jax.trainer import check_phases
@@ -303,7 +303,8 @@ def records(entries: Sequence[Entry]) -> list[Record]:
         seconds=sum(seconds) or None,
         validation_labels=scores.validation_labels,
         validation_scores=scores.validation_scores,
-        fingerprint=_fingerprint(stage),
+        # A system of a region is compared with those of the whole face.
+        fingerprint=regions.whole(_fingerprint(stage)),
         hardware=tuple(itertools.chain.from_iterable(hardware)),
       )
     )

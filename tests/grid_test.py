@@ -8,6 +8,7 @@ import pytest
 import tiny
 from dbl_jax import config as configs
 from dbl_jax import grid, locks, machine, train
+from dbl_jax.comparison.rows import make_rows
 from dbl_jax.errors import UserError
 
 
@@ -236,6 +237,18 @@ def test_stages_that_saw_different_images_are_not_one_system(entries, trained):
     (workdir / "metrics.json").write_text(text)
   with pytest.raises(UserError, match="saw different images"):
     grid._fingerprint(entries[0].stage)
+
+
+def test_a_region_is_compared_with_the_whole_face(cache, tmp_path):
+  mouth = supervised(cache)
+  mouth.data.region = "mouth"
+  systems = {"basic": supervised(cache), "regions:mouth": mouth}
+  entries = grid.plan(systems, [0], tmp_path)
+  assert grid.run(entries) == {}
+  rows = make_rows(grid.records(entries))
+  assert [row.system for row in rows] == ["basic", "regions:mouth"]
+  trained_on = {grid._fingerprint(entry.stage) for entry in entries}
+  assert len(trained_on) == 2
 
 
 def test_epochs_of_encoders_are_counted(tmp_path):

@@ -7,7 +7,6 @@ set, which suits faces that are aligned, as RAF-DB's are,
 or cut by a detector, as FER2013's are.
 """
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +49,9 @@ REGIONS: dict[str, Box] = {
   "nose_to_mouth": _around(_NOSE, _MOUTH),
   "mouth_to_eyes": _around(_MOUTH, _EYES),
 }
+
+# Between the fingerprint of the faces and a region's name.
+_REGION = ", region "
 
 
 def crop(images: np.ndarray, region: str) -> np.ndarray:
@@ -100,14 +102,18 @@ def apply(dataset: Dataset, region: str) -> Dataset:
   if region == "face":
     return dataset
   _box(region)
-  state = f"{dataset.fingerprint} region {region}"
   return dataset._replace(
     parts={
       name: Part(crop(images, region), labels)
       for name, (images, labels) in dataset.parts.items()
     },
-    fingerprint=hashlib.sha256(state.encode()).hexdigest(),
+    fingerprint=f"{dataset.fingerprint}{_REGION}{region}",
   )
+
+
+def whole(fingerprint: str) -> str:
+  """The fingerprint of the faces, given that of one of their regions."""
+  return fingerprint.partition(_REGION)[0]
 
 
 def _box(region: str) -> Box:
