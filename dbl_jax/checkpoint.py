@@ -142,7 +142,11 @@ def _of_training(state: TrainState) -> tuple[Any, dict[str, jax.Array]]:
 
 
 def _leaves(tree: Any) -> dict[str, jax.Array]:
-  """A tree's leaves by path; an optimizer's nodes are not all storable."""
+  """A tree's leaves by the names they have on disk.
+
+  An optimizer's nodes are not all storable. Unlike `trees.by_path`, a name has
+  no '/', which is for folders.
+  """
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 

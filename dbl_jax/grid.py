@@ -266,8 +266,7 @@ def _add_cost(stage: Stage, started: float) -> None:
       "seconds": round(seconds + time.monotonic() - started, 1),
       "hardware": list(dict.fromkeys([*hardware, machine.words()])),
     }
-    with files.replacing(stage.workdir / _COST) as file:
-      file.write(json.dumps(cost).encode() + b"\n")
+    files.write(stage.workdir / _COST, json.dumps(cost).encode() + b"\n")
 
 
 def _cost(stage: Stage) -> tuple[float, tuple[str, ...]]:
