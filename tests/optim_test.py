@@ -88,7 +88,7 @@ def test_schedule_warms_up_to_the_scaled_peak_and_ends_at_zero():
 
 
 def test_a_schedule_of_one_step_is_possible():
-  assert np.isfinite(optim.make_schedule(options(warmup=0.5), 1, 128)(0))
+  assert np.isfinite(optim.make_schedule(options(warmup=0.9), 1, 128)(0))
 
 
 def test_a_pattern_without_a_parameter_is_refused():

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,8 @@ def test_results_and_page_carry_it(tmp_path):
   for name in ("python", "dbl_jax", "jax", "flax", "optax", "numpy"):
     assert stored["made_by"][name]
   assert stored["made_by"]["orbax-checkpoint"]
+  source = provenance.revision(Path(provenance.__file__).parent)
+  assert stored["made_by"].items() >= source.items()
   assert stored["seed"] == 3
   assert stored["data_fingerprint"]
   page = (tmp_path / "run" / "report.html").read_text()

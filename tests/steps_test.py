@@ -234,14 +234,23 @@ def test_streamed_images_train_alike(config, dataset):
 
 
 def test_seeds_differ_and_repeat(config, dataset):
+  """In the weights, in the order of images, and in what views draw."""
   other = config.copy_and_resolve_references()
   other.seed = 1
-  first, again, second = (
-    run(start(c, dataset, "pretrain"), 2)[1][-1]["loss"]
-    for c in (config, config, other)
-  )
-  assert first == again
-  assert first != second
+  made = [start(c, dataset, "pretrain") for c in (config, config, other)]
+  (_, first), (_, again), _ = (run(trainer, 2) for trainer in made)
+  assert [row["loss"] for row in first] == [row["loss"] for row in again]
+  facts = [
+    (
+      trainer.state.params["encoder"]["conv"]["kernel"],
+      pipeline.reader(trainer.feed, 0, 1, trainer.most)(1)["id"],
+      jax.random.key_data(trainer.key),
+    )
+    for trainer in made
+  ]
+  for one, same, another in zip(*host(facts), strict=True):
+    np.testing.assert_array_equal(one, same)
+    assert (one != another).any()
 
 
 def test_bfloat16_keeps_parameters_and_statistics_in_float32(config, dataset):

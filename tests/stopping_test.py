@@ -211,6 +211,6 @@ def test_a_second_ctrl_c_leaves_at_once():
   time.sleep(0.3)
   assert process.poll() is None
   process.send_signal(signal.SIGINT)
-  _, said = process.communicate(timeout=5)
+  _, said = process.communicate(timeout=20)
   assert process.returncode == 130
   assert "Left at once" in said

@@ -119,8 +119,12 @@ def test_bootstrap_reports_the_observed_differences():
 def test_bootstrap_against_a_literal_loop_over_images_and_seeds():
   labels = _labels(40, 25, 8)
   rng = np.random.default_rng(1)
-  a = np.where(rng.random((3, 73)) < 0.8, labels, 0)
-  b = np.where(rng.random((3, 73)) < 0.6, labels, 0)
+  # Images are hard or easy for both, which is what pairing is for.
+  hard = rng.random(73)
+  a, b = (
+    np.where(0.9 * hard + 0.1 * rng.random((3, 73)) < share, labels, wrong)
+    for share, wrong in ((0.8, (labels + 1) % 3), (0.6, (labels + 2) % 3))
+  )
   rows = []
   for _ in range(2000):
     image = np.concatenate(
