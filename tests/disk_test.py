@@ -76,7 +76,8 @@ def test_a_full_disk_loses_nothing(whole, cache, small):
     checkpoint.phase_dir(workdir, name) for name in ("pretrain", "classify")
   )
   assert checkpoint.load_model(pretrain, "latest")[1] == 9
-  assert classify.is_dir() and not checkpoint.has_steps(classify)
+  assert classify.is_dir()
+  assert not checkpoint.has_steps(classify)
   filler.unlink()
   train.train_and_evaluate(tiny.get_resolved(cache_dir=cache), workdir)
   assert soak.differences(whole, workdir) == []
