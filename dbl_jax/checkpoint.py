@@ -10,8 +10,7 @@ two latest steps and the best on validation mean-class accuracy.
 import contextlib
 import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from dbl_jax import checksums, distributed, trees
+from dbl_jax import checksums, distributed, step_folders, trees
 from dbl_jax.errors import UserError
 from dbl_jax.state import TrainState
 
 log = logging.getLogger(__name__)
-METRIC = "mean_class_accuracy"
 # Of a step saved between validations: never the best of several.
-NOT_VALIDATED = {METRIC: -1.0}
+NOT_VALIDATED = {step_folders.METRIC: -1.0}
 # What Orbax raises for truncated, emptied or missing files; it has no type
 # of its own for damage, and a cut array file raises a bare Exception.
 _DAMAGE = Exception
-_DAMAGED = "damaged."
-_SUMS = "checksums"
 # What of `meta` must be as it was for a run to go on, and what is said if not.
 _SAME = {
   "class_names": "other classes",
@@ -78,11 +74,11 @@ def open_manager(
 
 
 def _metric(metrics: dict[str, float]) -> float:
-  return metrics[METRIC]
+  return metrics[step_folders.METRIC]
 
 
 def best_so_far(manager: ocp.CheckpointManager) -> float:
-  """The best saved step's `METRIC`; -inf where nothing is saved."""
+  """The best saved step's score; -inf where nothing is saved."""
   step = manager.best_step()
   return -np.inf if step is None else _metric(manager.metrics(step))
 
@@ -98,42 +94,20 @@ def save(
   Args:
     manager: of the phase.
     state: of the training.
-    metrics: on validation, with `METRIC`; or `NOT_VALIDATED`.
+    metrics: on validation, with `step_folders.METRIC`; or `NOT_VALIDATED`.
     meta: plain data, kept as JSON.
   """
   model, training = state.model(), _leaves(_of_training(state))
-  sums = {
-    "model": checksums.of_arrays(model),
-    "train": checksums.of_arrays(training),
-    "meta": checksums.of_text(meta),
-    "metrics": checksums.of_text(metrics),
-  }
+  items = {"model": model, "train": training, "meta": meta, "metrics": metrics}
   manager.save(
     int(state.step),
     args=ocp.args.Composite(
       model=ocp.args.StandardSave(model),
       train=ocp.args.StandardSave(training),
-      meta=ocp.args.JsonSave(meta | {_SUMS: sums}),
+      meta=ocp.args.JsonSave(meta | {checksums.KEY: checksums.of_items(items)}),
     ),
     metrics=metrics,
   )
-
-
-def _check_sums(stored: Mapping[str, Any], **items: Any) -> None:
-  """Raises ValueError if something is not as it was saved.
-
-  Args:
-    stored: the item `meta`; without checksums where an earlier version saved.
-    **items: any of `model`, `train` and `metrics`.
-  """
-  sums = stored.get(_SUMS, {})
-  items["meta"] = {k: v for k, v in stored.items() if k != _SUMS}
-  for name, item in items.items():
-    of = (
-      checksums.of_text if name in ("meta", "metrics") else checksums.of_arrays
-    )
-    if sums and sums[name] != of(item):
-      raise ValueError(f"its {name} changed after it was saved")
 
 
 def _of_training(state: TrainState) -> tuple[Any, dict[str, jax.Array]]:
@@ -149,65 +123,6 @@ def _leaves(tree: Any) -> dict[str, jax.Array]:
   """
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def set_aside_damaged(directory: Path) -> None:
-  """Renames steps whose metadata cannot be read, so that Orbax can open.
-
-  Args:
-    directory: as returned by `phase_dir`.
-
-  Raises:
-    UserError: if steps had to be set aside and none is left.
-  """
-  for path in sorted(_steps(directory), key=lambda path: int(path.name)):
-    try:
-      json.loads((path / "_CHECKPOINT_METADATA").read_text())
-      metrics = json.loads((path / "metrics" / "metrics").read_text())
-      _metric(metrics)
-      stored = json.loads((path / "meta" / "metadata").read_text())
-      _check_sums(stored, metrics=metrics)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-      _set_aside(path, error)
-  _check_some_left(directory)
-
-
-def has_steps(directory: Path) -> bool:
-  """Whether a phase has saved anything that is not known to be damaged."""
-  return bool(_steps(directory))
-
-
-def _steps(directory: Path) -> list[Path]:
-  paths = directory.glob("[0-9]*") if directory.is_dir() else ()
-  return [path for path in paths if path.name.isdigit()]
-
-
-def _set_aside(path: Path, error: BaseException) -> None:
-  """Moves a step out of the way; without that it could not be saved again."""
-  last = all(int(path.name) >= int(x.name) for x in _steps(path.parent))
-  kept = path.with_name(f"{_DAMAGED}{path.name}")
-  if kept.exists():
-    shutil.rmtree(kept)
-  path.rename(kept)
-  log.warning(
-    "The checkpoint %s cannot be read (%s). It is now %s; %s.",
-    path,
-    _first_line(error),
-    kept.name,
-    "going on from the one before"
-    if last
-    else "if it was the best on validation, the best of the others counts",
-  )
-
-
-def _check_some_left(directory: Path) -> None:
-  damaged = list(directory.glob(f"{_DAMAGED}*"))
-  if damaged and not _steps(directory):
-    raise UserError(
-      f"None of the checkpoints in {directory} can be read"
-      f" ({', '.join(sorted(path.name for path in damaged))}). Delete that"
-      " folder to start the phase over, or use another --workdir."
-    )
 
 
 def restore_latest(
@@ -245,15 +160,15 @@ def restore_latest(
     try:
       items = manager.restore(step, args=args)
       metrics = manager.metrics(step)
-      _check_sums(
+      checksums.check(
         items.meta, model=items.model, train=items.train, metrics=metrics
       )
       found = _with_step(state, step, items)
     except _DAMAGE as error:
       with distributed.main_first(f"damaged step {step}"):
         if distributed.is_main():
-          _set_aside(directory / str(step), error)
-      _check_some_left(directory)
+          step_folders.set_aside(directory / str(step), error)
+      step_folders.check_some_left(directory)
       manager.reload()
     else:
       _check_same_run(items.meta, meta, directory, accept_changes)
@@ -319,11 +234,6 @@ def _with_step(state: TrainState, step: int, items: Any) -> TrainState:
   )
 
 
-def _first_line(error: BaseException) -> str:
-  text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0][:200]
-
-
 def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
   """Variables of a finished or running phase.
 
@@ -339,7 +249,8 @@ def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
   """
   with _reading(directory) as manager:
     for step in manager.all_steps() if keep == "best" else ():
-      _check_sums(_stored_meta(manager, step), metrics=manager.metrics(step))
+      meta, metrics = _stored_meta(manager, step), manager.metrics(step)
+      checksums.check(meta, metrics=metrics)
     step = manager.best_step() if keep == "best" else manager.latest_step()
     # As host arrays: Orbax by itself asks for the devices that saved them.
     stored = ocp.StandardCheckpointHandler().metadata(
@@ -352,7 +263,7 @@ def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
       model=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
     )
     items = manager.restore(step, args=args)
-    _check_sums(items.meta, model=items.model)
+    checksums.check(items.meta, model=items.model)
     return dict(items.model), step
 
 
@@ -370,7 +281,7 @@ def load_meta(directory: Path) -> dict[str, Any]:
   """
   with _reading(directory) as manager:
     meta = _stored_meta(manager, manager.latest_step())
-    _check_sums(meta)
+    checksums.check(meta)
     _check_form(meta)
     return meta
 
@@ -406,8 +317,9 @@ def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
     raise
   except _DAMAGE as error:
     raise UserError(
-      f"A checkpoint in {directory} cannot be read ({_first_line(error)})."
-      " Delete that folder and run the training again to replace it."
+      f"A checkpoint in {directory} cannot be read"
+      f" ({step_folders.first_line(error)}). Delete that"
+      " folder and run the training again to replace it."
     ) from error
 
 

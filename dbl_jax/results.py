@@ -19,6 +19,7 @@ from dbl_jax import (
   predictors,
   report,
   sharding,
+  step_folders,
   steps,
   trees,
 )
@@ -76,9 +77,9 @@ def better_lost(
     The step that the journal says was best; None where that is `step`.
   """
   scores = {
-    row["step"]: row[f"val_{checkpoint.METRIC}"]
+    row["step"]: row[f"val_{step_folders.METRIC}"]
     for row in history
-    if row["phase"] == phase and f"val_{checkpoint.METRIC}" in row
+    if row["phase"] == phase and f"val_{step_folders.METRIC}" in row
   }
   best = max(scores, key=lambda one: (scores[one], one), default=step)
   return None if scores.get(step) == scores.get(best) else best

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dbl_jax import checkpoint, distributed, files
+from dbl_jax import checkpoint, distributed, files, step_folders
 from dbl_jax import config as configs
 from dbl_jax.errors import UserError
 
@@ -75,8 +75,8 @@ def _remembered(workdir: Path) -> dict[str, Any] | None:
     return configs.LATER_FIELDS | json.loads(path.read_text())
   except FileNotFoundError:
     for directory in directories:
-      checkpoint.set_aside_damaged(directory)
-      if checkpoint.has_steps(directory):
+      step_folders.set_aside_damaged(directory)
+      if step_folders.has_steps(directory):
         return configs.LATER_FIELDS | checkpoint.load_meta(directory)["config"]
     return None
   except (ValueError, TypeError) as error:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dbl_jax import checkpoint
+from dbl_jax import checkpoint, step_folders
 from dbl_jax.errors import UserError
 from dbl_jax.state import TrainState
 
@@ -40,7 +40,7 @@ def directory(tmp_path):
   directory = tmp_path / "checkpoints" / "classify"
   with checkpoint.open_manager(directory) as manager:
     for step in (1, 2):
-      metrics = {checkpoint.METRIC: step / 4}
+      metrics = {step_folders.METRIC: step / 4}
       checkpoint.save(manager, state_at(step), metrics, META)
   # TensorStore remembers what it wrote, by path.
   moved = tmp_path / "moved" / "checkpoints" / "classify"
@@ -49,7 +49,7 @@ def directory(tmp_path):
 
 
 def restore(directory):
-  checkpoint.set_aside_damaged(directory)
+  step_folders.set_aside_damaged(directory)
   with checkpoint.open_manager(directory) as manager:
     return checkpoint.restore_latest(manager, state_at(0), META)
 
@@ -188,7 +188,7 @@ def test_a_state_is_not_restored_into_another_run(
 ):
   meta = META | {"start": 4}
   with checkpoint.open_manager(directory) as manager:
-    checkpoint.save(manager, state_at(3), {checkpoint.METRIC: 0.1}, meta)
+    checkpoint.save(manager, state_at(3), {step_folders.METRIC: 0.1}, meta)
     manager.wait_until_finished()
     with pytest.raises(UserError, match=message):
       checkpoint.restore_latest(manager, state_at(0), meta | change)

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 import tiny
-from dbl_jax import checkpoint, disk, results, run_folder, soak, train
+from dbl_jax import (
+  checkpoint,
+  disk,
+  results,
+  run_folder,
+  soak,
+  step_folders,
+  train,
+)
 from dbl_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +85,7 @@ def test_a_full_disk_loses_nothing(whole, cache, small):
   )
   assert checkpoint.load_model(pretrain, "latest")[1] == 9
   assert classify.is_dir()
-  assert not checkpoint.has_steps(classify)
+  assert not step_folders.has_steps(classify)
   filler.unlink()
   train.train_and_evaluate(tiny.get_resolved(cache_dir=cache), workdir)
   assert soak.differences(whole, workdir) == []

@@ -19,6 +19,7 @@ LAYERS = [
     "trees",
   ],
   ["checksums", "distributed", "disk", "files", "locks"],
+  ["step_folders"],
   ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
   [
     "state",
@@ -40,6 +41,7 @@ LAYERS = [
   ["config", "evaluate", "report"],
   ["results", "features", "cli", "run_folder"],
   ["trainer"],
+  ["loop"],
   ["train"],
   ["main", "benchmarks", "grid", "soak"],
 ]

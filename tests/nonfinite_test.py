@@ -10,7 +10,7 @@ import pytest
 import tiny
 from dbl_jax import config as configs
 from dbl_jax import run_folder, sharding, soak, train
-from dbl_jax.data import sampling
+from dbl_jax.data import pipeline, sampling
 from dbl_jax.data.prepared import Part
 from dbl_jax.errors import UserError
 from dbl_jax.losses import terms
@@ -111,7 +111,7 @@ def test_a_skipped_step_changes_nothing(cache, monkeypatch):
   variables = jax.device_get(start.state.model())
   trainer = train.make_trainer(config, "classify", dataset, mesh, variables)
   state, seen = trainer.state, []
-  take = train.pipeline.reader(trainer.feed, 0, 9, trainer.most)
+  take = pipeline.reader(trainer.feed, 0, 9, trainer.most)
   for _ in range(4):
     state, _ = trainer.steps(
       state, trainer.feed.resident, take(1), trainer.key, 1

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import tiny
-from dbl_jax import checkpoint, soak, stopping, train
+from dbl_jax import checkpoint, loop, soak, step_folders, stopping, train
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_a_step_saved_between_validations_is_never_the_best(
   train.train_and_evaluate(config, workdir)
   directory = checkpoint.phase_dir(workdir, "classify")
   with checkpoint.open_manager(directory) as manager:
-    assert manager.metrics(manager.best_step())[checkpoint.METRIC] >= 0
+    assert manager.metrics(manager.best_step())[step_folders.METRIC] >= 0
 
 
 def best(workdir):
@@ -111,9 +111,9 @@ def test_the_best_does_not_depend_on_the_clock(cache, tmp_path, monkeypatch):
   for seconds in (0.0, 1e9):
     scores = iter([0.3, 0.5, 0.5, 0.4])
     fake = lambda *_: {"val_mean_class_accuracy": next(scores)}  # noqa: B023, E731
-    monkeypatch.setattr(train, "_SAVE_EVERY", seconds)
+    monkeypatch.setattr(loop, "_SAVE_EVERY", seconds)
     with monkeypatch.context() as patch:
-      patch.setattr(train, "validate", fake)
+      patch.setattr(loop, "validate", fake)
       config = tiny.get_resolved(cache_dir=cache).unlock()
       del config.classify
       config.pretrain.update(epochs=4, evaluate_every=1.0, keep="best")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tiny
-from dbl_jax import checkpoint, progress, results, train
+from dbl_jax import checkpoint, loop, progress, results, train
 from dbl_jax.errors import UserError
 from dbl_jax.models import model
 
@@ -330,7 +330,7 @@ def test_a_result_without_its_best_checkpoint_says_so(
 ):
   scores = iter([0.3, 0.5, 0.4])
   monkeypatch.setattr(
-    train, "validate", lambda *_: {"val_mean_class_accuracy": next(scores)}
+    loop, "validate", lambda *_: {"val_mean_class_accuracy": next(scores)}
   )
   config = tiny.get_resolved(cache_dir=cache).unlock()
   del config.classify
