@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from dbl_jax import config as configs
-from dbl_jax import features, train, trainer
+from dbl_jax import features, loop, train, trainer
 from dbl_jax.data import pipeline
 from dbl_jax.errors import UserError
 from dbl_jax.losses import terms
@@ -105,7 +105,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def nothing_trains(monkeypatch):
   monkeypatch.setattr(
-    train, "run_phase", lambda *_: pytest.fail("training began")
+    loop, "run_phase", lambda *_: pytest.fail("training began")
   )
   monkeypatch.setattr(
     features, "extract", lambda *_: pytest.fail("encoding began")
