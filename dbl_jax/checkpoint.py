@@ -318,8 +318,8 @@ def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
   except _DAMAGE as error:
     raise UserError(
       f"A checkpoint in {directory} cannot be read"
-      f" ({step_folders.first_line(error)}). Delete that"
-      " folder and run the training again to replace it."
+      f" ({step_folders.first_line(error)}). Delete that folder and run the"
+      " training again to replace it."
     ) from error
 
 

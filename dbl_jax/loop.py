@@ -51,7 +51,7 @@ def run_phase(
     meta: kept with each checkpoint; its class_names name the labels.
     log_every: steps between figures.
     stop: whether to stop.
-    accept_changes: as of `train_and_evaluate`.
+    accept_changes: as of `train.train_and_evaluate`.
 
   Raises:
     UserError: if loss or gradients are no longer finite.

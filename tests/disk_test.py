@@ -49,13 +49,6 @@ def small(tmp_path):
   subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def _fill(place: Path, free: int) -> Path:
-  """A file that leaves so many bytes free."""
-  filler = place / "filler"
-  filler.write_bytes(bytes(shutil.disk_usage(place).free - free))
-  return filler
-
-
 def test_a_full_disk_loses_nothing(whole, cache, small):
   """It fills in phase 2's first save, of 100 KB and more in 4 KB pages.
 
@@ -64,7 +57,8 @@ def test_a_full_disk_loses_nothing(whole, cache, small):
   workdir = small / "run"
   late = shutil.ignore_patterns("classify", "metrics.json", "report.html")
   shutil.copytree(whole, workdir, ignore=late)
-  filler = _fill(small, free=48 * 1024)
+  filler = small / "filler"
+  filler.write_bytes(bytes(shutil.disk_usage(small).free - 48 * 1024))
   done = subprocess.run(
     [
       *soak.command(),
