@@ -4,11 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import mains
 import numpy as np
 import pytest
 
 import tiny
-from dbl_jax import cli, predictions, train
+from dbl_jax import cli, predictions
 from dbl_jax import config as configs
 from dbl_jax.errors import UserError
 
@@ -48,21 +49,28 @@ def cache(tmp_path_factory):
   return str(tmp_path_factory.mktemp("cache"))
 
 
-def small(name, cache):
-  """A system on few faces, with the tests' encoder for a ResNet."""
+def command(name, cache):
+  """A system on few faces, with the tests' encoder for a ResNet, as flags."""
   file, colon, variant = name.partition(":")
-  config = cli.load_config(f"{FOLDER / file}.py{colon}{variant}")
-  config.data.update(num_train=60, num_test=20, image_size=16, cache_dir=cache)
-  config.tensorboard = False
-  if name not in ("dcnn", "regions"):
-    config.model = {"name": "tiny", "dtype": "auto"}
-  for phase in configs.phases(config):
-    config[phase].batch_size = 16
-    if config[phase].epochs is None:
-      config[phase].epochs = 1
+  config = f"{FOLDER / file}.py{colon}{variant}"
+  fields = {
+    "data.num_train": 60,
+    "data.num_test": 20,
+    "data.image_size": 16,
+    "data.cache_dir": cache,
+    "tensorboard": False,
+  }
+  given = cli.load_config(config)
+  if given.model.name.startswith("resnet"):
+    fields["model.name"] = "tiny"
+  for phase in configs.phases(given):
+    fields[f"{phase}.batch_size"] = 16
+    if given[phase].epochs is None:
+      fields[f"{phase}.epochs"] = 1
   if name == "dbl:fine_tuned":
-    config.classify.trained = ("encoder/norm", "head")
-  return configs.resolve(config)
+    fields["classify.trained"] = ("encoder/norm", "head")
+  flags = [f"--config.{field}={value}" for field, value in fields.items()]
+  return [f"--config={config}", *flags]
 
 
 def test_every_config_is_tried_here():
@@ -74,8 +82,11 @@ def test_every_config_is_tried_here():
 def test_a_system_trains_and_scores(name, cache, tmp_path):
   if name.endswith("svm"):
     pytest.importorskip("sklearn")
-  metrics = train.train_and_evaluate(small(name, cache), tmp_path)
-  assert metrics["images"] == 20
+  arguments = [*command(name, cache), f"--workdir={tmp_path}"]
+  done = mains.run("main", arguments)
+  assert done.status == 0, done.err
+  metrics = (tmp_path / "metrics.json").read_bytes()
+  assert json.loads(metrics)["images"] == 20
   scores = predictions.load(tmp_path / "scores_test.npz")
   assert scores.scores.shape == (20, 7)
   assert np.isfinite(scores.scores).all()
@@ -83,8 +94,8 @@ def test_a_system_trains_and_scores(name, cache, tmp_path):
   assert all(np.isfinite(json.loads(row).get("loss", 0.0)) for row in rows)
   # Run again, it is finished: nothing is trained, the same comes out.
   before = (tmp_path / "metrics.jsonl").read_bytes()
-  again = train.train_and_evaluate(small(name, cache), tmp_path)
-  assert again == metrics
+  assert mains.run("main", arguments).status == 0
+  assert (tmp_path / "metrics.json").read_bytes() == metrics
   assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
