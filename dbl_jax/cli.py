@@ -16,13 +16,13 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dbl_jax import startup, stopping
 from dbl_jax.errors import UserError
+from dbl_jax.runtime import environment, signals
 
 _QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
-def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
+def run_main(program: Callable[[Sequence[str]], None]) -> None:
   """Runs a program; the user's mistakes end it with one line and status 2.
 
   Args:
@@ -42,7 +42,7 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
   sys.unraisablehook = _without_closed_loops
   for name, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(name, value)
-  startup.prepare()
+  environment.prepare()
   # A file's name may hold what the terminal's encoding cannot say.
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
@@ -51,7 +51,7 @@ def speak_plainly(program: Callable[[Sequence[str]], None]) -> None:
     program(sys.argv)
   except UserError as error:
     _leave(str(error))
-  except stopping.Stopped as stopped:
+  except signals.Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(stopped.status)
   except OSError as error:

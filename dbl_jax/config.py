@@ -10,11 +10,12 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from dbl_jax import validation
+from dbl_jax import config_checks
 from dbl_jax.data import sources
 from dbl_jax.errors import UserError
+from dbl_jax.training.phase import PHASES as PHASES
+from dbl_jax.training.phase import phases as phases
 
-PHASES = ("pretrain", "classify")
 # Fields that do not change what a run computes.
 FREE_FIELDS = (
   "data.cache_dir",
@@ -25,8 +26,6 @@ FREE_FIELDS = (
 )
 # Fields added since runs were first kept, with what these runs did.
 LATER_FIELDS = {"skip_nonfinite": False}
-# Of a model: those of the run it starts from (`init_from`) count as one.
-MOST_STAGES = 1 + len(PHASES)
 
 
 # SimCLR's family (Chen et al. 2020, appendix A) and the rotation of the
@@ -247,20 +246,6 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
   return ConfigDict(LATER_FIELDS | restored(fields))
 
 
-def phases(config: ConfigDict) -> list[str]:
-  """The phases a config has, in the order they run."""
-  return [name for name in PHASES if name in config]
-
-
-def stage(config: ConfigDict, name: str) -> int:
-  """How many stages a phase has before it; its random numbers are keyed by it.
-
-  So the second phase of one run and the only phase of a run that starts from
-  the first of another are the same, and so are first phases by either name.
-  """
-  return phases(config).index(name) + bool(config.init_from)
-
-
 def resolve(config: ConfigDict) -> ConfigDict:
   """Fills in what depends on the data set, and checks every field.
 
@@ -279,16 +264,16 @@ def resolve(config: ConfigDict) -> ConfigDict:
       raise UserError(
         "The config has no phase: give it `pretrain`, `classify` or both."
       )
-    validation.check_fields(config, phases(config))
-    validation.check_data_name(config)
+    config_checks.check_fields(config, phases(config))
+    config_checks.check_data_name(config)
     name = config.data.name
     if config.data.image_size is None:
       config.data.image_size = sources.SOURCES[name].image_size
     for phase in phases(config):
-      validation.check_by_data(config, phase)
+      config_checks.check_by_data(config, phase)
       by_data = config[phase].by_data
       _fill(config[phase], by_data.get(name, by_data.other))
-  validation.check(config, phases(config))
+  config_checks.check(config, phases(config))
   return config
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from dbl_jax.cli import parse_flags, speak_plainly
+from dbl_jax.cli import parse_flags, run_main
 from dbl_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -49,8 +49,9 @@ def main(argv: Sequence[str]) -> None:
   if _CONFIG.value is None:
     raise UserError("Which system? Give --config=configs/dbl.py or another.")
   from dbl_jax import config as configs
-  from dbl_jax import distributed, train
-  from dbl_jax.progress import say
+  from dbl_jax import train
+  from dbl_jax.runtime import distributed
+  from dbl_jax.runtime.logs import say
 
   distributed.initialize(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
   """Entry point of the command `dbl-jax`."""
-  speak_plainly(main)
+  run_main(main)
 
 
 if __name__ == "__main__":

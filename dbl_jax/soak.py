@@ -19,9 +19,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dbl_jax import checkpoint
 from dbl_jax import config as configs
 from dbl_jax.errors import UserError
+from dbl_jax.training import checkpoint
 
 # Seconds at most from when a moment is seen until the kill: all of it is hit,
 # not its beginning alone.

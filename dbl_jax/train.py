@@ -8,28 +8,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dbl_jax import (
-  checkpoint,
-  checksums,
-  disk,
-  distributed,
-  locks,
-  loop,
-  optim,
-  results,
-  run_folder,
-  sharding,
-  step_folders,
-  stopping,
-  trees,
-)
 from dbl_jax import config as configs
+from dbl_jax import evaluate, workdirs
 from dbl_jax.data import sources
-from dbl_jax.data.prepared import Dataset
+from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
-from dbl_jax.progress import Journal, say
-from dbl_jax.provenance import provenance
-from dbl_jax.trainer import Trainer, check_phases, make_trainer
+from dbl_jax.runtime import distributed, sharding, signals, trees
+from dbl_jax.runtime.logs import MetricWriter, say
+from dbl_jax.runtime.provenance import provenance
+from dbl_jax.training import checkpoint, loop, optim
+from dbl_jax.training.phase import Trainer, check_phases, make_trainer
 
 log = logging.getLogger(__name__)
 
@@ -57,20 +45,20 @@ def train_and_evaluate(
   """
   workdir = workdir.expanduser().resolve()
   with (
-    disk.plain_errors(workdir),
+    workdirs.plain_errors(workdir),
     contextlib.ExitStack() as stack,
-    stopping.listening() as stop,
+    signals.listening() as stop,
   ):
     with distributed.main_first("workdir"):
       if distributed.is_main():
-        run_folder.make(workdir)
-        stack.enter_context(locks.only_run(workdir))
-      run_folder.remember(config, workdir, accept_changes)
+        workdirs.make(workdir)
+        stack.enter_context(workdirs.only_run(workdir))
+      workdirs.remember(config, workdir, accept_changes)
     return _run(config, workdir, stop, accept_changes)
 
 
 def _run(
-  config: ConfigDict, workdir: Path, stop: stopping.Stop, accept_changes: bool
+  config: ConfigDict, workdir: Path, stop: signals.Stop, accept_changes: bool
 ) -> dict[str, Any]:
   """`train_and_evaluate`, in a workdir that is this run's."""
   made_by = provenance()
@@ -88,13 +76,13 @@ def _run(
   with jax.set_mesh(mesh):
     check_phases(config, dataset, mesh, variables)
   say(_headline(config, dataset, mesh))
-  with Journal(workdir, config.tensorboard) as journal, jax.set_mesh(mesh):
+  with MetricWriter(workdir, config.tensorboard) as journal, jax.set_mesh(mesh):
     for name in configs.phases(config):
       trainer = make_trainer(config, name, dataset, mesh, variables)
       _describe(trainer, workdir / f"parameters_{name}.txt")
       directory = checkpoint.phase_dir(workdir, name)
       with distributed.main_first(f"checkpoints of {name}"):
-        step_folders.set_aside_damaged(directory)
+        checkpoint.quarantine_damaged(directory)
       with checkpoint.open_manager(directory) as manager:
         meta = {
           "config": config.to_dict(),
@@ -104,7 +92,7 @@ def _run(
           # Whose features are cached: those of one model go with one head.
           "start": None
           if variables is None or not trainer.phase.cached_views
-          else checksums.of_arrays(variables),
+          else checkpoint.of_arrays(variables),
         }
         with stop.in_order():
           loop.run_phase(
@@ -119,7 +107,7 @@ def _run(
       _say_skipped(name, journal.rows())
       keep = trainer.phase.keep
       variables, step = checkpoint.load_model(directory, keep)
-      lost = results.better_lost(journal.rows(), name, step)
+      lost = evaluate.better_lost(journal.rows(), name, step)
       if keep == "best" and lost is not None:
         log.warning(
           "%s: the best checkpoint, of step %d, was damaged and is set aside;"
@@ -130,14 +118,14 @@ def _run(
           step,
         )
     assert variables is not None  # a config has a phase
-    run = results.Run(config, trainer.name, step, journal.rows(), made_by)
-    known = results.known(trainer.predict_step, variables, dataset, mesh)
-    return results.write(run, dataset, "test", known, workdir)
+    run = evaluate.Run(config, trainer.name, step, journal.rows(), made_by)
+    known = evaluate.known(trainer.predict_step, variables, dataset, mesh)
+    return evaluate.write(run, dataset, "test", known, workdir)
 
 
 def _say_skipped(phase: str, rows: list[dict[str, Any]]) -> None:
   """Says how many steps of a phase changed nothing."""
-  skipped = results.skipped_steps(rows).get(phase, 0)
+  skipped = evaluate.skipped_steps(rows).get(phase, 0)
   if skipped:
     say(
       f"{phase}: {skipped} steps skipped, whose loss or gradient was not finite"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dbl_jax.cli import parse_flags, speak_plainly
+from dbl_jax.cli import parse_flags, run_main
 
 _PEERS = flags.DEFINE_string(
   "peers",
@@ -58,4 +58,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  speak_plainly(main)
+  run_main(main)

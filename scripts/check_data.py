@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from dbl_jax.cli import parse_flags, printable, speak_plainly
+from dbl_jax.cli import parse_flags, printable, run_main
 from dbl_jax.errors import UserError
 
 _NAME = flags.DEFINE_string(
@@ -59,27 +59,28 @@ def main(argv: Sequence[str]) -> None:
   parse_flags(argv)
   if _NAME.value is None:
     raise UserError("Which data? Give --name=fer2013 --dir=FOLDER, say.")
-  from dbl_jax.data import checks, contact_sheets, listing, sources
-  from dbl_jax.progress import Progress
+  from dbl_jax.data import inspection, sources
+  from dbl_jax.data.formats import listing
+  from dbl_jax.runtime.logs import Progress
 
   options = _options()
-  found = checks.find(options)
+  found = inspection.find(options)
   total = sum(len(records) for records in found.parts.values())
   line = Progress("reading", total)
-  facts = checks.examine(
+  facts = inspection.examine(
     found, lambda n, of: line.show(n, f"{n}/{of}", last=n == of)
   )
-  distance = checks.NEAR if _DISTANCE.value is None else _DISTANCE.value
-  twins = checks.find_twins(facts, distance)
-  told = checks.report(found, facts, twins, distance)
+  distance = inspection.NEAR if _DISTANCE.value is None else _DISTANCE.value
+  twins = inspection.find_twins(facts, distance)
+  told = inspection.report(found, facts, twins, distance)
   print("\n".join(map(printable, [f"{options.name} {options.dir}", "", *told])))
   out = Path(_OUT.value or f"data_check/{options.name}").expanduser()
-  pairs = checks.twin_pairs(facts, twins)
-  contact_sheets.write(found, facts, pairs, out)
+  pairs = inspection.twin_pairs(facts, twins)
+  inspection.write(found, facts, pairs, out)
   with (out / "findings.csv").open(
     "w", newline="", encoding="utf-8", errors="backslashreplace"
   ) as file:
-    csv.writer(file).writerows(checks.table(found, facts, twins))
+    csv.writer(file).writerows(inspection.table(found, facts, twins))
   print(f"Pictures of each class, twins and a list of findings: {out}")
   bad = sum(bool(fact.error) for fact in facts)
   if bad:
@@ -91,4 +92,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  speak_plainly(main)
+  run_main(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dbl_jax.cli import parse_flags, printable, speak_plainly
+from dbl_jax.cli import parse_flags, printable, run_main
 from dbl_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
@@ -33,12 +33,12 @@ def main(argv: Sequence[str]) -> None:
   parse_flags(argv)
   if _WORKDIR.value is None:
     raise UserError("Which run? Give --workdir=runs/dbl or another.")
-  from dbl_jax import results
+  from dbl_jax import evaluate
 
   workdir = Path(_WORKDIR.value).expanduser()
   name = "_".join(filter(None, [_SPLIT.value, _PREDICTOR.value]))
   out = Path(_OUT.value or workdir / "evaluation" / name).expanduser()
-  metrics = results.evaluate_workdir(
+  metrics = evaluate.evaluate_workdir(
     workdir, _DATA_DIR.value, _SPLIT.value, out, _PREDICTOR.value
   )
   for name, row in metrics["per_class"].items():
@@ -52,4 +52,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  speak_plainly(main)
+  run_main(main)

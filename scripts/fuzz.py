@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dbl_jax.cli import parse_flags, speak_plainly
+from dbl_jax.cli import parse_flags, run_main
 from dbl_jax.errors import UserError
 
 _MINUTES = flags.DEFINE_float("minutes", 5.0, "How long.", lower_bound=0.0)
@@ -74,4 +74,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  speak_plainly(main)
+  run_main(main)

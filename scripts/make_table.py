@@ -19,12 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
-from dbl_jax.cli import (
-  define_section,
-  load_config,
-  parse_flags,
-  speak_plainly,
-)
+from dbl_jax.cli import define_section, load_config, parse_flags, run_main
 from dbl_jax.errors import UserError
 
 _TABLE_1 = (
@@ -84,9 +79,9 @@ def main(argv: Sequence[str]) -> None:
   parse_flags(argv)
   cuts, seeds = _cuts(), _wholes("seeds", _SEEDS.value)
   _check_names()
-  from dbl_jax import grid
-  from dbl_jax.comparison.write import write
-  from dbl_jax.progress import say
+  from dbl_jax.compare import sweep
+  from dbl_jax.compare.write import write
+  from dbl_jax.runtime.logs import say
 
   out = Path(_OUT.value).expanduser()
   data = {
@@ -96,20 +91,20 @@ def main(argv: Sequence[str]) -> None:
   }
   systems = _systems(data)
   _check_writable(out)
-  entries = grid.plan(systems, seeds, out / "stages")
-  epochs = grid.encoder_epochs(entries)
+  entries = sweep.plan(systems, seeds, out / "stages")
+  epochs = sweep.encoder_epochs(entries)
   in_words = ", ".join(f"{name} {n:g}" for name, n in epochs.items())
   if len(set(epochs.values())) > 1:
     say(
       f"Encoders are trained for different numbers of epochs ({in_words});"
       " --epochs makes them equal, but for a second phase that trains on."
     )
-  failed = grid.run(entries) if _TRAIN.value else {}
-  missing = grid.missing(entries, failed)
+  failed = sweep.run(entries) if _TRAIN.value else {}
+  missing = sweep.missing(entries, failed)
   if failed:
     say("\n  ".join(["Not trained:", *missing]))
   failure = f"{len(missing)} of {len(entries)} could not be trained: see above."
-  records = grid.records(entries)
+  records = sweep.records(entries)
   if failed and not records:
     raise UserError(failure)
   config = entries[0].stage.config
@@ -134,10 +129,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _systems(data: Mapping[str, object]) -> dict[str, ConfigDict]:
   """The configs of --systems on the data, with the budget of the flags."""
-  from dbl_jax import grid
+  from dbl_jax.compare import sweep
 
   return {
-    name: grid.with_budget(
+    name: sweep.with_budget(
       load_config(f"configs/{file}.py{colon}{variant}"),
       data,
       _EPOCHS.value,
@@ -210,4 +205,4 @@ def _check_writable(out: Path) -> None:
 
 
 if __name__ == "__main__":
-  speak_plainly(main)
+  run_main(main)

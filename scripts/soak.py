@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dbl_jax.cli import parse_flags, speak_plainly
+from dbl_jax.cli import parse_flags, run_main
 from dbl_jax.errors import UserError
 
 _KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=1)
@@ -67,4 +67,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  speak_plainly(main)
+  run_main(main)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import tiny
-from dbl_jax import cli, predictions
+from dbl_jax import cli
 from dbl_jax import config as configs
 from dbl_jax.errors import UserError
+from dbl_jax.evaluation import predictions
 
 FOLDER = Path(__file__).parents[1] / "configs"
 VARIANTS = [

@@ -11,16 +11,9 @@ from pathlib import Path
 import pytest
 
 import tiny
-from dbl_jax import (
-  checkpoint,
-  disk,
-  results,
-  run_folder,
-  soak,
-  step_folders,
-  train,
-)
+from dbl_jax import evaluate, soak, train, workdirs
 from dbl_jax.errors import UserError
+from dbl_jax.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,7 +72,7 @@ def test_a_full_disk_loses_nothing(whole, cache, small):
   )
   assert checkpoint.load_model(pretrain, "latest")[1] == 9
   assert classify.is_dir()
-  assert not step_folders.has_steps(classify)
+  assert not checkpoint.has_steps(classify)
   filler.unlink()
   train.train_and_evaluate(tiny.get_resolved(cache_dir=cache), workdir)
   assert soak.differences(whole, workdir) == []
@@ -88,9 +81,9 @@ def test_a_full_disk_loses_nothing(whole, cache, small):
 @pytest.mark.parametrize(
   ("place", "name"),
   [
-    (train.Journal, "write"),
+    (train.MetricWriter, "write"),
     (checkpoint.ocp.CheckpointManager, "wait_until_finished"),
-    (results.report.files, "write"),
+    (evaluate.report.files, "write"),
   ],
 )
 def test_a_full_disk_is_told_wherever_it_fills(
@@ -115,7 +108,7 @@ def test_a_read_only_workdir_is_refused(cache, tmp_path, monkeypatch):
   def read_only(**_):
     raise OSError(errno.EROFS, "Read-only file system")
 
-  monkeypatch.setattr(run_folder.tempfile, "TemporaryFile", read_only)
+  monkeypatch.setattr(workdirs.tempfile, "TemporaryFile", read_only)
   with pytest.raises(UserError, match="cannot be written: Read-only file"):
     train.train_and_evaluate(tiny.get_resolved(cache_dir=cache), tmp_path)
 
@@ -137,16 +130,16 @@ def test_errors_within_other_errors_are_found(tmp_path, text):
 
   with (
     pytest.raises(UserError, match="run the same command"),
-    disk.plain_errors(tmp_path),
+    workdirs.plain_errors(tmp_path),
   ):
     save()
 
 
 def test_bugs_are_not_taken_for_the_disk_s():
-  with pytest.raises(ValueError, match="a bug"), disk.plain_errors(Path()):
+  with pytest.raises(ValueError, match="a bug"), workdirs.plain_errors(Path()):
     raise ValueError("a bug")
   missing = os.strerror(errno.ENOENT)
-  with pytest.raises(OSError, match=missing), disk.plain_errors(Path()):
+  with pytest.raises(OSError, match=missing), workdirs.plain_errors(Path()):
     raise OSError(errno.ENOENT, missing)
 
 

@@ -1,4 +1,4 @@
-"""Imports point down only, so that a part can be read without the whole."""
+"""Imports between rooms (folders, or modules of the root) point down only."""
 
 import ast
 from pathlib import Path
@@ -7,45 +7,31 @@ import dbl_jax
 
 ROOT = Path(dbl_jax.__file__).parent
 
-# Each module may import from layers before its own.
-LAYERS = [
-  [
-    "arrays",
-    "errors",
-    "machine",
-    "startup",
-    "stopping",
-    "provenance",
-    "trees",
-  ],
-  ["checksums", "distributed", "disk", "files", "locks"],
-  ["step_folders"],
-  ["losses", "metrics", "optim", "sharding", "models", "augment", "progress"],
-  [
-    "state",
-    "inputs",
-    "data",
-    "figures",
-    "report_page",
-    "predictions",
-  ],
-  [
-    "predictors",
-    "checkpoint",
-    "steps",
-    "figures_training",
-    "activation_maps",
-    "comparison",
-  ],
-  ["validation"],
-  ["config", "evaluate", "report"],
-  ["results", "features", "cli", "run_folder"],
-  ["trainer"],
-  ["loop"],
-  ["train"],
-  ["main", "benchmarks", "grid", "soak"],
+# A room may import from the rooms before it, and from itself.
+ROOMS = [
+  "errors",
+  "runtime",
+  "augment",
+  "models",
+  "data",
+  "losses",
+  "evaluation",
+  "training",
+  "config_checks",
+  "config",
+  "workdirs",
+  "evaluate",
+  "train",
+  "cli",
+  "compare",
+  "main",
+  "benchmarks",
+  "soak",
 ]
-LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+
+
+def room_of(module):
+  return module.split(".")[0]
 
 
 def imports_of(path):
@@ -54,24 +40,26 @@ def imports_of(path):
       if node.module == "dbl_jax":
         yield from (alias.name for alias in node.names)
       elif node.module.startswith("dbl_jax."):
-        yield node.module.split(".")[1]
+        yield room_of(node.module.removeprefix("dbl_jax."))
 
 
-def group_of(path):
-  return path.relative_to(ROOT).with_suffix("").parts[0]
-
-
-def test_every_module_has_a_layer():
-  groups = {group_of(path) for path in ROOT.rglob("*.py")} - {"__init__"}
-  assert groups == set(LEVEL)
+def test_every_module_is_in_a_room():
+  found = {
+    path.relative_to(ROOT).with_suffix("").parts[0]
+    for path in ROOT.rglob("*.py")
+  }
+  assert found - {"__init__"} == set(ROOMS)
 
 
 def test_imports_point_down():
-  upward = [
-    f"{path.relative_to(ROOT)} imports {name}"
-    for path in ROOT.rglob("*.py")
-    if group_of(path) != "__init__"
-    for name in imports_of(path)
-    if name != group_of(path) and LEVEL[name] >= LEVEL[group_of(path)]
-  ]
+  level = {room: i for i, room in enumerate(ROOMS)}
+  upward = []
+  for path in ROOT.rglob("*.py"):
+    own = path.relative_to(ROOT).with_suffix("").parts[0]
+    if own != "__init__":
+      upward += [
+        f"{path.relative_to(ROOT)} imports {room}"
+        for room in imports_of(path)
+        if level[room] > level[own]
+      ]
   assert not upward

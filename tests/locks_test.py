@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dbl_jax import locks
+from dbl_jax import workdirs
 from dbl_jax.errors import UserError
 
 HOLD = """
@@ -30,16 +30,16 @@ def test_the_second_run_is_refused_until_the_first_dies(tmp_path):
     for _ in range(2):  # being refused does not touch the lock
       with (
         pytest.raises(UserError, match=f"in use: process {process.pid} on"),
-        locks.only_run(tmp_path),
+        workdirs.only_run(tmp_path),
       ):
         pass
-      assert locks.is_held(tmp_path)
+      assert workdirs.is_held(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
-  assert not locks.is_held(tmp_path)
-  with locks.only_run(tmp_path):
+  assert not workdirs.is_held(tmp_path)
+  with workdirs.only_run(tmp_path):
     pass
-  with locks.only_run(tmp_path):  # and ends with the block
+  with workdirs.only_run(tmp_path):  # and ends with the block
     pass
 
 
@@ -47,9 +47,9 @@ def test_a_disk_without_locks_is_used_all_the_same(
   tmp_path, monkeypatch, caplog
 ):
   def flock(*_):
-    raise OSError(locks.errno.ENOLCK, "No locks available")
+    raise OSError(workdirs.errno.ENOLCK, "No locks available")
 
-  monkeypatch.setattr(locks.fcntl, "flock", flock)
-  with locks.only_run(tmp_path):
+  monkeypatch.setattr(workdirs.fcntl, "flock", flock)
+  with workdirs.only_run(tmp_path):
     pass
   assert "start no second run in it" in caplog.text

@@ -41,14 +41,14 @@ def run(program: str, arguments: list[str]) -> Done:
     warnings.catch_warnings(),
     flagsaver.flagsaver(),
     mock.patch.object(sys, "argv", argv),
-    mock.patch.object(cli.startup, "prepare"),
+    mock.patch.object(cli.environment, "prepare"),
     contextlib.redirect_stdout(out),
     contextlib.redirect_stderr(err),
   ):
     warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
     try:
       main = runpy.run_path(argv[0], run_name=program)["main"]
-      cli.speak_plainly(main)
+      cli.run_main(main)
     except SystemExit as end:
       status = 0 if end.code is None else end.code
   flags.FLAGS.unparse_flags()

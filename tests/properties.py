@@ -22,18 +22,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from dbl_jax import predictions
-from dbl_jax.data import (
+from dbl_jax.data import datasets
+from dbl_jax.data.formats import (
   expw,
   fer2013,
   image_folder,
   images,
   listing,
-  prepared,
   stored,
 )
 from dbl_jax.data.raf_db import kaggle, layout
 from dbl_jax.errors import UserError
+from dbl_jax.evaluation import predictions
 
 SPLIT = types.SimpleNamespace(
   test_fraction=0.2, validation_fraction=0.1, split_seed=0
@@ -179,7 +179,7 @@ def _of_file(read: Callable[[Path], Any]) -> Callable[[bytes], None]:
 
 
 def _read_prepared(path: Path) -> None:
-  dataset = prepared.load(path)
+  dataset = datasets.load(path)
   for part in dataset.parts.values():
     assert part.images.dtype == np.uint8
     assert len(part.images) == len(part.labels)
@@ -281,9 +281,9 @@ _CONTENTS = st.builds(
 
 
 def _prepared() -> bytes:
-  part = prepared.Part(np.zeros((3, 2, 2, 3), np.uint8), np.int32([0, 1, 0]))
-  dataset = prepared.Dataset("x", ("a", "b"), {"train": part, "test": part}, "")
-  return _written(lambda path: prepared.save(path, dataset))
+  part = datasets.Split(np.zeros((3, 2, 2, 3), np.uint8), np.int32([0, 1, 0]))
+  dataset = datasets.Dataset("x", ("a", "b"), {"train": part, "test": part}, "")
+  return _written(lambda path: datasets.save(path, dataset))
 
 
 def _scores() -> bytes:

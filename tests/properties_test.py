@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from dbl_jax import metrics
-from dbl_jax.data import long_tail, sampling, splitting
+from dbl_jax.data import sampling, splits
+from dbl_jax.evaluation import metrics
 
 bounded = settings(
   max_examples=60,
@@ -118,7 +118,7 @@ def test_a_split_is_whole_and_leaves_each_class_an_image(
   counts = np.bincount(labels)
   for train, other in (
     sampling.stratified_split(labels, fraction, seed),
-    splitting.split_off(labels, fraction, seed, splitting.TEST),
+    splits.split_off(labels, fraction, seed, splits.TEST),
   ):
     whole = np.sort(np.concatenate([train, other]))
     np.testing.assert_array_equal(whole, np.arange(len(labels)))
@@ -133,8 +133,8 @@ def test_a_split_is_whole_and_leaves_each_class_an_image(
 @given(LABELS, st.floats(0.01, 0.9), SEEDS, st.integers(1, 20))
 def test_a_split_cuts_no_group_in_two(labels, fraction, seed, groups):
   group = np.random.default_rng(seed).integers(groups, size=len(labels))
-  rest, other = splitting.split_off(
-    labels, fraction, seed, splitting.VALIDATION, group
+  rest, other = splits.split_off(
+    labels, fraction, seed, splits.VALIDATION, group
   )
   assert not set(group[rest].tolist()) & set(group[other].tolist())
   assert len(rest) + len(other) == len(labels)
@@ -150,7 +150,7 @@ def test_a_split_cuts_no_group_in_two(labels, fraction, seed, groups):
   st.floats(1, 1e6),
 )
 def test_an_exponential_tail_falls_from_the_largest(counts, imbalance):
-  wanted = long_tail.exponential_counts(counts, imbalance)
+  wanted = splits.exponential_counts(counts, imbalance)
   assert wanted.max() == counts.max()
   assert wanted.min() >= 1
   order = np.argsort(-counts, kind="stable")

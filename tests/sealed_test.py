@@ -3,9 +3,9 @@
 import pytest
 
 import tiny
-from dbl_jax import results, train
+from dbl_jax import evaluate, train
 from dbl_jax.data import sources
-from dbl_jax.data.prepared import Part
+from dbl_jax.data.datasets import Split
 
 
 class Sealed:
@@ -40,23 +40,23 @@ class Sealed:
 def seal(monkeypatch):
   """Seals the test part until the report is written."""
   state = {"sealed": True, "reports": 0}
-  load, write = sources.load, results.write
+  load, write = sources.load, evaluate.write
 
   def load_sealed(options):
     dataset = load(options)
-    test = Part(*(Sealed(array, state) for array in dataset.parts["test"]))
+    test = Split(*(Sealed(array, state) for array in dataset.parts["test"]))
     return dataset._replace(parts=dataset.parts | {"test": test})
 
   def write_opened(run, dataset, split, known, out):
     state["reports"] += 1
     assert split == "test"
     state["sealed"] = False
-    test = Part(*(sealed._array for sealed in dataset.parts["test"]))
+    test = Split(*(sealed._array for sealed in dataset.parts["test"]))
     whole = dataset._replace(parts=dataset.parts | {"test": test})
     return write(run, whole, split, known, out)
 
   monkeypatch.setattr(sources, "load", load_sealed)
-  monkeypatch.setattr(results, "write", write_opened)
+  monkeypatch.setattr(evaluate, "write", write_opened)
   return state
 
 
@@ -75,7 +75,7 @@ def test_the_seal_holds():
     lambda: sealed[0],
     lambda: sealed.mean(),
     lambda: list(sealed),
-    lambda: Part(sealed, sealed).images.tobytes(),
+    lambda: Split(sealed, sealed).images.tobytes(),
     lambda: __import__("numpy").asarray(sealed),
   ):
     with pytest.raises(AssertionError, match="before the report"):

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import tiny
-from dbl_jax import checkpoint, loop, progress, results, train
+from dbl_jax import evaluate, train
 from dbl_jax.errors import UserError
 from dbl_jax.models import model
+from dbl_jax.runtime import logs
+from dbl_jax.training import checkpoint, loop
 
 ROOT = Path(__file__).parent.parent
 
@@ -120,13 +122,13 @@ def test_both_phases_apart_equal_both_at_once(finished, cache, tmp_path):
 
 def test_evaluate_restores_the_run_s_result(finished, tmp_path):
   _, workdir, metrics = finished
-  again = results.evaluate_workdir(workdir, None, "test", tmp_path)
+  again = evaluate.evaluate_workdir(workdir, None, "test", tmp_path)
   assert again == metrics
   assert (tmp_path / "report.html").exists()
-  validation = results.evaluate_workdir(workdir, None, "validation", tmp_path)
+  validation = evaluate.evaluate_workdir(workdir, None, "validation", tmp_path)
   assert validation["split"] == "validation"
   with pytest.raises(UserError, match="--split=tset: no such part"):
-    results.evaluate_workdir(workdir, None, "tset", tmp_path)
+    evaluate.evaluate_workdir(workdir, None, "tset", tmp_path)
 
 
 def test_a_finished_run_is_classified_anew_from_the_command_line(finished):
@@ -147,7 +149,7 @@ def test_a_checkpoint_of_what_is_not_known_here_is_refused(
 ):
   monkeypatch.delitem(model.ENCODERS, "tiny")
   with pytest.raises(UserError, match=r"model\.name='tiny' is impossible"):
-    results.evaluate_workdir(finished[1], None, "test", tmp_path)
+    evaluate.evaluate_workdir(finished[1], None, "test", tmp_path)
   assert not list(tmp_path.iterdir())
 
 
@@ -196,7 +198,7 @@ def test_a_changed_config_goes_on_when_asked(finished, tmp_path, caplog):
   before, after = (
     [
       row
-      for row in progress.read_rows(folder / "metrics.jsonl")
+      for row in logs.read_rows(folder / "metrics.jsonl")
       if row["phase"] == "classify" and "loss" in row
     ]
     for folder in (workdir, copy)
@@ -211,14 +213,14 @@ def test_changed_images_are_not_evaluated_unless_named(
   finished, tmp_path, monkeypatch, caplog
 ):
   _, workdir, metrics = finished
-  load = results.sources.load
+  load = evaluate.sources.load
   monkeypatch.setattr(
-    results.sources, "load", lambda o: load(o)._replace(fingerprint="another")
+    evaluate.sources, "load", lambda o: load(o)._replace(fingerprint="another")
   )
   with pytest.raises(UserError, match="trained on other images than are there"):
-    results.evaluate_workdir(workdir, None, "test", tmp_path)
+    evaluate.evaluate_workdir(workdir, None, "test", tmp_path)
   assert not list(tmp_path.iterdir())
-  again = results.evaluate_workdir(workdir, "", "test", tmp_path)
+  again = evaluate.evaluate_workdir(workdir, "", "test", tmp_path)
   assert again["overall_accuracy"] == metrics["overall_accuracy"]
   assert "trained on other images than are there now" in caplog.text
 
@@ -237,11 +239,11 @@ def test_a_checkpoint_chooses_no_folder_and_must_fit_its_config(
     return meta
 
   monkeypatch.setattr(checkpoint, "load_meta", of_a_stranger)
-  results.evaluate_workdir(workdir, None, "test", tmp_path / "out")
+  evaluate.evaluate_workdir(workdir, None, "test", tmp_path / "out")
   assert not (tmp_path / "victim").exists()
   stored["hidden"] = [7]
   with pytest.raises(UserError, match=r"does not fit its config: .*expected"):
-    results.evaluate_workdir(workdir, None, "test", tmp_path / "out")
+    evaluate.evaluate_workdir(workdir, None, "test", tmp_path / "out")
 
 
 def test_a_head_is_not_trained_on_two_encoders(finished, cache, tmp_path):

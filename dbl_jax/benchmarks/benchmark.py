@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dbl_jax import machine
 from dbl_jax.benchmarks import runner, tables
 from dbl_jax.benchmarks.cases import PARTS, Case, make_cases
 from dbl_jax.errors import UserError
-from dbl_jax.progress import clock
+from dbl_jax.runtime import provenance
+from dbl_jax.runtime.logs import clock
 
 _DEVICES = ("cpu", "gpu")
 _WITHOUT_PEERS = (
@@ -115,11 +115,11 @@ def measure(
     options: for the record.
   """
   started, date = time.perf_counter(), datetime.datetime.now(datetime.UTC)
-  hardware = machine.describe()
+  hardware = provenance.describe()
   _say(_headline(hardware, setup, cases))
   if "peers" not in setup.pythons:
     _say(_WITHOUT_PEERS)
-  if machine.is_busy(hardware):
+  if provenance.is_busy(hardware):
     _say(
       f"Other work is running here (load {hardware['load_average']}): times"
       " will scatter, PyTorch's most of all. Better wait until it is done."
@@ -215,7 +215,7 @@ def _check_parts(parts: Sequence[str] | None) -> list[str]:
 
 def _check_device(device: str | None) -> str:
   if device is None:
-    return "gpu" if machine.gpus() else "cpu"
+    return "gpu" if provenance.gpus() else "cpu"
   if device not in _DEVICES:
     raise UserError(f"--device={device}: give 'cpu' or 'gpu'.")
   return device

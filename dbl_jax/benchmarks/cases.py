@@ -8,10 +8,10 @@ temperature and optimizer are the same by construction.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dbl_jax import machine
+from dbl_jax.runtime import provenance
 
 
-class Part(NamedTuple):
+class Split(NamedTuple):
   """A part of the benchmark.
 
   Attributes:
@@ -30,14 +30,14 @@ class Part(NamedTuple):
 
 
 PARTS = {
-  "step": Part("SimCLR training step, views given", "s/step"),
-  "augment": Part("SimCLR's views of images in memory", "views/s", rate=True),
-  "input": Part("Images through the input", "images/s", rate=True),
-  "phase2": Part("Classifier on a frozen encoder", "s"),
-  "nt_xent": Part(
+  "step": Split("SimCLR training step, views given", "s/step"),
+  "augment": Split("SimCLR's views of images in memory", "views/s", rate=True),
+  "input": Split("Images through the input", "images/s", rate=True),
+  "phase2": Split("Classifier on a frozen encoder", "s"),
+  "nt_xent": Split(
     "NT-Xent with gradient, width 128", "ms", scale=1e3, memory=True
   ),
-  "startup": Part("Start-up", "s"),
+  "startup": Split("Start-up", "s"),
 }
 
 
@@ -158,8 +158,8 @@ def _steps(device: str, quick: bool) -> list[Case]:
       System("PyTorch", "peers", "step", {"compile": False}),
     ]
     if "compiled" in others:
-      compiled = {"compile": True}
-      systems.append(System("PyTorch compiled", "peers", "step", compiled))
+      jit_eval_step = {"compile": True}
+      systems.append(System("PyTorch compiled", "peers", "step", jit_eval_step))
     if "flax" in others:
       plain = {"implementation": "flax"}
       systems.append(System("flax as it comes", "ours", "step", plain))
@@ -177,7 +177,7 @@ def _views_settings(device: str, size: int, batch: int, quick: bool) -> dict:
     "images": 64 if quick else 2048,
     "views": 2,
     "batches_per_call": 1 if quick else 4,
-    "workers": machine.cores(),
+    "workers": provenance.cores(),
   }
 
 

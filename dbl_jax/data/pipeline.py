@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dbl_jax import sharding
 from dbl_jax.data import sampling
 from dbl_jax.errors import UserError
+from dbl_jax.runtime import sharding
 
 FORMS = ("auto", "resident", "tf_data")
 # Rows stay below this share of a device's memory, to leave the step room.
@@ -30,7 +30,7 @@ _HOST_LIMIT = 4 << 30
 Take = Callable[[int], dict[str, jax.Array]]
 
 
-class Feed(NamedTuple):
+class InputPipeline(NamedTuple):
   """The input of one phase.
 
   Attributes:
@@ -48,13 +48,13 @@ class Feed(NamedTuple):
   mesh: jax.sharding.Mesh
 
 
-def make_feed(
+def make_pipeline(
   rows: np.ndarray,
   labels: np.ndarray,
   sampler: sampling.Sampler,
   mesh: jax.sharding.Mesh,
   form: str,
-) -> Feed:
+) -> InputPipeline:
   """Puts the training part where the steps will find it.
 
   Args:
@@ -71,7 +71,7 @@ def make_feed(
   resident = None
   if _is_resident(rows.nbytes, mesh, form):
     resident = sharding.put(rows, sharding.replicated(mesh))
-  return Feed(resident, rows, labels, sampler, mesh)
+  return InputPipeline(resident, rows, labels, sampler, mesh)
 
 
 def check_form(num_bytes: int, mesh: jax.sharding.Mesh, form: str) -> None:
@@ -97,7 +97,7 @@ def _fits(num_bytes: int, mesh: jax.sharding.Mesh) -> bool:
   return num_bytes <= allowed
 
 
-def reader(feed: Feed, start: int, stop: int, most: int) -> Take:
+def reader(feed: InputPipeline, start: int, stop: int, most: int) -> Take:
   """Hands out the batches of steps start to stop - 1, several at a time.
 
   Args:
@@ -136,7 +136,7 @@ def gather(resident: jax.Array | None, batch: Mapping[str, Any]) -> jax.Array:
 
 
 def _indexed(
-  feed: Feed, start: int, stop: int
+  feed: InputPipeline, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's share of each batch, as indices."""
   share = sharding.local_share(feed.sampler.batch_size, feed.mesh)
@@ -148,7 +148,7 @@ def _indexed(
 
 
 def _streamed(
-  feed: Feed, start: int, stop: int
+  feed: InputPipeline, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
   """The same with rows for indices: `tf.data`, in parallel, prefetched."""
   tf = import_tensorflow()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dbl_jax.data.prepared import Dataset, Part
+from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.errors import UserError
 
 
@@ -104,7 +104,7 @@ def apply(dataset: Dataset, region: str) -> Dataset:
   _box(region)
   return dataset._replace(
     parts={
-      name: Part(crop(images, region), labels)
+      name: Split(crop(images, region), labels)
       for name, (images, labels) in dataset.parts.items()
     },
     fingerprint=f"{dataset.fingerprint}{_REGION}{region}",

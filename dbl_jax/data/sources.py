@@ -13,25 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dbl_jax.data import (
-  expw,
+from dbl_jax.data import datasets, inspection, regions, sampling, splits
+from dbl_jax.data.datasets import Dataset, Split
+from dbl_jax.data.formats import expw, fer2013, image_folder, listing
+from dbl_jax.data.formats.listing import Listing
+from dbl_jax.data.synthetic import (
   face_features,
   face_parameters,
   face_scene,
-  fer2013,
-  image_folder,
-  leaks,
-  listing,
-  long_tail,
-  prepared,
-  regions,
-  sampling,
   synthetic_faces,
 )
-from dbl_jax.data.listing import Listing
-from dbl_jax.data.prepared import Dataset, Part
 from dbl_jax.errors import UserError
-from dbl_jax.progress import Progress
+from dbl_jax.runtime.logs import Progress
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +66,7 @@ def load(options: Any) -> Dataset:
   dataset = _split_validation(dataset, options)
   kind = options.get("long_tail", "")
   if kind:
-    dataset = long_tail.cut(
-      dataset, kind, options.imbalance, options.split_seed
-    )
+    dataset = splits.cut(dataset, kind, options.imbalance, options.split_seed)
   for warning in (*dataset.warnings, *_leaks(dataset, options)):
     log.warning("%s", warning)
   return regions.apply(dataset, options.get("region", "face"))
@@ -85,7 +76,7 @@ def _leaks(dataset: Dataset, options: Any) -> list[str]:
   """A line if parts share images, since accuracy on those is too good."""
   found = [
     f"{number} of {other} are in {one} too"
-    for (one, other), number in leaks.shared(dataset.parts).items()
+    for (one, other), number in inspection.shared(dataset.parts).items()
   ]
   if not found:
     return []
@@ -103,7 +94,7 @@ def _leaks(dataset: Dataset, options: Any) -> list[str]:
 
 
 def _read_prepared(path: Path, options: Any) -> Dataset:
-  dataset = prepared.load(path)
+  dataset = datasets.load(path)
   found = (dataset.name, dataset.image_size)
   if found != (options.name, options.image_size):
     raise UserError(
@@ -144,7 +135,7 @@ def _prepare(options: Any) -> Dataset:
   path = cache_dir(options) / name
   if path.exists():
     try:
-      return prepared.load(path)
+      return datasets.load(path)
     except UserError as error:
       log.warning("%s Preparing it anew.", error)
   started = time.perf_counter()
@@ -153,7 +144,7 @@ def _prepare(options: Any) -> Dataset:
   dataset = source.read(options, fingerprint)
   _check_counts(dataset)
   try:
-    prepared.save(path, dataset)
+    datasets.save(path, dataset)
   except OSError as error:
     raise _unwritable(path.parent, error) from error
   log.info(
@@ -240,8 +231,8 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
     whole.labels, options.validation_fraction, options.split_seed
   )
   parts = {
-    "train": Part(whole.images[train], whole.labels[train]),
-    "validation": Part(whole.images[validation], whole.labels[validation]),
+    "train": Split(whole.images[train], whole.labels[train]),
+    "validation": Split(whole.images[validation], whole.labels[validation]),
     "test": dataset.parts["test"],
   }
   return dataset._replace(parts=parts)
@@ -269,7 +260,7 @@ def _read_synthetic(options: Any, fingerprint: str) -> Dataset:
     images, labels = synthetic_faces.make_split(
       part, number, options.image_size, options.image_seed
     )
-    parts[part] = Part(images, labels)
+    parts[part] = Split(images, labels)
   return Dataset(options.name, synthetic_faces.CLASS_NAMES, parts, fingerprint)
 
 
@@ -327,7 +318,7 @@ def _read_raf_db(options: Any, fingerprint: str) -> Dataset:
   return Dataset(
     options.name,
     tuple(class_names),
-    {name: Part(*part) for name, part in parts.items()},
+    {name: Split(*part) for name, part in parts.items()},
     fingerprint,
     tuple(warnings),
   )

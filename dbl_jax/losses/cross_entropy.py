@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dbl_jax.losses.seen import Seen, Value
+from dbl_jax.losses.batch import LossInputs, Value
 
 WEIGHTINGS = ("none", "inverse", "effective")
 
@@ -37,7 +37,7 @@ def class_weights(
 
 
 def cross_entropy(
-  seen: Seen,
+  seen: LossInputs,
   *,
   weighting: str = "none",
   beta: float = 0.9999,
@@ -63,7 +63,7 @@ def cross_entropy(
   return _soft(seen.logits, seen.targets * weights[None]), _accuracy(seen)
 
 
-def balanced_softmax(seen: Seen, *, strength: float = 1.0) -> Value:
+def balanced_softmax(seen: LossInputs, *, strength: float = 1.0) -> Value:
   """Cross-entropy on logits to which the log of the class's share is added.
 
   Ren et al. 2020, "Balanced meta-softmax", eq. (4); Menon et al. 2021, eq.
@@ -84,7 +84,7 @@ def balanced_softmax(seen: Seen, *, strength: float = 1.0) -> Value:
 
 
 def ldam(
-  seen: Seen,
+  seen: LossInputs,
   *,
   margin: float = 0.5,
   scale: float = 30.0,
@@ -119,7 +119,7 @@ def ldam(
 
 
 def label_aware_smoothing(
-  seen: Seen, *, head: float = 0.3, tail: float = 0.0
+  seen: LossInputs, *, head: float = 0.3, tail: float = 0.0
 ) -> Value:
   """Cross-entropy on labels smoothed the more, the more frequent the class.
 
@@ -147,7 +147,7 @@ def label_aware_smoothing(
 
 
 def _deferred(
-  seen: Seen, weighting: str, beta: float, after: float
+  seen: LossInputs, weighting: str, beta: float, after: float
 ) -> jax.Array:
   weights = class_weights(seen.counts, weighting, beta)
   return jnp.where(seen.progress >= after, weights, 1.0)
@@ -159,6 +159,6 @@ def _soft(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return -jnp.sum(targets[:, None, :] * log_p, axis=-1).mean()
 
 
-def _accuracy(seen: Seen) -> dict[str, jax.Array]:
+def _accuracy(seen: LossInputs) -> dict[str, jax.Array]:
   hits = jnp.argmax(seen.logits, axis=-1) == seen.labels[:, None]
   return {"accuracy": jnp.mean(hits.astype(jnp.float32))}

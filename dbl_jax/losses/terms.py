@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dbl_jax.losses import contrastive, cross_entropy, metric
-from dbl_jax.losses.seen import Seen, Value
+from dbl_jax.losses import contrastive, cross_entropy, feature_losses
+from dbl_jax.losses.batch import LossInputs, Value
 
 # A config's losses: name in `TERMS` -> options, with an optional 'weight'.
 Terms = Mapping[str, Mapping[str, Any]]
@@ -42,9 +42,9 @@ TERMS: dict[str, Term] = {
   ),
   "balanced_softmax": Term(cross_entropy.balanced_softmax, mixes=True),
   "center": Term(
-    metric.center,
-    start=metric.start_centers,
-    update=metric.move_centers,
+    feature_losses.center,
+    start=feature_losses.start_centers,
+    update=feature_losses.move_centers,
     reads="features",
   ),
   "cross_entropy": Term(cross_entropy.cross_entropy, mixes=True),
@@ -52,7 +52,9 @@ TERMS: dict[str, Term] = {
     cross_entropy.label_aware_smoothing, mixes=True
   ),
   "ldam": Term(cross_entropy.ldam),
-  "locality_preserving": Term(metric.locality_preserving, reads="features"),
+  "locality_preserving": Term(
+    feature_losses.locality_preserving, reads="features"
+  ),
   "nt_xent": Term(contrastive.nt_xent_term, reads="embeddings"),
   "sup_con": Term(contrastive.sup_con, reads="embeddings"),
 }
@@ -70,7 +72,7 @@ def start_memory(
 
 
 def weighted_sum(
-  terms: Terms, seen: Seen, memory: Memory
+  terms: Terms, seen: LossInputs, memory: Memory
 ) -> tuple[jax.Array, dict[str, jax.Array], Memory]:
   """The loss a config describes.
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbl_jax.models.conv import Conv2D
+from dbl_jax.models.kernels.conv import Conv2D
 
 # Output channels of the convolutions; a pooling follows each group.
 _GROUPS = ((64,), (96,), (128, 128), (256, 256))

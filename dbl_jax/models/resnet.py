@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dbl_jax.models.conv import Conv2D
-from dbl_jax.models.norm import BatchNorm
-from dbl_jax.models.pooling import max_pool
+from dbl_jax.models.kernels.batch_norm import BatchNorm
+from dbl_jax.models.kernels.conv import Conv2D
+from dbl_jax.models.kernels.pooling import max_pool
 
 # Kernel size and stride of the first convolution.
 _STEMS = {"imagenet": (7, 2), "small": (3, 1)}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dbl_jax.augment import ops, views
 from dbl_jax.errors import UserError
-from dbl_jax.sharding import batched, make_mesh, replicated
+from dbl_jax.runtime.sharding import batched, make_mesh, replicated
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 

@@ -12,7 +12,7 @@ import raf_db_fixture as fixture
 from PIL import Image
 
 import tiny
-from dbl_jax.data import checks, contact_sheets
+from dbl_jax.data import inspection
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_data.py"
 
@@ -44,16 +44,16 @@ def root(tmp_path):
   return root
 
 
-def check(root, distance=checks.NEAR):
+def check(root, distance=inspection.NEAR):
   data = {"name": "image_folder", "dir": str(root)}
-  found = checks.find(tiny.get_resolved(**data).data)
-  facts = checks.examine(found)
-  twins = checks.find_twins(facts, distance)
+  found = inspection.find(tiny.get_resolved(**data).data)
+  facts = inspection.examine(found)
+  twins = inspection.find_twins(facts, distance)
   return found, facts, twins
 
 
 def test_the_report_finds_what_is_hidden(root):
-  lines = checks.report(*check(root))
+  lines = inspection.report(*check(root))
   text = "\n".join(" ".join(line.split()) for line in lines)
   for fact in (
     "train test",
@@ -77,13 +77,13 @@ def test_clean_data_has_no_twins(tmp_path):
   for i in range(40):
     put(tmp_path, f"{'ab'[i % 2]}/{i}.png", smooth(i))
   found, facts, twins = check(tmp_path)
-  assert twins == checks.Twins([], [])
-  assert checks.report(found, facts, twins)[-1] == "  none"
+  assert twins == inspection.Twins([], [])
+  assert inspection.report(found, facts, twins)[-1] == "  none"
 
 
 def test_pairs_that_leak_come_first_and_are_in_the_table(root):
   found, facts, twins = check(root)
-  rows = checks.table(found, facts, twins)
+  rows = inspection.table(found, facts, twins)
   assert {len(row) for row in rows} == {8}
   kinds = [(row[0], row[2], row[5]) for row in rows[1:]]
   assert kinds == [
@@ -97,19 +97,22 @@ def test_pairs_that_leak_come_first_and_are_in_the_table(root):
 def test_unreadable_files_are_listed(root):
   (root / "train" / "a" / "bad.png").write_bytes(b"no image")
   found, facts, twins = check(root)
-  lines = checks.report(found, facts, twins)
+  lines = inspection.report(found, facts, twins)
   place = lines.index("Unreadable files: 1")
   assert "bad.png is not an image" in lines[place + 1]
-  assert checks.table(found, facts, twins)[1][0] == "unreadable"
+  assert inspection.table(found, facts, twins)[1][0] == "unreadable"
 
 
 def test_the_hash_bears_resizing_and_recompression():
   image = smooth(7, 200)
   buffer = io.BytesIO()
   image.resize((90, 90)).save(buffer, "JPEG", quality=40)
-  a, b = checks.difference_hash(image), checks.difference_hash(smooth(8))
-  c = checks.difference_hash(Image.open(buffer))
-  assert np.bitwise_count(a ^ c).sum() <= checks.NEAR
+  a, b = (
+    inspection.difference_hash(image),
+    inspection.difference_hash(smooth(8)),
+  )
+  c = inspection.difference_hash(Image.open(buffer))
+  assert np.bitwise_count(a ^ c).sum() <= inspection.NEAR
   assert np.bitwise_count(a ^ b).sum() > 30
 
 
@@ -127,14 +130,14 @@ def test_near_twins_are_those_of_a_plain_double_loop():
     if i < j and (d := int((bits[i] != bits[j]).sum())) <= 8
   }
   assert len(expected) > 30
-  assert set(checks._close(packed, 8)) == expected
+  assert set(inspection._close(packed, 8)) == expected
 
 
 def test_data_without_files_can_be_checked(tmp_path):
   data = {"num_train": 30, "num_test": 10, "cache_dir": str(tmp_path)}
-  found = checks.find(tiny.get_resolved(**data).data)
+  found = inspection.find(tiny.get_resolved(**data).data)
   assert list(found.parts) == ["train", "validation", "test"]
-  facts = checks.examine(found)
+  facts = inspection.examine(found)
   assert {fact.size for fact in facts} == {(16, 16)}
   assert not any(fact.error for fact in facts)
 
@@ -142,18 +145,18 @@ def test_data_without_files_can_be_checked(tmp_path):
 def test_raf_db_can_be_checked(tmp_path):
   root = fixture.write(tmp_path / "raf_db")
   data = {"name": "raf_db", "dir": str(root)}
-  found = checks.find(tiny.get_resolved(**data).data)
+  found = inspection.find(tiny.get_resolved(**data).data)
   assert {part: len(rows) for part, rows in found.parts.items()} == {
     "train": 9,
     "test": 7,
   }
-  assert len(checks.examine(found)) == 16
+  assert len(inspection.examine(found)) == 16
 
 
 def test_contact_sheets_show_each_class_and_the_twins(root, tmp_path):
   found, facts, twins = check(root)
-  pairs = checks.twin_pairs(facts, twins)
-  paths = contact_sheets.write(found, facts, pairs, tmp_path / "out")
+  pairs = inspection.twin_pairs(facts, twins)
+  paths = inspection.write(found, facts, pairs, tmp_path / "out")
   names = [path.name for path in paths]
   assert names == ["class_0_a.png", "class_1_b.png", "twins.png"]
   for path in paths:

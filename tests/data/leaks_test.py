@@ -7,24 +7,26 @@ import numpy as np
 import pytest
 
 import tiny
-from dbl_jax.data import leaks, prepared, sources
-from dbl_jax.data.prepared import Dataset, Part
+from dbl_jax.data import datasets, inspection, sources
+from dbl_jax.data.datasets import Dataset, Split
 
 
 def random_part(n, side=16, seed=0):
   rng = np.random.default_rng(seed)
   images = rng.integers(0, 256, (n, side, side, 3), np.uint8)
-  return Part(images, (np.arange(n) % 3).astype(np.int32))
+  return Split(images, (np.arange(n) % 3).astype(np.int32))
 
 
 def test_copies_are_counted_by_part():
   train, test = random_part(50), random_part(20, seed=1)
   validation = random_part(10, seed=2)
-  assert leaks.shared({"train": train, "test": test}) == {}
+  assert inspection.shared({"train": train, "test": test}) == {}
   test.images[3:6] = train.images[:3]
   test.images[6] = train.images[0]  # twice there
   validation.images[0] = test.images[19]
-  found = leaks.shared({"train": train, "validation": validation, "test": test})
+  found = inspection.shared(
+    {"train": train, "validation": validation, "test": test}
+  )
   assert found == {("train", "test"): 4, ("validation", "test"): 1}
 
 
@@ -33,7 +35,9 @@ def test_one_pixel_makes_another_image():
   test.images[:] = train.images[:5]
   for i, place in enumerate(((0, 0, 0), (0, 0, 1), (7, 3, 2), (15, 15, 2))):
     test.images[i][place] += 1
-  assert leaks.shared({"train": train, "test": test}) == {("train", "test"): 1}
+  assert inspection.shared({"train": train, "test": test}) == {
+    ("train", "test"): 1
+  }
 
 
 def test_images_that_agree_in_all_that_is_looked_at_first():
@@ -41,14 +45,14 @@ def test_images_that_agree_in_all_that_is_looked_at_first():
   flat = test.images.reshape(3, -1)
   flat[:] = train.images[:3].reshape(3, -1)
   flat[:, 5] += 1  # 12 bytes apart are those looked at
-  keys = leaks._keys(train.images)[:3]
-  np.testing.assert_array_equal(leaks._keys(test.images), keys)
-  assert leaks.shared({"train": train, "test": test}) == {}
+  keys = inspection._keys(train.images)[:3]
+  np.testing.assert_array_equal(inspection._keys(test.images), keys)
+  assert inspection.shared({"train": train, "test": test}) == {}
 
 
 def test_an_empty_part_shares_nothing():
   parts = {"train": random_part(5), "test": random_part(0)}
-  assert leaks.shared(parts) == {}
+  assert inspection.shared(parts) == {}
 
 
 def test_of_fer2013s_size_it_takes_no_time():
@@ -58,7 +62,7 @@ def test_of_fer2013s_size_it_takes_no_time():
   }
   parts["test"].images[:351] = parts["train"].images[:351]
   started = time.process_time()
-  assert leaks.shared(parts) == {("train", "test"): 351}
+  assert inspection.shared(parts) == {("train", "test"): 351}
   assert time.process_time() - started < 0.5
 
 
@@ -68,7 +72,7 @@ def test_loading_says_it_in_one_line(copies, tmp_path, caplog):
   test.images[:copies] = train.images[:copies]
   parts = {"train": train, "test": test}
   data = Dataset("image_folder", ("a", "b", "c"), parts, "f")
-  prepared.save(tmp_path / "a.npz", data)
+  datasets.save(tmp_path / "a.npz", data)
   options = tiny.get_resolved(
     name="image_folder", dir=str(tmp_path / "a.npz"), image_size=16
   ).data

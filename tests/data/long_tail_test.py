@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import tiny
-from dbl_jax.data import long_tail, sources
-from dbl_jax.data.prepared import Dataset, Part
+from dbl_jax.data import sources, splits
+from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.raf_db.layout import CLASS_COUNTS
 from dbl_jax.errors import UserError
 
@@ -16,7 +16,7 @@ def make_dataset(counts, names):
   labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
   labels = np.random.default_rng(0).permutation(labels)
   images = np.arange(len(labels)).reshape(-1, 1, 1, 1)
-  part = Part(images, labels)
+  part = Split(images, labels)
   return Dataset("faces", names, {"train": part, "test": part}, "f00")
 
 
@@ -30,23 +30,23 @@ def counts_of(dataset, part="train"):
 
 
 def test_exponential_keeps_the_order_of_sizes_and_only_cuts(three):
-  cut = long_tail.cut(three, "exponential", 16, 0)
+  cut = splits.cut(three, "exponential", 16, 0)
   assert counts_of(cut) == [25, 400, 100]
   assert counts_of(cut, "test") == [50, 400, 200]
-  cut = long_tail.cut(three, "exponential", 2, 0)
+  cut = splits.cut(three, "exponential", 2, 0)
   assert counts_of(cut) == [50, 400, 200]
   assert "exponential wants more" in cut.warnings[0]
   assert "a 50 (not 200), c 200 (not 283)" in cut.warnings[0]
   np.testing.assert_array_equal(
-    long_tail.exponential_counts(np.array([9, 9, 9]), 1), [9, 9, 9]
+    splits.exponential_counts(np.array([9, 9, 9]), 1), [9, 9, 9]
   )
   np.testing.assert_array_equal(
-    long_tail.exponential_counts(np.array([9, 9, 9]), 1000), [9, 1, 1]
+    splits.exponential_counts(np.array([9, 9, 9]), 1000), [9, 1, 1]
   )
 
 
 def test_images_keep_their_labels_and_their_order(three):
-  images, labels = long_tail.cut(three, "exponential", 16, 0).parts["train"]
+  images, labels = splits.cut(three, "exponential", 16, 0).parts["train"]
   index = images.ravel()
   assert (np.diff(index) > 0).all()
   np.testing.assert_array_equal(labels, three.parts["train"].labels[index])
@@ -54,7 +54,7 @@ def test_images_keep_their_labels_and_their_order(three):
 
 def test_a_cut_is_seeded_nested_and_changes_the_fingerprint(three):
   def cut(imbalance, seed=0):
-    found = long_tail.cut(three, "exponential", imbalance, seed)
+    found = splits.cut(three, "exponential", imbalance, seed)
     return set(found.parts["train"].images.ravel()), found.fingerprint
 
   assert cut(16) == cut(16)
@@ -66,7 +66,7 @@ def test_a_cut_is_seeded_nested_and_changes_the_fingerprint(three):
 
 def test_raf_db_goes_by_the_names_of_the_classes():
   dataset = make_dataset((900, 500, 400, 5000, 2000, 1300, 2600), FER)
-  cut = long_tail.cut(dataset, "raf_db", 100, 0)
+  cut = splits.cut(dataset, "raf_db", 100, 0)
   assert counts_of(cut) == [705, 500, 281, 4772, 1982, 1290, 2524]
   assert cut.warnings == (
     "faces: data.long_tail=raf_db wants more training images than there are,"
@@ -77,7 +77,7 @@ def test_raf_db_goes_by_the_names_of_the_classes():
 
 def test_raf_db_of_other_classes_is_refused(three):
   with pytest.raises(UserError, match=r"faces has a, b, c\. Set data\.long"):
-    long_tail.cut(three, "raf_db", 100, 0)
+    splits.cut(three, "raf_db", 100, 0)
 
 
 def test_load_cuts_the_training_part_alone(tmp_path):

@@ -3,22 +3,22 @@
 import numpy as np
 import pytest
 
-from dbl_jax import sharding
 from dbl_jax.data import pipeline, sampling
-from dbl_jax.data.prepared import Part
+from dbl_jax.data.datasets import Split
+from dbl_jax.runtime import sharding
 
 
 @pytest.fixture(scope="module")
 def part():
   rng = np.random.default_rng(0)
   labels = np.repeat(range(3), (40, 20, 4)).astype(np.int32)
-  return Part(rng.integers(0, 256, (64, 8, 8, 3), np.uint8), labels)
+  return Split(rng.integers(0, 256, (64, 8, 8, 3), np.uint8), labels)
 
 
 def drawn(part, form, start, stop, q=0.0, most=1):
   mesh = sharding.make_mesh()
   sampler = sampling.make_sampler(part.labels, 3, q, 16, seed=1)
-  feed = pipeline.make_feed(*part, sampler, mesh, form)
+  feed = pipeline.make_pipeline(*part, sampler, mesh, form)
   assert (feed.resident is not None) == (form != "tf_data")
   take = pipeline.reader(feed, start, stop, most)
   steps = []
@@ -61,7 +61,7 @@ def test_images_and_labels_belong_together(part):
 def test_batches_are_spread_over_all_devices(part):
   mesh = sharding.make_mesh()
   sampler = sampling.make_sampler(part.labels, 3, 1.0, 16, seed=1)
-  feed = pipeline.make_feed(*part, sampler, mesh, "auto")
+  feed = pipeline.make_pipeline(*part, sampler, mesh, "auto")
   index = pipeline.reader(feed, 0, 1, 1)(1)["index"]
   assert {shard.data.shape for shard in index.addressable_shards} == {(1, 2)}
 
@@ -77,6 +77,6 @@ def test_several_steps_at_a_time_are_the_same_batches(part, form):
 
 def test_features_are_streamed_as_they_are(part):
   features = np.random.default_rng(0).normal(size=(64, 2, 5)).astype("f4")
-  part = Part(features, part.labels)
+  part = Split(features, part.labels)
   for rows, ids, _ in drawn(part, "tf_data", 0, 3):
     np.testing.assert_array_equal(rows, features[ids % 64])

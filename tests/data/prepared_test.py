@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dbl_jax.data import prepared
+from dbl_jax.data import datasets
 from dbl_jax.errors import UserError
 
 
@@ -11,19 +11,19 @@ from dbl_jax.errors import UserError
 def dataset():
   rng = np.random.default_rng(0)
   parts = {
-    name: prepared.Part(
+    name: datasets.Split(
       rng.integers(0, 256, (n, 8, 8, 3), np.uint8),
       rng.integers(0, 2, n).astype(np.int32),
     )
     for name, n in (("train", 20), ("test", 5))
   }
-  return prepared.Dataset("faces", ("a", "ü"), parts, "f00", ("beware",))
+  return datasets.Dataset("faces", ("a", "ü"), parts, "f00", ("beware",))
 
 
 def test_round_trip(tmp_path, dataset):
   path = tmp_path / "new" / "faces.npz"
-  prepared.save(path, dataset)
-  loaded = prepared.load(path)
+  datasets.save(path, dataset)
+  loaded = datasets.load(path)
   assert loaded._replace(parts=None) == dataset._replace(parts=None)
   for name, part in dataset.parts.items():
     for old, new in zip(part, loaded.parts[name], strict=True):
@@ -37,15 +37,15 @@ def test_parts_of_different_sizes_are_refused_in_any_order(tmp_path, dataset):
     images=np.zeros((5, 4, 4, 3), np.uint8)
   )
   parts = {"test": small, "train": dataset.parts["train"]}
-  prepared.save(tmp_path / "faces.npz", dataset._replace(parts=parts))
+  datasets.save(tmp_path / "faces.npz", dataset._replace(parts=parts))
   with pytest.raises(UserError, match=r"test has images \[5, 4, 4, 3\]"):
-    prepared.load(tmp_path / "faces.npz")
+    datasets.load(tmp_path / "faces.npz")
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text", "pickle"])
 def test_damage_is_seen(tmp_path, dataset, damage):
   path = tmp_path / "faces.npz"
-  prepared.save(path, dataset)
+  datasets.save(path, dataset)
   data = bytearray(path.read_bytes())
   if damage == "flip":
     data[len(data) // 3] ^= 1
@@ -60,12 +60,12 @@ def test_damage_is_seen(tmp_path, dataset, damage):
     with path.open("wb") as file:
       np.savez(file, meta=np.array([{"a": 1}], dtype=object))
   with pytest.raises(UserError, match=r"faces\.npz is not a prepared"):
-    prepared.load(path)
+    datasets.load(path)
 
 
 def test_a_failed_save_leaves_nothing(tmp_path, dataset, monkeypatch):
   path = tmp_path / "faces.npz"
-  prepared.save(path, dataset)
+  datasets.save(path, dataset)
   before = path.read_bytes()
 
   def fails(*_args, **_arrays):
@@ -73,6 +73,6 @@ def test_a_failed_save_leaves_nothing(tmp_path, dataset, monkeypatch):
 
   monkeypatch.setattr(np, "savez", fails)
   with pytest.raises(OSError, match="No space"):
-    prepared.save(path, dataset)
+    datasets.save(path, dataset)
   assert path.read_bytes() == before
   assert len(list(tmp_path.iterdir())) == 1

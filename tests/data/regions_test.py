@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dbl_jax.data import regions
-from dbl_jax.data.prepared import Dataset, Part
+from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.errors import UserError
 
 NAMES = [name for name in regions.REGIONS if name != "face"]
@@ -27,7 +27,7 @@ def ramps(size):
 def make_dataset():
   rng = np.random.default_rng(0)
   parts = {
-    name: Part(
+    name: Split(
       rng.integers(0, 256, (n, 20, 20, 3), np.uint8),
       rng.integers(0, 3, n).astype(np.int32),
     )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import tiny
-from dbl_jax.data import prepared, sources
-from dbl_jax.data.prepared import Dataset, Part
+from dbl_jax.data import datasets, sources
+from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.errors import UserError
 
 
@@ -18,9 +18,9 @@ def options(tmp_path):
 
 def save(path, labels, size=16):
   images = np.zeros((len(labels), size, size, 3), np.uint8)
-  part = Part(images, np.asarray(labels, np.int32))
+  part = Split(images, np.asarray(labels, np.int32))
   names = ("a", "b", "c")
-  prepared.save(
+  datasets.save(
     path,
     Dataset("synthetic_faces", names, {"train": part, "test": part}, "f"),
   )

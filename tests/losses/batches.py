@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbl_jax.losses.seen import Seen
+from dbl_jax.losses.batch import LossInputs
 
 
 def seen(
@@ -18,7 +18,7 @@ def seen(
     return jnp.asarray(values, jnp.float32)
 
   labels = np.asarray(labels, np.int32)
-  return Seen(
+  return LossInputs(
     features=cast(outputs if features is None else features),
     outputs=cast(outputs),
     labels=jnp.asarray(labels),

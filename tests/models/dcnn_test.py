@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dbl_jax.models import conv
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.heads import MLPHead
+from dbl_jax.models.kernels import conv
 from dbl_jax.models.model import Model
 
 pytestmark = pytest.mark.usefixtures("debug_nans")

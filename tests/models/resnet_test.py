@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbl_jax import sharding
-from dbl_jax.models import conv, cpu_conv
+from dbl_jax.models.kernels import conv, cpu_conv
 from dbl_jax.models.resnet import ResidualBlock, ResNet18
+from dbl_jax.runtime import sharding
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 

@@ -52,13 +52,13 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
     return views.make_views(key, ids, resident[ids], **options)
 
   key = jax.random.key(0)
-  compiled = draw.lower(resident, key, jnp.int32(0)).compile()
+  jit_eval_step = draw.lower(resident, key, jnp.int32(0)).compile()
   calls = [0]
 
   def run() -> None:
     for _ in range(settings["batches_per_call"]):
       calls[0] += 1
-      pictures = compiled(resident, key, jnp.int32(calls[0]))
+      pictures = jit_eval_step(resident, key, jnp.int32(calls[0]))
     pictures.block_until_ready()
 
   units = settings["batches_per_call"] * batch * settings["views"]

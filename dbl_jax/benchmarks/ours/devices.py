@@ -2,7 +2,7 @@
 
 import jax
 
-from dbl_jax import startup
+from dbl_jax.runtime import environment
 
 
 def prepare(device: str, as_it_comes: bool = False) -> dict[str, str]:
@@ -23,5 +23,5 @@ def prepare(device: str, as_it_comes: bool = False) -> dict[str, str]:
     raise RuntimeError(f"JAX runs on {found} here, not on {device}")
   if as_it_comes:
     return {"platform": found}
-  startup.keep_memory()
+  environment.tune_malloc()
   return {"platform": found, "malloc": "keeps freed memory"}

@@ -36,15 +36,15 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
   program = jax.jit(
     jax.value_and_grad(lambda z: loss(z, settings["temperature"]))
   )
-  compiled = program.lower(z).compile()
+  jit_eval_step = program.lower(z).compile()
 
   def run() -> None:
     for _ in range(settings["steps_per_call"]):
-      result = compiled(z)
+      result = jit_eval_step(z)
     jax.block_until_ready(result)
 
-  facts = device_facts(compiled) | {
+  facts = device_facts(jit_eval_step) | {
     "set": found,
-    "loss": float(compiled(z)[0]),
+    "loss": float(jit_eval_step(z)[0]),
   }
   return {"run": run, "units": settings["steps_per_call"], "facts": facts}

@@ -133,24 +133,27 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
   found = devices.prepare(settings["device"], as_it_comes=plain)
   step, start = make_program(settings)
   state, images = start()
-  compiled = jax.jit(step, donate_argnums=0).lower(state, images).compile()
+  jit_eval_step = jax.jit(step, donate_argnums=0).lower(state, images).compile()
   box = [state]
 
   def run() -> None:
     for _ in range(settings["steps_per_call"]):
-      box[0], loss = compiled(box[0], images)
+      box[0], loss = jit_eval_step(box[0], images)
     jax.block_until_ready(loss)
 
   facts: dict[str, Any] = {"set": found}
   if settings["device"] == "gpu":
-    facts |= device_facts(compiled)
+    facts |= device_facts(jit_eval_step)
     facts["flops"] = count_flops(settings)
   return {"run": run, "units": settings["steps_per_call"], "facts": facts}
 
 
-def device_facts(compiled: jax.stages.Compiled) -> dict[str, Any]:
+def device_facts(jit_eval_step: jax.stages.Compiled) -> dict[str, Any]:
   """What XLA says of a program, and JAX of the device it is for."""
-  cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+  cost, memory = (
+    jit_eval_step.cost_analysis() or {},
+    jit_eval_step.memory_analysis(),
+  )
   return {
     "device_kind": jax.devices()[0].device_kind,
     "compiled_flops": cost.get("flops"),

@@ -11,14 +11,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
-from dbl_jax import sharding, steps
 from dbl_jax.augment import views
 from dbl_jax.benchmarks.ours.augment import family, random_images
 from dbl_jax.data import pipeline
-from dbl_jax.data.prepared import Dataset, Part
-from dbl_jax.evaluate import make_forward
+from dbl_jax.data.datasets import Dataset, Split
+from dbl_jax.evaluation.forward import make_forward
 from dbl_jax.models.model import make_model
-from dbl_jax.trainer import Trainer, make_trainer
+from dbl_jax.runtime import sharding
+from dbl_jax.training import steps
+from dbl_jax.training.phase import Trainer, make_trainer
 
 _ENDLESS = 1 << 24  # steps; more than any round takes
 
@@ -101,11 +102,11 @@ def _start(
   shares = settings["class_shares"]
   images = random_images(settings)
   labels = np.random.default_rng(0).choice(len(shares), len(images), p=shares)
-  train = Part(images, labels.astype(np.int32))
+  train = Split(images, labels.astype(np.int32))
   dataset = Dataset(
     name="random pixels",
     class_names=tuple(map(str, range(len(shares)))),
-    parts={"train": train, "validation": Part(*(a[:8] for a in train))},
+    parts={"train": train, "validation": Split(*(a[:8] for a in train))},
     fingerprint="",
   )
   mesh = sharding.make_mesh(jax.devices()[:1])
@@ -194,7 +195,7 @@ def cached_phase(run: Run) -> Callable[[], None]:
     state = sharding.put(start, placement)
     forward = make_forward(trainer.predict_step, state.model(), run.mesh)
     features = forward(train.images)[0][:, None]
-    feed = pipeline.make_feed(
+    feed = pipeline.make_pipeline(
       features, train.labels, trainer.feed.sampler, run.mesh, "resident"
     )
     stepper = Stepper(

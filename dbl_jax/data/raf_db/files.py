@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from dbl_jax.data import stored
-from dbl_jax.data.stored import StoredFile, few
+from dbl_jax.data.formats import stored
+from dbl_jax.data.formats.stored import StoredFile, few
 from dbl_jax.errors import UserError
 
 # The first spelling is the authors' own.

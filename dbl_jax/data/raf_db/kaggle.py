@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dbl_jax.data import expressions, image_folder, stored
-from dbl_jax.data.stored import StoredFile, few
+from dbl_jax.data.formats import expressions, image_folder, stored
+from dbl_jax.data.formats.stored import StoredFile, few
 from dbl_jax.errors import UserError
 
 _CSV_NAME = re.compile(r"(?:.*/)?(train|test)_labels\.csv")

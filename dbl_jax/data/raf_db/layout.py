@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dbl_jax.data import listing
-from dbl_jax.data.listing import Listing
+from dbl_jax.data.formats import listing
+from dbl_jax.data.formats.listing import Listing
+from dbl_jax.data.formats.stored import StoredFile
 from dbl_jax.data.raf_db import files, kaggle
-from dbl_jax.data.stored import StoredFile
 from dbl_jax.errors import UserError
 
 CLASS_NAMES = (

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbl_jax.data import images
+from dbl_jax.data.formats import images
 from dbl_jax.data.raf_db import layout as layout_lib
 from dbl_jax.errors import UserError
 

@@ -1,0 +1,176 @@
+"""ExpW, Expression in-the-Wild (Zhang et al. 2018): faces in web photos.
+
+A folder or zip with `label.lst` and the photos:
+
+  label/label.lst     image_name face_id top left right bottom confidence label
+  image/origin/*.jpg
+
+A photo may show several faces, so a face is known by its photo and its id.
+Each is cut out by its box, grown to a square. All faces are used, however
+sure the face detector was of them.
+
+ExpW has no split of its own. Here it is split by `data.split_seed`: stratified,
+`data.test_fraction` for the test part and `data.validation_fraction` of the
+rest for validation, with all faces of a photo in one part, as they share the
+scene. The paper (Fan et al. 2020) names ExpW as long-tailed and trains on
+RAF-DB alone, so it has no split or figures to compare with.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dbl_jax.data import splits
+from dbl_jax.data.formats import expressions, image_folder, listing, stored
+from dbl_jax.data.formats.images import Box
+from dbl_jax.data.formats.listing import Listing, Record
+from dbl_jax.data.formats.stored import StoredFile, few
+from dbl_jax.errors import UserError
+
+IMAGE_SIZE = 100
+CLASS_NAMES = expressions.FER2013_NAMES
+COUNTS = (3671, 3995, 1088, 30537, 10559, 7060, 34883)
+# More boxes without area than this mean that the columns are others.
+_MOST_DEGENERATE = 0.01
+_FARTHEST = 1e6  # pixels; no photo is so large
+_EXPECTED = "expected label/label.lst and the photos in image/origin/"
+_ROW = "image_name face_id top left right bottom confidence label"
+# (photo, face id), label, box.
+_Face = tuple[tuple[str, str], int, Box]
+
+
+def find(path: Path, options: Any) -> Listing:
+  """Finds the faces and splits them.
+
+  Args:
+    path: the folder or zip.
+    options: `config.data`; `test_fraction`, `validation_fraction` and
+      `split_seed` are used.
+
+  Returns:
+    The faces, each with its box.
+
+  Raises:
+    UserError: if label.lst or photos are missing, or a row is malformed.
+  """
+  files = stored.open_tree(path, _EXPECTED)
+  lists = [name for name in files if name.rsplit("/", 1)[-1] == "label.lst"]
+  if len(lists) != 1:
+    what = f"{len(lists)} files label.lst" if lists else "no label.lst"
+    raise UserError(
+      f"{path} has {what} (found: {few(files) or 'nothing'}); {_EXPECTED}."
+      " Check --config.data.dir."
+    )
+  labels = files[lists[0]]
+  faces, warnings = _parse(labels)
+  photos = _photos(files)
+  missing = sorted({key[0] for key, _, _ in faces} - photos.keys())
+  if missing:
+    raise UserError(
+      f"{path}: {len(missing)} photos named in {labels.origin} are missing:"
+      f" {few(missing)}; {_EXPECTED}. Extract all of the archive again."
+    )
+  records = [
+    Record(f"{photo}#{face}", label, photos[photo], box)
+    for (photo, face), label, box in faces
+  ]
+  counts = np.bincount([r.label for r in records], minlength=len(CLASS_NAMES))
+  warnings += listing.differences(
+    str(path), "all", CLASS_NAMES, counts.tolist(), ("ExpW", COUNTS)
+  )
+  parts = _split(records, [key[0] for key, _, _ in faces], options)
+  return Listing(CLASS_NAMES, parts, tuple(warnings))
+
+
+def _photos(files: dict[str, StoredFile]) -> dict[str, StoredFile]:
+  """Photo's name -> file; those in `origin/`, if there is such a folder."""
+  names = [name for name in files if image_folder.is_image(name)]
+  origin = [name for name in names if "origin" in name.split("/")[:-1]]
+  return stored.by_name({name: files[name] for name in origin or names})
+
+
+def _parse(file: StoredFile) -> tuple[list[_Face], list[str]]:
+  faces: dict[tuple[str, str], tuple[int, Box, int]] = {}
+  text = file.read().decode("utf-8-sig", "replace")
+  for number, line in enumerate(text.splitlines(), start=1):
+    if not line.strip():
+      continue
+    where = f"{file.origin}, line {number}"
+    key, label, box = _parse_row(line, where)
+    if key in faces:
+      raise UserError(
+        f"{where}: face {key[1]} of {key[0]} was already in line"
+        f" {faces[key][2]}; expected each face once. Remove the wrong row."
+      )
+    faces[key] = (label, box, number)
+  if not faces:
+    raise UserError(
+      f"{file.origin} has no rows; expected '{_ROW}'. Copy the original again."
+    )
+  bad = {key: None for key, (_, box, _) in faces.items() if _is_empty(box)}
+  shown = few(f"{photo} face {face}" for photo, face in bad)
+  if len(bad) > max(1, _MOST_DEGENERATE * len(faces)):
+    raise UserError(
+      f"{file.origin}: {len(bad)} of {len(faces)} boxes have no area: {shown};"
+      f" expected rows '{_ROW}'. Check the order of the columns."
+    )
+  warnings = []
+  if bad:
+    warnings.append(
+      f"{file.origin}: {len(bad)} faces are left out, as their boxes have no"
+      f" area: {shown}"
+    )
+  kept = [(k, v[0], v[1]) for k, v in faces.items() if k not in bad]
+  return kept, warnings
+
+
+def _is_empty(box: Box) -> bool:
+  left, top, right, bottom = box
+  return right - left < 1 or bottom - top < 1 or right <= 0 or bottom <= 0
+
+
+def _parse_row(line: str, where: str) -> _Face:
+  fields = line.split()
+  try:
+    # A photo's name may hold a space; the numbers after it do not.
+    *name, face, top, left, right, bottom, _, label = fields
+    box = (float(left), float(top), float(right), float(bottom))
+    if max(map(abs, box)) > _FARTHEST or any(map(math.isnan, box)):
+      raise ValueError
+    if not name or label not in {"0", "1", "2", "3", "4", "5", "6"}:
+      raise ValueError
+  except ValueError:
+    codes = ", ".join(f"{i} {c}" for i, c in enumerate(CLASS_NAMES))
+    raise UserError(
+      f"{where}: found {line.strip()[:80]!r}, expected '{_ROW}' with a label"
+      f" of {codes}. Mend the row or copy the original again."
+    ) from None
+  return (" ".join(name), face), int(label), box
+
+
+def _split(
+  records: list[Record], photos: Iterable[str], options: Any
+) -> dict[str, tuple[Record, ...]]:
+  labels = np.array([record.label for record in records])
+  _, groups = np.unique(list(photos), return_inverse=True)
+  rest, test = splits.split_off(
+    labels,
+    options.test_fraction,
+    options.split_seed,
+    splits.TEST,
+    groups,
+  )
+  train, validation = splits.split_off(
+    labels[rest],
+    options.validation_fraction,
+    options.split_seed,
+    splits.VALIDATION,
+    np.unique(groups[rest], return_inverse=True)[1],
+  )
+  parts = {"train": rest[train], "validation": rest[validation], "test": test}
+  return {
+    part: tuple(records[i] for i in index) for part, index in parts.items()
+  }

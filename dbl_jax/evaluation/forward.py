@@ -1,0 +1,97 @@
+"""From a model and a part of the data to metrics."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dbl_jax.errors import UserError
+from dbl_jax.evaluation import metrics
+from dbl_jax.evaluation.predictors import FittedPredictor
+from dbl_jax.runtime import sharding
+
+_BATCH_SIZE = 256
+
+
+def make_forward(
+  eval_step: Callable[..., tuple[jax.Array, ...]],
+  variables: Any,
+  mesh: jax.sharding.Mesh,
+  seen: Callable[[int], None] = lambda done: None,
+) -> Callable[..., Any]:
+  """Runs a compiled step over any number of rows.
+
+  The last batch is padded to the size of the others and the padding dropped
+  again, so that every row counts once and nothing is compiled twice.
+
+  Args:
+    eval_step: compiled, of (variables, *batches), with outputs on every
+      device; see `compiled`.
+    variables: its first argument.
+    mesh: the devices.
+    seen: told how many rows are done, after each batch.
+
+  Returns:
+    A function of arrays [n, ...], giving what the step gives for all rows.
+  """
+  placement = sharding.batched(mesh)
+  size = sharding.padded_size(_BATCH_SIZE, mesh)
+
+  def padded(rows: np.ndarray) -> jax.Array:
+    padding = np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
+    return sharding.put(np.concatenate([rows, padding]), placement)
+
+  def forward(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    done = []
+    for start in range(0, len(arrays[0]), size):
+      batch = [array[start : start + size] for array in arrays]
+      outputs = jax.device_get(eval_step(variables, *map(padded, batch)))
+      done.append([output[: len(batch[0])] for output in outputs])
+      seen(start + len(batch[0]))
+    return tuple(map(np.concatenate, zip(*done, strict=True)))
+
+  return forward
+
+
+def jit_eval_step(
+  eval_step: Callable[..., tuple[jax.Array, ...]], mesh: jax.sharding.Mesh
+) -> Callable[..., tuple[jax.Array, ...]]:
+  """A step for `make_forward`: jitted, its outputs whole on every device."""
+  return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+
+
+def evaluate(
+  fitted: FittedPredictor,
+  seen: tuple[np.ndarray, np.ndarray],
+  labels: np.ndarray,
+  class_names: tuple[str, ...],
+) -> tuple[dict[str, Any], np.ndarray]:
+  """Metrics of a model on a part of the data.
+
+  Args:
+    fitted: how it classifies.
+    seen: features f32[n, F] and outputs f32[n, K] of the images.
+    labels: int32[n], the truth.
+    class_names: C names in the order of the labels.
+
+  Returns:
+    As `metrics.summarise`, with 'predictor' and what it has 'chosen'; and the
+    scores f32[n, C].
+
+  Raises:
+    UserError: if a score is NaN, which would count as the first class.
+  """
+  scores = fitted.scores(*seen)
+  bad = int(np.isnan(scores).any(axis=1).sum())
+  if bad:
+    raise UserError(
+      f"The model's scores are not numbers (NaN) for {bad} of {len(scores)}"
+      " images: its training diverged. Train it again with a lower"
+      " learning_rate or a clip_norm."
+    )
+  confusion = metrics.confusion_matrix(
+    labels, scores.argmax(axis=1), len(class_names)
+  )
+  result = metrics.summarise(confusion, class_names)
+  return result | {"predictor": fitted.name, "chosen": fitted.chosen}, scores

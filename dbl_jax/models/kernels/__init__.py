@@ -1,0 +1,1 @@
+"""Convolution, pooling and batch norm, in the form fast on the platform."""

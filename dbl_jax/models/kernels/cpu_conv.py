@@ -1,0 +1,109 @@
+"""Convolutions as chunked matrix products, for CPUs.
+
+XLA's own convolutions are slow on CPU, most of all the gradient with respect
+to the kernel (about 5 GFLOP/s, where matrix products reach 100). Here a
+convolution gathers windows of its input, multiplies them by matrices made of
+the kernel and puts the products in place. There are three forms, and the one
+with the least to compute is taken: `dense` for maps of a few pixels, `winograd`
+for other 3x3 kernels with stride 1 and padding 1, `im2col` for the rest. They
+work on chunks of the batch small enough for the windows to stay in the cache.
+
+All arithmetic is float32, whatever the type of the inputs: bfloat16 products
+are no faster on CPU.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dbl_jax.models.kernels import chunks
+from dbl_jax.models.kernels.dense import Dense
+from dbl_jax.models.kernels.im2col import Im2Col
+from dbl_jax.models.kernels.winograd import Winograd
+
+Form = Dense | Im2Col | Winograd
+
+# Of windows, per chunk, so that they and their products fit the second-level
+# cache. Yet each chunk reads all matrices and adds to the gradient by them, so
+# its windows are never less than twice their size.
+CHUNK_BYTES = 2 << 20
+# What Winograd's transforms cost for each number they make, in products. It
+# keeps first layers, of 3 channels, from it, and no others.
+_TRANSFORM = 10
+
+
+def forward(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: int
+) -> jax.Array:
+  """Convolves a batch of images.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [K, K, C, F].
+    stride: step in both directions, in pixels.
+    padding: zeros on each of the four sides, in pixels.
+
+  Returns:
+    [B, (H + 2 padding - K) // stride + 1, likewise for W, F], of x's dtype.
+  """
+  form = choose_form(x, kernel, stride, padding)
+  matrices = form.matrices(kernel.astype(jnp.float32))
+
+  def step(carry: None, chunk: jax.Array) -> tuple[None, jax.Array]:
+    y = form.convolve(chunk.astype(jnp.float32), matrices)
+    return carry, y.astype(x.dtype)
+
+  return chunks.scan(step, None, x, _images_per_chunk(x, form, matrices))[1]
+
+
+def backward(
+  x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, padding: int
+) -> tuple[jax.Array, jax.Array]:
+  """Gradients of sum(dy * forward(x, kernel)) by x and by kernel.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [K, K, C, F].
+    dy: like the output of `forward`.
+    stride: as for `forward`.
+    padding: as for `forward`.
+
+  Returns:
+    Gradients by x and by kernel, of their shapes and dtypes.
+  """
+  form = choose_form(x, kernel, stride, padding)
+  matrices = form.matrices(kernel.astype(jnp.float32))
+
+  def step(total: jax.Array, chunk: tuple) -> tuple[jax.Array, jax.Array]:
+    x_chunk, dy_chunk = (part.astype(jnp.float32) for part in chunk)
+    total = total + form.matrices_gradient(x_chunk, dy_chunk)
+    dx = form.convolve_transposed(dy_chunk, matrices)
+    return total, dx.astype(x.dtype)
+
+  total = jnp.zeros(matrices.shape, jnp.float32)
+  size = _images_per_chunk(x, form, matrices)
+  total, dx = chunks.scan(step, total, (x, dy), size)
+  return dx, form.kernel_gradient(total).astype(kernel.dtype)
+
+
+def choose_form(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: int
+) -> Form:
+  """The form with the least to compute, for arguments as of `forward`."""
+  forms: list[Form] = [
+    Dense(x.shape, kernel.shape, stride, padding),
+    Im2Col(x.shape, kernel.shape, stride, padding),
+  ]
+  if kernel.shape[:2] == (3, 3) and stride == padding == 1:
+    forms += [Winograd(x.shape, kernel.shape, tile) for tile in (3, 4)]
+  _, _, channels, features = kernel.shape
+
+  def cost(form: Form) -> int:
+    transforms = isinstance(form, Winograd) * _TRANSFORM * (channels + features)
+    return form.products * (channels * features + transforms)
+
+  return min(forms, key=cost)
+
+
+def _images_per_chunk(x: jax.Array, form: Form, matrices: jax.Array) -> int:
+  budget = max(CHUNK_BYTES, 2 * 4 * matrices.size)
+  return chunks.images_per_chunk(x.shape[0], form.window_bytes, budget)

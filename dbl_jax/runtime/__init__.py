@@ -1,0 +1,1 @@
+"""The process and its surroundings: devices, signals, files, logs."""

@@ -1,0 +1,1 @@
+"""Training: phases, the loop, steps, optimizers and checkpoints."""

@@ -1,0 +1,119 @@
+"""Schedules, optimizers and freezing, all described by a config."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from dbl_jax.errors import UserError
+from dbl_jax.runtime import trees
+
+# How a config names an optimizer, and what of its options is passed on.
+_OPTIMIZERS = {
+  "sgd": lambda rate, options, matrices: optax.chain(
+    optax.add_decayed_weights(options["weight_decay"], mask=matrices),
+    optax.sgd(rate, momentum=options["momentum"], nesterov=True),
+  ),
+  "adamw": lambda rate, options, matrices: optax.adamw(
+    rate, weight_decay=options["weight_decay"], mask=matrices
+  ),
+  "lars": lambda rate, options, matrices: optax.lars(
+    rate,
+    weight_decay=options["weight_decay"],
+    weight_decay_mask=matrices,
+    trust_ratio_mask=matrices,
+    momentum=options["momentum"],
+  ),
+}
+NAMES = tuple(sorted(_OPTIMIZERS))
+
+
+def make_schedule(
+  options: Mapping[str, Any], total_steps: int, batch_size: int
+) -> optax.Schedule:
+  """Linear warm-up, then a cosine to zero.
+
+  The peak is options['learning_rate'] x batch_size / 256 (Goyal et al. 2017),
+  so that one config serves batches of 128 to 512.
+
+  Args:
+    options: the phase's `optimizer`: learning_rate, warmup (a fraction of all
+      steps).
+    total_steps: steps of the phase, warm-up included.
+    batch_size: images per step over all devices.
+
+  Returns:
+    step -> learning rate.
+  """
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=options["learning_rate"] * batch_size / 256,
+    warmup_steps=min(round(options["warmup"] * total_steps), total_steps - 1),
+    decay_steps=total_steps,
+  )
+
+
+def trained_mask(params: Any, patterns: Sequence[str]) -> Any:
+  """Which leaves a phase trains.
+
+  Args:
+    params: a tree of parameters.
+    patterns: regular expressions, matched against the start of each leaf's
+      path, such as 'head' or 'encoder/stage4'.
+
+  Returns:
+    A tree of bool like `params`.
+
+  Raises:
+    UserError: if a pattern matches no parameter.
+  """
+  names = list(trees.by_path(params))
+  for pattern in patterns:
+    if not any(re.match(pattern, name) for name in names):
+      groups = sorted({"/".join(name.split("/")[:2]) for name in names})
+      raise UserError(
+        f"trained={tuple(patterns)}: {pattern!r} matches no parameter."
+        f" Parameters begin with {', '.join(groups)}."
+      )
+  return jax.tree.unflatten(
+    jax.tree.structure(params), [matches(name, patterns) for name in names]
+  )
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+  """Whether one of the regular expressions matches the path's start."""
+  return any(re.match(pattern, path) for pattern in patterns)
+
+
+def make_optimizer(
+  options: Mapping[str, Any], schedule: optax.Schedule, trained: Any
+) -> optax.GradientTransformation:
+  """The optimizer of a phase, with the rest of the model frozen.
+
+  Weight decay and LARS's trust ratio apply to matrices and kernels alone, not
+  to biases or batch norm. Frozen leaves have no optimizer state, and their
+  gradients are set to zero: `optax.masked` by itself would let them through.
+
+  Args:
+    options: the phase's `optimizer`: name ('sgd', 'adamw', 'lars'),
+      weight_decay, momentum, clip_norm (0 for none).
+    schedule: step -> learning rate.
+    trained: tree of bool, as made by `trained_mask`.
+
+  Returns:
+    The transformation.
+  """
+
+  def matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+  optimizer = _OPTIMIZERS[options["name"]](schedule, options, matrices)
+  if options["clip_norm"]:
+    clip = optax.clip_by_global_norm(options["clip_norm"])
+    optimizer = optax.chain(clip, optimizer)
+  frozen = jax.tree.map(lambda leaf: not leaf, trained)
+  return optax.chain(
+    optax.masked(optimizer, trained), optax.masked(optax.set_to_zero(), frozen)
+  )

@@ -1,0 +1,282 @@
+"""Tiers, calibration, bootstrap and frontier against slow transcriptions."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dbl_jax.compare import statistics
+from dbl_jax.errors import UserError
+
+
+def _labels(*counts):
+  return np.repeat(np.arange(len(counts)), counts)
+
+
+def _first_right(labels, *hits):
+  """Predictions with the first hits[c] images of class c right."""
+  guesses = (labels + 1) % (labels.max() + 1)
+  for c, hit in enumerate(hits):
+    guesses[np.flatnonzero(labels == c)[:hit]] = c
+  return guesses
+
+
+def _mean_class(labels, guesses):
+  return np.mean([np.mean(guesses[labels == c] == c) for c in set(labels)])
+
+
+def test_mean_and_sample_deviation_over_seeds():
+  assert statistics.over_seeds([0.1, 0.2, 0.6]) == pytest.approx(
+    (0.3, math.sqrt((0.04 + 0.01 + 0.09) / 2))
+  )
+  assert statistics.over_seeds([0.5]) == (0.5, None)
+  assert statistics.over_seeds([None, 0.5]) == (0.5, None)
+  assert statistics.over_seeds([None]) == (None, None)
+
+
+def test_tiers_cut_where_the_definition_says():
+  assert statistics.tiers([101, 100, 20, 19], (100, 20)) == (
+    "many",
+    "medium",
+    "medium",
+    "few",
+  )
+  assert statistics.tiers([1290, 281, 717], (1000, 300)) == (
+    "many",
+    "few",
+    "medium",
+  )
+  with pytest.raises(UserError, match="exchange them"):
+    statistics.tiers([1], (20, 100))
+
+
+def test_by_default_a_fair_share_is_many_and_less_than_a_third_of_it_few():
+  raf_db = [1290, 281, 717, 4772, 1982, 705, 2524]
+  cuts = statistics.own_cuts(raf_db)
+  assert cuts == (1753, 585)
+  many, few = ({3, 4, 6}, {1})
+  assert statistics.tiers(raf_db, cuts) == tuple(
+    "many" if c in many else "few" if c in few else "medium" for c in range(7)
+  )
+  balanced = [30, 30, 30]
+  assert set(statistics.tiers(balanced, statistics.own_cuts(balanced))) == {
+    "medium"
+  }
+
+
+def test_tier_recall_leaves_out_absent_classes_and_empty_tiers():
+  recall = statistics.tier_recall(
+    [0.9, None, 0.5, None], ["many", "many", "many", "few"]
+  )
+  assert recall == {"many": pytest.approx(0.7), "medium": None, "few": None}
+
+
+@pytest.mark.parametrize("bins", [1, 2, 15])
+def test_calibration_error_against_a_literal_loop(bins):
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 4, 300)
+  scores = rng.normal(0, 2, (300, 4)).astype(np.float32)
+  shares = np.exp(scores.astype(float))
+  shares /= shares.sum(axis=1, keepdims=True)
+  expected = 0.0
+  for m in range(1, bins + 1):
+    member = [
+      i for i in range(300) if (m - 1) / bins < max(shares[i]) <= m / bins
+    ]
+    if member:
+      accuracy = np.mean([shares[i].argmax() == labels[i] for i in member])
+      confidence = np.mean([max(shares[i]) for i in member])
+      expected += len(member) / 300 * abs(accuracy - confidence)
+  found = statistics.expected_calibration_error(labels, scores, bins)
+  assert found == pytest.approx(expected, abs=1e-12)
+  assert expected > 0.05
+
+
+def test_calibration_error_of_known_cases():
+  sure = np.eye(3)[[0, 1, 2]] * 1000
+  assert statistics.expected_calibration_error([0, 1, 2], sure) == 0
+  assert statistics.expected_calibration_error([1, 2, 0], sure) == 1
+  # Ties: a fair coin that is right half of the time is calibrated.
+  coin = np.zeros((4, 2))
+  assert statistics.expected_calibration_error([0, 0, 1, 1], coin) == 0
+  # A gap of +1/2 up to the edge of the bins does not offset one of -0.9.
+  mixed = np.log([[5, 5], [5, 5], [9, 1], [9, 1]])
+  found = statistics.expected_calibration_error([0, 0, 1, 1], mixed, bins=2)
+  assert found == pytest.approx((0.5 + 0.9) / 2)
+  assert math.isnan(statistics.expected_calibration_error([], np.zeros((0, 2))))
+
+
+def test_bootstrap_reports_the_observed_differences():
+  labels = _labels(10, 5)
+  a, b = _first_right(labels, 8, 2), _first_right(labels, 9, 1)
+  found = statistics.paired_bootstrap(labels, a, b, draws=200)
+  assert found.mean_class.difference == pytest.approx((-0.1 + 0.2) / 2)
+  assert found.overall.difference == pytest.approx(0)
+  seeds = statistics.paired_bootstrap(labels, [a, b], [b], draws=200)
+  assert seeds.mean_class.difference == pytest.approx(0.025)
+
+
+def test_bootstrap_against_a_literal_loop_over_images_and_seeds():
+  labels = _labels(40, 25, 8)
+  rng = np.random.default_rng(1)
+  # Images are hard or easy for both, which is what pairing is for.
+  hard = rng.random(73)
+  a, b = (
+    np.where(0.9 * hard + 0.1 * rng.random((3, 73)) < share, labels, wrong)
+    for share, wrong in ((0.8, (labels + 1) % 3), (0.6, (labels + 2) % 3))
+  )
+  rows = []
+  for _ in range(2000):
+    image = np.concatenate(
+      [
+        rng.choice(np.flatnonzero(labels == c), (labels == c).sum())
+        for c in range(3)
+      ]
+    )
+    seeds = rng.integers(0, 3, 3)
+    truth = labels[image]
+    rows.append(
+      [
+        np.mean([_mean_class(truth, a[s, image]) for s in seeds])
+        - np.mean([_mean_class(truth, b[s, image]) for s in seeds]),
+        np.mean(a[seeds][:, image] == truth)
+        - np.mean(b[seeds][:, image] == truth),
+      ]
+    )
+  expected = np.quantile(rows, (0.025, 0.975), axis=0).T
+  found = statistics.paired_bootstrap(labels, a, b)
+  for one, limits in zip(found, expected, strict=True):
+    np.testing.assert_allclose((one.lower, one.upper), limits, atol=0.012)
+
+
+def test_interval_is_that_of_paired_proportions():
+  # Of 400 and 100 images a alone has 40 and 12 right, b alone 20 and 4.
+  labels = _labels(400, 100)
+  a, b = np.array(labels), np.array(labels)
+  a[:20] = b[20:60] = 1
+  a[400:404] = b[404:416] = 0
+  found = statistics.paired_bootstrap(labels, a, b)
+  gains, variances = [], []
+  for more, less, n in ((40, 20, 400), (12, 4, 100)):
+    gains.append((more - less) / n)
+    variances.append(((more + less) / n - gains[-1] ** 2) / n)
+  sd = math.sqrt(sum(variances)) / 2
+  mean = sum(gains) / 2
+  assert found.mean_class.difference == pytest.approx(mean)
+  assert found.mean_class[1:3] == pytest.approx(
+    (mean - 1.96 * sd, mean + 1.96 * sd), abs=0.003
+  )
+  z = mean / sd
+  assert found.mean_class.p == pytest.approx(math.erfc(z / 2**0.5), abs=0.004)
+
+
+def test_equal_systems_do_not_differ():
+  labels = _labels(300, 7, 1)
+  a = np.stack([_first_right(labels, k, 2, 0) for k in (200, 211, 7)])
+  for one in statistics.paired_bootstrap(labels, a, a, draws=500):
+    assert one == (0, 0, 0, 1)
+
+
+def test_a_common_seed_is_drawn_for_both_systems_at_once():
+  # a beats b by 2 images in each seed, while seeds differ by hundreds.
+  labels = _labels(500)
+  right = np.array([100, 300, 450])
+  predictions = [
+    np.stack([np.where(np.arange(500) < k, 0, 1) for k in right + more])
+    for more in (2, 0)
+  ]
+  paired = statistics.paired_bootstrap(labels, *predictions).overall
+  apart = statistics.paired_bootstrap(
+    labels, *predictions, a_seeds=[0, 1, 2], b_seeds=[3, 4, 5]
+  ).overall
+  assert paired.difference == apart.difference == pytest.approx(2 / 500)
+  assert paired.upper - paired.lower < 0.02
+  assert apart.upper - apart.lower > 0.5
+
+
+def test_seeds_are_paired_by_their_number_not_their_place():
+  labels = _labels(500)
+  runs = np.stack([np.where(np.arange(500) < k, 0, 1) for k in (100, 450)])
+  found = statistics.paired_bootstrap(
+    labels, runs, runs[::-1], a_seeds=[4, 9], b_seeds=[9, 4]
+  )
+  assert found.overall == (0, 0, 0, 1)
+
+
+def test_different_numbers_of_seeds_can_be_compared():
+  labels = _labels(50, 10)
+  a = np.stack([_first_right(labels, k, 5) for k in (40, 42, 44)])
+  found = statistics.paired_bootstrap(
+    labels, a, _first_right(labels, 30, 5), b_seeds=[2], draws=500
+  )
+  assert found.overall.difference == pytest.approx(12 / 60)
+  assert found.overall.lower > 0
+
+
+def test_perfect_against_hopeless_and_against_perfect():
+  labels = _labels(9, 3)
+  found = statistics.paired_bootstrap(labels, labels, 1 - labels, draws=999)
+  assert found.mean_class == (1, 1, 1, pytest.approx(2 / 1000))
+  found = statistics.paired_bootstrap(labels, labels, labels, draws=999)
+  assert found.overall == (0, 0, 0, 1)
+
+
+def test_bootstrap_passes_over_a_class_without_images():
+  labels = np.array([0] * 30 + [2] * 20)
+  a, b = np.where(labels == 2, 1, 0), labels
+  found = statistics.paired_bootstrap(labels, a, b, draws=100)
+  assert found.mean_class.difference == -0.5
+
+
+def test_bootstrap_repeats_itself_and_follows_its_seed():
+  labels = _labels(30, 20)
+  a, b = _first_right(labels, 20, 10), _first_right(labels, 17, 14)
+  first = statistics.paired_bootstrap(labels, a, b, 100)
+  assert first == statistics.paired_bootstrap(labels, a, b, 100)
+  assert first != statistics.paired_bootstrap(labels, a, b, 100, seed=1)
+
+
+@pytest.mark.parametrize(
+  ("labels", "a", "seeds", "message"),
+  [
+    ([0, 1], [0, 1, 1], None, "expected"),
+    ([], [], None, "n > 0"),
+    ([0, 1], [[0, 1], [0, 1]], [3, 3], "twice"),
+    ([0, 1], [0, 1], [3, 4], "number of seeds"),
+  ],
+)
+def test_bootstrap_refuses_what_does_not_match(labels, a, seeds, message):
+  with pytest.raises(ValueError, match=message):
+    statistics.paired_bootstrap(labels, a, labels, 10, a_seeds=seeds)
+
+
+def test_frontier_against_a_literal_loop():
+  rng = np.random.default_rng(2)
+  labels = _labels(60, 20, 5)
+  counts = np.array([600, 200, 50])
+  scores = rng.normal(0, 1, (85, 3)) + np.eye(3)[labels] + np.log(counts)
+  strengths = (0, 0.5, 1, 2)
+  mean_class, overall = statistics.logit_adjustment_frontier(
+    labels, scores, counts, strengths
+  )
+  for k, strength in enumerate(strengths):
+    guesses = np.array(
+      [
+        max(
+          range(3),
+          key=lambda c: row[c] - strength * math.log(counts[c] / sum(counts)),
+        )
+        for row in scores
+      ]
+    )
+    assert overall[k] == pytest.approx(np.mean(guesses == labels))
+    assert mean_class[k] == pytest.approx(_mean_class(labels, guesses))
+  assert mean_class[2] > mean_class[0] + 0.1
+
+
+def test_frontier_bears_classes_without_training_or_test_images():
+  mean_class, overall = statistics.logit_adjustment_frontier(
+    [0, 0, 1], np.eye(3)[[0, 0, 1]] * 9, [50, 50, 0], [0.0, 1.0]
+  )
+  np.testing.assert_allclose(mean_class, 1)
+  np.testing.assert_allclose(overall, 1)

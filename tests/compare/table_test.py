@@ -1,0 +1,360 @@
+"""The table as its readers find it, in Markdown, CSV and HTML."""
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from dbl_jax.compare import records as records_module
+from dbl_jax.compare import table, write
+from dbl_jax.compare.records import Record, make_rows
+from dbl_jax.errors import UserError
+
+ABOUT = {
+  "dataset": "RAF-DB",
+  "image_size": 48,
+  "command": "make_table.py --out=a|b <c>",
+}
+LABELS = np.repeat([0, 1], [10, 4])
+NAMES = ("joy", "fear")
+
+
+def _record(system, seed, hits, **changes):
+  """A run with the first hits[c] images of class c right."""
+  right = np.concatenate([np.arange(10) < hits[0], np.arange(4) < hits[1]])
+  scores = np.eye(2)[np.where(right, LABELS, 1 - LABELS)] * 3
+  made = Record(
+    system=system,
+    seed=seed,
+    class_names=NAMES,
+    train_counts=np.array([500, 30]),
+    labels=LABELS,
+    scores=scores.astype(np.float32),
+    probabilities_ok=True,
+    seconds=60.0 * (seed + 1),
+    validation_labels=LABELS,
+    validation_scores=scores.astype(np.float32),
+    hardware=("an H100 & 16 cores",),
+  )
+  return made._replace(**changes)
+
+
+def _records():
+  return [
+    _record("mixup", 0, (10, 1)),
+    _record("dbl", 1, (9, 4)),
+    _record("dbl", 0, (7, 4)),
+    _record("basic", 0, (9, 1)),
+    _record("basic", 1, (9, 1)),
+  ]
+
+
+def _tables(markdown):
+  """heading -> rows of cells of the table below it."""
+  found = {}
+  for part in markdown.split("\n## ")[1:]:
+    heading, *lines = part.splitlines()
+    found[heading] = [
+      [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+      for line in lines
+      if line.startswith("|")
+    ]
+  return found
+
+
+class _Page(HTMLParser):
+  """Tags, text outside tags, and the texts of <strong> and <td>."""
+
+  def __init__(self, page):
+    super().__init__()
+    self.tags, self.text, self.strong, self.open = [], "", [], []
+    self.feed(page)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    while self.open and self.open.pop() != tag:
+      pass
+
+  def handle_data(self, data):
+    self.text += data
+    if "strong" in self.open and "td" in self.open:
+      self.strong.append(data)
+
+
+def _made(records, missing=(), form=table.as_markdown):
+  facts = records_module.facts(records, ABOUT)
+  return form(make_rows(records, cuts=(100, 20)), facts, missing)
+
+
+def test_rows_follow_table_1_and_then_the_order_they_came():
+  extra = [_record("ldam_drw", 0, (1, 1)), *_records()]
+  rows = make_rows(extra)
+  assert [row.system for row in rows] == ["basic", "dbl", "ldam_drw", "mixup"]
+  assert [row.title for row in rows] == ["Basic", "DBL", "ldam_drw", "mixup"]
+  assert [row.seeds for row in rows] == [(0, 1), (0, 1), (0,), (0,)]
+  assert (rows[0].paper_average, rows[0].paper_overall) == (70.35, 81.68)
+  assert rows[3].paper_average is None
+
+
+def test_a_row_by_hand():
+  row = make_rows(_records(), cuts=(100, 20))[1]
+  # Mean-class (.7 + 1)/2 and (.9 + 1)/2, overall 11/14 and 13/14.
+  assert row.mean_class == pytest.approx((0.9, 0.1 / 2**0.5))
+  assert row.overall == pytest.approx((12 / 14, 2 / 14 / 2**0.5))
+  assert row.recall["joy"] == pytest.approx((0.8, 0.2 / 2**0.5))
+  assert row.recall["fear"] == (1.0, 0.0)
+  assert row.tiers == {"many": pytest.approx(0.8), "medium": 1.0, "few": None}
+  assert row.seconds == 90
+  confidence = 1 / (1 + np.exp(-3))
+  assert row.calibration_error == pytest.approx(
+    (abs(11 / 14 - confidence) + abs(13 / 14 - confidence)) / 2
+  )
+
+
+def test_differences_are_to_the_reference():
+  basic, dbl, mixup = make_rows(_records())
+  assert basic.difference is None
+  assert dbl.difference.mean_class.difference == pytest.approx(0.9 - 0.575)
+  assert mixup.difference.overall.difference == pytest.approx(1 / 14)
+  basic, dbl, _ = make_rows(_records(), reference="dbl")
+  assert dbl.difference is None
+  assert basic.difference.mean_class.difference == pytest.approx(0.575 - 0.9)
+
+
+def test_without_the_reference_there_are_no_differences():
+  records = [record for record in _records() if record.system != "basic"]
+  assert all(row.difference is None for row in make_rows(records))
+  assert "Difference" not in _made(records)
+
+
+def test_one_seed_has_no_deviation_and_no_probability_no_ece():
+  records = [_record("basic", 0, (9, 1), probabilities_ok=False, seconds=None)]
+  (row,) = make_rows(records)
+  assert row.mean_class.sd is None
+  assert row.calibration_error is None
+  assert row.seconds is None
+  printed = _tables(_made(records))
+  assert printed["Accuracy (%)"][2][3:5] == ["57.50", "71.43"]
+  assert printed["Calibration and cost"][2][1:] == ["–", "–"]
+
+
+def test_no_ece_where_a_seed_gives_no_probability():
+  sure, unsure = _record("basic", 0, (9, 1)), _record("basic", 1, (9, 1))
+  (row,) = make_rows([sure, unsure._replace(probabilities_ok=False)])
+  assert row.calibration_error is None
+
+
+def test_a_class_absent_from_the_test_has_no_recall():
+  records = [
+    _record(
+      "basic",
+      0,
+      (9, 1),
+      labels=np.zeros(14, int),
+      scores=np.eye(2)[[0] * 7 + [1] * 7].astype(np.float32),
+    )
+  ]
+  (row,) = make_rows(records)
+  assert row.recall["fear"] == (None, None)
+  assert row.mean_class.mean == 0.5
+  assert _tables(_made(records))["Recall by class (%)"][2][1:] == ["50.0", "–"]
+
+
+def test_markdown_table_with_the_best_in_bold():
+  tables = _tables(_made(_records()))
+  basic, dbl, mixup = tables["Accuracy (%)"][2:]
+  assert basic == [
+    "Basic", "70.35", "81.68", "57.50 ± 0.00", "71.43 ± 0.00", "0, 1"
+  ]  # fmt: skip
+  assert dbl[1:4] == ["**75.87**", "**83.21**", "**90.00 ± 7.07**"]
+  assert mixup[1:5] == ["–", "–", "62.50", "78.57"]
+  seconds = [row[2] for row in tables["Calibration and cost"][2:]]
+  assert seconds == ["90 s", "90 s", "**60 s**"]
+  basic, dbl, _ = tables["Difference to Basic (points)"][2:]
+  assert basic[1:] == ["reference", "–", "reference", "–"]
+  assert re.fullmatch(r"\*\*\+32\.50 \([\d.]+ to [\d.]+\)\*\*", dbl[1]), dbl
+  assert all(
+    len(row) == len(rows[0]) for rows in tables.values() for row in rows
+  )
+
+
+def test_values_that_print_alike_are_equally_good():
+  records = [_record("basic", 0, (9, 1)), _record("dbl", 0, (9, 1))]
+  rows = _tables(_made(records))["Recall by class (%)"][2:]
+  assert [row[1] for row in rows] == ["**90.0**", "**90.0**"]
+
+
+def test_a_loss_has_a_minus_sign_and_is_not_best():
+  records = [_record("basic", 0, (9, 3)), _record("dbl", 0, (9, 1))]
+  basic, dbl = _tables(_made(records))["Difference to Basic (points)"][2:]
+  assert basic[1] == "**reference**"
+  assert dbl[1].startswith("−25.00 (")
+
+
+@pytest.mark.parametrize("form", [table.as_markdown, table.as_html])
+def test_every_page_says_how_the_numbers_were_made(form):
+  text = _made(_records(), ["decoupling: seeds 1, 2"], form)
+  if form is table.as_html:
+    text = _Page(text).text
+  for said in (
+    "RAF-DB",
+    "48 × 48 pixels",
+    "14",
+    "0 joy (500 / 10); 1 fear (30 / 4)",
+    "0, 1",
+    "on validation images; each run read the test images once",
+    "decoupling: seeds 1, 2",
+    ABOUT["command"],
+  ):
+    assert said in text
+
+
+def test_csv_says_of_each_system_the_seeds_it_has():
+  records = [_record("basic", seed, (9, 1)) for seed in (0, 1)]
+  text = _made([*records, _record("dbl", 1, (9, 1))], form=table.as_csv)
+  rows = csv.DictReader(io.StringIO(text))
+  assert [row["seeds"] for row in rows] == ["0 1", "1"]
+
+
+def test_csv_is_read_back_whole():
+  records = _records()
+  missing = ["decoupling: no run", 'x, "y"']
+  rows = list(
+    csv.DictReader(io.StringIO(_made(records, missing, table.as_csv)))
+  )
+  assert [row["system"] for row in rows] == ["basic", "dbl", "mixup"]
+  dbl = rows[1]
+  assert float(dbl["mean_class_accuracy_percent"]) == pytest.approx(90)
+  assert float(dbl["recall_percent: joy"]) == pytest.approx(80)
+  assert dbl["few_recall_percent"] == rows[0]["mean_class_p"] == ""
+  assert 0 < float(dbl["mean_class_p"]) <= 1
+  assert dbl["command"] == ABOUT["command"]
+  assert dbl["test_images"] == "14"
+  assert dbl["class_order_training_test_images"].startswith("0 joy (500 / 10)")
+  assert dbl["missing"] == 'decoupling: no run; x, "y"'
+
+
+def test_strangers_names_are_text_everywhere():
+  names = ("<script>alert(1)</script>", "a|b *c* `d`\n[e](f) $g$")
+  records = [
+    _record("basic", 0, (9, 1), class_names=names),
+    _record("<img src=x>|_y_\nz", 0, (8, 2), class_names=names),
+  ]
+  page = _Page(_made(records, ["<b>z</b>"], table.as_html))
+  assert not {"script", "img", "b"} & {tag for tag, _ in page.tags}
+  for text in ("<script>alert(1)</script>", "<img src=x>|_y_", "<b>z</b>"):
+    assert text in page.text
+  tables = _tables(_made(records, ["<b>z</b>"]))
+  recall = tables["Recall by class (%)"]
+  assert all(len(row) == 3 for row in recall)
+  assert recall[0][1:] == [
+    r"\<script\>alert(1)\</script\>",
+    r"a\|b \*c\* \`d\` \[e\](f) \$g\$",
+  ]
+  assert recall[3][0] == r"\<img src=x\>\|\_y\_ z"
+  (row, _) = csv.DictReader(io.StringIO(_made(records, (), table.as_csv)))
+  assert f"recall_percent: {names[1]}" in row
+
+
+def test_a_command_cannot_leave_its_code_block():
+  facts = records_module.facts(_records(), ABOUT | {"command": "a\n```\nb"})
+  text = table.as_markdown(make_rows(_records()), facts)
+  assert text.endswith("````sh\na\n```\nb\n````\n")
+
+
+def test_html_has_the_best_bold_and_stands_alone():
+  page = _Page(_made(_records(), (), table.as_html))
+  assert "90.00 ± 7.07" in page.strong
+  assert "57.50 ± 0.00" not in page.strong
+  assert not [attrs for _, attrs in page.tags if "src" in attrs]
+  assert "Missing" not in page.text
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"seed": 0}, "'dbl' with seed 0 more than once"),
+    ({"class_names": ("joy", "awe")}, "other classes in 'dbl'"),
+    ({"train_counts": np.array([1, 2])}, "other training counts"),
+    ({"labels": 1 - LABELS}, "other test labels"),
+    ({"fingerprint": "other"}, "other images"),
+    ({"scores": np.full((14, 2), np.nan)}, "not finite"),
+  ],
+)
+def test_records_that_cannot_be_compared_are_refused(changes, message):
+  records = _records()
+  records[1] = records[1]._replace(**changes)
+  with pytest.raises(UserError, match=message):
+    make_rows(records)
+
+
+def test_nothing_finished_is_said_so():
+  with pytest.raises(UserError, match="no finished run"):
+    make_rows([])
+
+
+def test_every_machine_a_run_was_trained_on_is_named_once():
+  runs = [
+    _record("basic", 0, (9, 1), hardware=("A", "B")),
+    _record("basic", 1, (9, 1), hardware=("B",)),
+  ]
+  assert records_module.facts(runs, ABOUT)["Hardware"] == "A; B"
+  unknown = [run._replace(hardware=()) for run in runs]
+  assert records_module.facts(unknown, ABOUT)["Hardware"] == "not known"
+
+
+def test_about_must_be_complete():
+  with pytest.raises(ValueError, match="command"):
+    records_module.facts(_records(), {"dataset": "x"})
+
+
+def test_write_leaves_five_whole_files(tmp_path):
+  out = tmp_path / "deep" / "er"
+  write.write(out, _records(), ["mixup: seed 1"], ABOUT)
+  assert sorted(path.name for path in out.iterdir()) == [
+    "accuracies.png",
+    "confusion_matrices.png",
+    "table.csv",
+    "table.html",
+    "table.md",
+  ]
+  assert (out / "accuracies.png").read_bytes().startswith(b"\x89PNG")
+  page = _Page((out / "table.html").read_text("utf-8"))
+  pictures = [attrs for tag, attrs in page.tags if tag == "img"]
+  assert len(pictures) == 2
+  assert all(picture["src"].startswith("data:") for picture in pictures)
+  assert "mixup: seed 1" in (out / "table.md").read_text("utf-8")
+
+
+def test_a_failed_write_leaves_the_old_files(tmp_path):
+  write.write(tmp_path, _records(), [], ABOUT)
+  old = {path: path.read_bytes() for path in tmp_path.iterdir()}
+  broken = [*_records(), _record("dbl", 0, (1, 1))]
+  with pytest.raises(UserError):
+    write.write(tmp_path, broken, [], ABOUT)
+  assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_an_interrupted_write_leaves_no_half_file(tmp_path, monkeypatch):
+  (tmp_path / "table.md").write_text("old")
+
+  def full(*_):
+    raise OSError("disk full")
+
+  monkeypatch.setattr(write.files.os, "replace", full)
+  with pytest.raises(OSError, match="disk full"):
+    write.write(tmp_path, _records(), [], ABOUT)
+  assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
+  assert (tmp_path / "table.md").read_text() == "old"
+
+
+def test_names_no_file_can_hold_do_not_stop_the_writing(tmp_path):
+  records = [_record("basic", 0, (9, 1), class_names=("a\udc80", "b"))]
+  write.write(tmp_path, records, [], ABOUT)
+  assert "a?" in (tmp_path / "table.md").read_text("utf-8")

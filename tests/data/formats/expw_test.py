@@ -1,0 +1,160 @@
+"""ExpW: faces by photo and id, cut out; no photo is cut in two."""
+
+import numpy as np
+import pytest
+import raf_db_fixture as fixture
+
+import tiny
+from dbl_jax.data import sources
+from dbl_jax.data.formats import expw, images
+from dbl_jax.errors import UserError
+
+SIZE = (40, 30)
+
+
+def make_rows(photos=60):
+  """One to three faces a photo, of long-tailed classes."""
+  rng = np.random.default_rng(0)
+  rows = []
+  for photo in range(photos):
+    for face in range(1 + photo % 3):
+      label = rng.choice(7, p=[0.1, 0.1, 0.05, 0.25, 0.1, 0.1, 0.3])
+      left, top = rng.integers(0, 20, 2)
+      row = (f"p {photo}.jpg", face, top, left, left + 12, top + 10, 61.5)
+      rows.append((*row, label))
+  return rows
+
+
+def write(root, rows, folder="image/origin"):
+  (root / "label").mkdir(parents=True)
+  (root / folder).mkdir(parents=True)
+  text = "".join(" ".join(map(str, row)) + "\n" for row in rows)
+  (root / "label" / "label.lst").write_text(text)
+  for i, name in enumerate(dict.fromkeys(row[0] for row in rows)):
+    data = fixture.image_bytes(i, "RGB", "PNG", SIZE)
+    (root / folder / name).write_bytes(data)
+  return root
+
+
+def get_options(root, **others):
+  given = {"name": "expw", "dir": str(root), "image_size": 16}
+  return tiny.get_resolved(**given, **others).data
+
+
+@pytest.fixture
+def root(tmp_path):
+  return write(tmp_path / "expw", make_rows())
+
+
+def test_every_face_is_in_one_part_and_a_photos_faces_together(root):
+  found = expw.find(root, get_options(root))
+  names = [record.name for rows in found.parts.values() for record in rows]
+  assert sorted(names) == sorted(f"{r[0]}#{r[1]}" for r in make_rows())
+  photos = [
+    {r.name.split("#")[0] for r in rows} for rows in found.parts.values()
+  ]
+  assert sum(map(len, photos)) == len(set.union(*photos)) == 60
+  sizes = {part: len(rows) for part, rows in found.parts.items()}
+  assert 15 <= sizes["test"] <= 25
+  assert 7 <= sizes["validation"] <= 11
+  again = expw.find(root, get_options(root))
+  assert [r.name for r in again.parts["test"]] == [
+    r.name for r in found.parts["test"]
+  ]
+  other = expw.find(root, get_options(root, split_seed=1))
+  assert [r.name for r in other.parts["test"]] != [
+    r.name for r in found.parts["test"]
+  ]
+
+
+def test_end_to_end_each_face_is_its_box(root, tmp_path):
+  options = get_options(root, cache_dir=str(tmp_path / "c"))
+  dataset = sources.load(options)
+  assert dataset.class_names == expw.CLASS_NAMES
+  rows = {f"{row[0]}#{row[1]}": row for row in make_rows()}
+  records = expw.find(root, options).parts["test"]
+  test = dataset.parts["test"]
+  for record, image, label in zip(records, *test, strict=True):
+    photo, _, top, left, right, bottom, _, expected = rows[record.name]
+    assert label == expected
+    data = (root / "image" / "origin" / photo).read_bytes()
+    box = (left, top, right, bottom)
+    np.testing.assert_array_equal(image, images.decode(data, 16, "", box))
+
+
+def test_the_photos_may_lie_elsewhere_or_in_a_zip(root, tmp_path):
+  options = get_options(root)
+  expected = [r.name for r in expw.find(root, options).parts["train"]]
+  # An aligned copy beside the photos is not mistaken for them.
+  (root / "image" / "aligned").mkdir()
+  for file in (root / "image" / "origin").iterdir():
+    (root / "image" / "aligned" / file.name).touch()
+  zipped = fixture.zip_folder(root, tmp_path / "expw.zip", "ExpW/")
+  other = write(tmp_path / "other", make_rows(), "photos")
+  for place in (root, zipped, other):
+    found = expw.find(place, options).parts["train"]
+    assert [r.name for r in found] == expected
+    assert found[0].file.size > 0
+
+
+def test_counts_are_compared_with_the_authors(root):
+  (warning,) = expw.find(root, get_options(root)).warnings
+  assert "all has 120 images (ExpW has 91793)" in warning
+
+
+def test_a_box_without_area_is_left_out_and_counted(tmp_path):
+  rows = make_rows()
+  rows[4] = (*rows[4][:4], rows[4][3], *rows[4][5:])  # right = left
+  root = write(tmp_path / "expw", rows)
+  found = expw.find(root, get_options(root))
+  assert (
+    f"1 faces are left out, as their boxes have no area: {rows[4][0]}"
+    in (found.warnings[0])
+  )
+  assert sum(map(len, found.parts.values())) == len(rows) - 1
+
+
+def test_many_boxes_without_area_are_refused(tmp_path):
+  swapped = [(r[0], r[1], r[2], r[4], r[3], *r[5:]) for r in make_rows()]
+  root = write(tmp_path / "expw", swapped)
+  with pytest.raises(UserError, match=r"120 of 120 boxes have no area: p 0\.j"):
+    expw.find(root, get_options(root))
+
+
+def test_a_box_that_juts_out_is_moved_in_and_one_outside_refused(
+  tmp_path,
+):
+  rows = make_rows()
+  rows[0] = (*rows[0][:2], -4, -4, 6, 6, *rows[0][6:])
+  root = write(tmp_path / "a", rows)
+  options = get_options(root, cache_dir=str(tmp_path / "c"))
+  assert sum(len(p.labels) for p in sources.load(options).parts.values()) == 120
+  rows[0] = (*rows[0][:2], 100, 100, 110, 110, *rows[0][6:])
+  root = write(tmp_path / "b", rows)
+  options = get_options(root, cache_dir=str(tmp_path / "c"))
+  with pytest.raises(UserError, match=r"p 0\.jpg is 40 x 30 .* lies outside"):
+    sources.load(options)
+
+
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    ("a.jpg 0 1 2 3 4 50", r"line 121: found 'a\.jpg 0 1 2 3 4 50', exp"),
+    ("a.jpg 0 1 2 3 x 50 1", "line 121: found"),
+    ("a.jpg 0 1 2 3 4 50 7", "with a label of 0 angry, 1 disgust"),
+    ("p 0.jpg 0 1 2 30 40 50 1", r"face 0 of p 0\.jpg was already in line 1"),
+    ("gone.jpg 0 1 2 30 40 50 1", r"1 photos .* are missing: gone\.jpg"),
+  ],
+)
+def test_a_bad_row_is_named(root, row, message):
+  labels = root / "label" / "label.lst"
+  labels.write_text(labels.read_text() + row + "\n")
+  with pytest.raises(UserError, match=message) as caught:
+    expw.find(root, get_options(root))
+  assert str(labels) in str(caught.value)
+
+
+def test_without_a_label_file_it_says_what_is_there(root):
+  (root / "label" / "label.lst").unlink()
+  with pytest.raises(UserError, match=r"no label\.lst \(found: image/origin"):
+    expw.find(root, get_options(root))

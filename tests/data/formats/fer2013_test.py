@@ -1,0 +1,149 @@
+"""FER2013 by its CSV and by its folders: the same classes in one order."""
+
+import io
+
+import numpy as np
+import pytest
+import raf_db_fixture as fixture
+from PIL import Image
+
+import tiny
+from dbl_jax.data import sources
+from dbl_jax.data.formats import fer2013, image_folder
+from dbl_jax.errors import UserError
+
+NAMES = fer2013.CLASS_NAMES
+USAGES = ("Training", "PublicTest", "PrivateTest")
+# Usage and emotion of each row: every class twice in Training.
+ROWS = [("Training", c) for c in (*range(7), *range(7))] + [
+  (usage, c) for c in range(7) for usage in USAGES[1:]
+]
+
+
+def picture(row):
+  return np.random.default_rng(row).integers(0, 256, (48, 48), np.uint8)
+
+
+def write_csv(path, form="emotion,pixels,Usage", rows=ROWS, end="\n"):
+  lines = [form]
+  for i, (usage, emotion) in enumerate(rows):
+    pixels = " ".join(map(str, picture(i).ravel()))
+    field = {"emotion": emotion, "pixels": pixels, "usage": usage}
+    columns = [name.strip().lower() for name in form.split(",")]
+    lines.append(",".join(str(field[name]) for name in columns))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(end.join(lines) + end)
+  return path
+
+
+def write_folders(root, rename=str):
+  for part in ("train", "test"):
+    for name in NAMES:
+      folder = root / part / rename(name)
+      folder.mkdir(parents=True)
+      for i in range(2):
+        data = fixture.image_bytes(hash((part, i)) % 99, "L", size=(48, 48))
+        (folder / f"{i}.jpg").write_bytes(data)
+  return root
+
+
+def labels(found, part):
+  return [record.label for record in found.parts[part]]
+
+
+@pytest.mark.parametrize(
+  "form", ["emotion,pixels,Usage", "emotion, Usage, pixels"]
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_csv_gives_three_parts(tmp_path, form, end):
+  path = write_csv(tmp_path / "d" / "fer2013.csv", form, end=end)
+  for place in (path, tmp_path / "d", tmp_path):
+    found = fer2013.find(place)
+    assert found.class_names == NAMES
+    assert labels(found, "train") == [*range(7), *range(7)]
+    assert labels(found, "validation") == labels(found, "test") == [*range(7)]
+    data = found.parts["test"][1].file.read()
+    np.testing.assert_array_equal(Image.open(io.BytesIO(data)), picture(17))
+
+
+def test_a_csv_of_another_name_and_one_in_a_zip(tmp_path):
+  path = write_csv(tmp_path / "d" / "icml_face_data.csv")
+  zipped = fixture.zip_folder(tmp_path / "d", tmp_path / "a.zip", "x/")
+  other = path.rename(tmp_path / "mine.csv")
+  for place in (zipped, other):
+    assert labels(fer2013.find(place), "test") == [*range(7)]
+
+
+def test_the_csv_end_to_end(tmp_path):
+  path = write_csv(tmp_path / "fer2013.csv")
+  options = {"name": "fer2013", "dir": str(path), "image_size": 48}
+  options = tiny.get_resolved(cache_dir=str(tmp_path / "c"), **options).data
+  parts = sources.load(options).parts
+  assert {k: len(p.labels) for k, p in parts.items()} == {
+    "train": 14,
+    "validation": 7,
+    "test": 7,
+  }
+  expected = np.repeat(picture(16)[..., None], 3, axis=-1)
+  np.testing.assert_array_equal(parts["validation"].images[1], expected)
+
+
+def test_the_folder_form_has_the_order_of_the_csv(tmp_path):
+  root = write_folders(tmp_path / "faces")
+  found = fer2013.find(root)
+  assert found.class_names == NAMES
+  assert image_folder.find(root, None).class_names == tuple(sorted(NAMES))
+  for part in ("train", "test"):
+    for record in found.parts[part]:
+      assert record.name.split("/")[1] == NAMES[record.label]
+  assert "train has 14 images (FER2013 has 28709)" in found.warnings[0]
+
+
+def test_other_spellings_of_the_folders(tmp_path):
+  codes = write_folders(tmp_path / "a", lambda name: str(NAMES.index(name)))
+  words = {"angry": "Anger", "happy": "Happiness", "sad": "sadness"}
+  words = write_folders(tmp_path / "b", lambda n: words.get(n, n.title()))
+  for root in (codes, words):
+    assert labels(fer2013.find(root), "test") == sorted([*range(7)] * 2)
+
+
+def test_folders_of_other_classes_are_refused(tmp_path):
+  root = write_folders(tmp_path / "faces")
+  (root / "train" / "fear").rename(root / "train" / "contempt")
+  with pytest.raises(UserError, match="train has a folder 'contempt'"):
+    fer2013.find(root)
+  (root / "train" / "contempt").rename(tmp_path / "away")
+  with pytest.raises(UserError, match="train has no image of fear"):
+    fer2013.find(root)
+  with pytest.raises(UserError, match=r"no train/ and test/.*image_folder"):
+    fer2013.find(root / "test")
+
+
+@pytest.mark.parametrize(
+  ("old", "new", "message"),
+  [
+    ("emotion,", "", r"begins with 'pixels,Usage'; .* train\.csv"),
+    ("Training", "Trainig", r"line 2: found b'0,.*Trainig'; expected"),
+    ("\n6,", "\n7,", r"line 8: found b'7,"),
+    ("\n6,", "\n", r"line 8: found"),
+    ("PrivateTest", "PublicTest", "has no row of PrivateTest"),
+  ],
+)
+def test_a_csv_that_is_not_right_is_refused(tmp_path, old, new, message):
+  path = write_csv(tmp_path / "fer2013.csv")
+  path.write_text(path.read_text().replace(old, new))
+  with pytest.raises(UserError, match=message) as caught:
+    fer2013.find(path)
+  assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("pixel", ["", "256", "-1", "x", "1.5"])
+def test_pixels_that_are_no_picture_are_refused(tmp_path, pixel):
+  path = write_csv(tmp_path / "fer2013.csv")
+  first, row, rest = path.read_text().split("\n", 2)
+  fields = row.split(",")
+  fields[1] = f"{pixel} " + fields[1].split(" ", 1)[1]
+  path.write_text("\n".join((first, ",".join(fields), rest)))
+  record = fer2013.find(path).parts["train"][0]
+  with pytest.raises(UserError, match=r"fer2013\.csv, line 2 does not hold"):
+    record.file.read()

@@ -1,0 +1,262 @@
+import io
+import struct
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dbl_jax.data.formats import images
+from dbl_jax.errors import UserError
+
+
+def encode(image, image_format="PNG", **options):
+  buffer = io.BytesIO()
+  image.save(buffer, image_format, **options)
+  return buffer.getvalue()
+
+
+def pixels(shape=(8, 8, 3), seed=0):
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def test_an_image_of_the_right_size_is_left_as_it_is():
+  expected = pixels()
+  decoded = images.decode(encode(Image.fromarray(expected)), 8, "a.png")
+  np.testing.assert_array_equal(decoded, expected)
+  assert decoded.dtype == np.uint8
+  assert decoded.flags.writeable
+
+
+def test_resize_takes_the_square_in_the_middle_and_averages():
+  stripes = np.zeros((40, 80, 3), np.uint8)
+  stripes[:, ::2] = 200
+  stripes[:20] //= 2
+  stripes[:, :20], stripes[:, 60:] = 255, 255
+  for picture in (stripes, stripes.transpose(1, 0, 2)):
+    decoded = images.decode(encode(Image.fromarray(picture)), 4, "a.png")
+    assert decoded.shape == (4, 4, 3)
+    if picture is not stripes:
+      decoded = decoded.transpose(1, 0, 2)
+    # Not the columns at the edge, which blend with what lies beyond it.
+    np.testing.assert_allclose(decoded[0, 1:3], 50, atol=4)
+    np.testing.assert_allclose(decoded[3, 1:3], 100, atol=4)
+
+
+@pytest.mark.parametrize(
+  ("box", "expected"),
+  [
+    ((4, 6, 12, 14), (4, 6)),  # as it is
+    ((4, 9, 12, 11), (4, 6)),  # grows to a square about its centre
+    ((-3, -2, 5, 6), (0, 0)),  # juts out: moves in
+    ((30, 18, 38, 26), (24, 12)),
+    ((4, 6, 12.4, 13), (4, 6)),
+  ],
+)
+def test_a_box_becomes_a_square_in_the_picture(box, expected):
+  picture = pixels((20, 32, 3))
+  left, top = expected
+  decoded = images.decode(encode(Image.fromarray(picture)), 8, "a.png", box)
+  np.testing.assert_array_equal(
+    decoded, picture[top : top + 8, left : left + 8]
+  )
+
+
+def test_a_box_larger_than_the_picture_is_the_middle_of_it():
+  picture = pixels((8, 20, 3))
+  data = encode(Image.fromarray(picture))
+  decoded = images.decode(data, 8, "a.png", (-5, -5, 25, 15))
+  np.testing.assert_array_equal(decoded, picture[:, 6:14])
+
+
+def test_a_box_outside_is_refused():
+  with pytest.raises(UserError, match=r"a\.png is 8 x 8 .* left 9, .* outside"):
+    images.decode(encode(Image.fromarray(pixels())), 8, "a.png", (9, 0, 20, 9))
+
+
+def test_a_large_jpeg_looks_the_same_as_a_large_png():
+  ramp = np.linspace(0, 255, 512).astype(np.uint8)
+  picture = Image.fromarray(np.stack([np.tile(ramp, (600, 1))] * 3, axis=-1))
+  png = images.decode(encode(picture), 16, "a.png")
+  jpeg = images.decode(encode(picture, "JPEG", quality=95), 16, "a.jpg")
+  np.testing.assert_allclose(jpeg.astype(int), png, atol=2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_honoured(orientation):
+  upright = pixels((8, 8, 3))
+  # What a camera stores so that the tag brings it upright again.
+  stored = {
+    1: upright,
+    2: upright[:, ::-1],
+    3: upright[::-1, ::-1],
+    4: upright[::-1],
+    5: upright.transpose(1, 0, 2),
+    6: np.rot90(upright),
+    7: np.rot90(upright.transpose(1, 0, 2), 2),
+    8: np.rot90(upright, -1),
+  }[orientation]
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  image = Image.fromarray(np.ascontiguousarray(stored))
+  decoded = images.decode(encode(image, exif=exif), 8, "a.png")
+  np.testing.assert_array_equal(decoded, upright)
+
+
+def test_broken_exif_does_not_lose_the_picture():
+  data = encode(Image.fromarray(pixels()), "JPEG", exif=b"Exif\0\0garbage")
+  assert images.decode(data, 8, "a.jpg").shape == (8, 8, 3)
+
+
+def test_grey_becomes_rgb():
+  grey = pixels((8, 8))
+  decoded = images.decode(encode(Image.fromarray(grey)), 8, "a.png")
+  np.testing.assert_array_equal(decoded, np.stack([grey] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_is_scaled_not_clipped(image_format):
+  values = np.array([[0, 257], [32768, 65535]], np.uint16)
+  decoded = images.decode(encode(Image.fromarray(values), image_format), 2, "a")
+  np.testing.assert_array_equal(decoded[..., 0], [[0, 1], [128, 255]])
+
+
+def test_32_bit_values_are_refused():
+  image = Image.fromarray(np.array([[0, 70000]], np.int32))
+  with pytest.raises(UserError, match=r"a\.tif has values from 0 to 70000"):
+    images.decode(encode(image, "TIFF"), 2, "a.tif")
+
+
+def test_pixels_with_fractions_are_refused():
+  image = Image.fromarray(np.array([[0, 0.7]], np.float32))
+  with pytest.raises(UserError, match=r"a\.tif has numbers with fractions"):
+    images.decode(encode(image, "TIFF"), 2, "a.tif")
+
+
+def test_palette_becomes_its_colours():
+  image = Image.new("P", (4, 4), 1)
+  image.putpalette([0, 0, 0, 10, 20, 30])
+  decoded = images.decode(encode(image), 4, "a.png")
+  np.testing.assert_array_equal(decoded[0, 0], [10, 20, 30])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_white(mode):
+  if mode == "P":
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    data = encode(image, transparency=0)
+  else:
+    data = encode(Image.new(mode, (4, 4)))
+  np.testing.assert_array_equal(images.decode(data, 4, "a.png"), 255)
+
+
+def test_half_transparent_black_is_grey():
+  data = encode(Image.new("RGBA", (4, 4), (0, 0, 0, 128)))
+  np.testing.assert_allclose(images.decode(data, 4, "a.png"), 127, atol=1)
+
+
+def test_cmyk_jpeg_has_its_colour():
+  image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+  decoded = images.decode(encode(image, "JPEG", quality=95), 16, "a.jpg")
+  np.testing.assert_allclose(decoded[8, 8], [255, 0, 0], atol=6)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP"])
+def test_an_animation_gives_its_first_frame(image_format):
+  first = Image.new("RGB", (8, 8), (200, 0, 0))
+  second = Image.new("RGB", (8, 8), (0, 0, 200))
+  options = {"save_all": True, "append_images": [second]}
+  if image_format == "WEBP":
+    options["lossless"] = True
+  data = encode(first, image_format, **options)
+  np.testing.assert_allclose(
+    images.decode(data, 8, "a")[4, 4], [200, 0, 0], atol=2
+  )
+
+
+@pytest.mark.parametrize(
+  "image_format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]
+)
+def test_a_cut_off_image_is_refused(image_format):
+  data = encode(Image.fromarray(pixels((64, 64, 3))), image_format)
+  with pytest.raises(UserError, match=r"dir/a\.jpg is (damaged|not an image)"):
+    images.decode(data[: len(data) // 2], 64, "dir/a.jpg")
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (b"", "a.jpg is empty; expected an image"),
+    (b"just some text\n" * 50, "a.jpg is not an image"),
+    (b"\xff\xd8\xff", "a.jpg is not an image"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+  ],
+)
+def test_what_is_no_image_is_refused(data, message):
+  with pytest.raises(UserError, match=message):
+    images.decode(data, 8, "a.jpg")
+
+
+def png_of_claimed_size(width, height):
+  def chunk(kind, data):
+    crc = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+  header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+  data = zlib.compress(bytes(100))
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", header)
+    + chunk(b"IDAT", data)
+    + chunk(b"IEND", b"")
+  )
+
+
+@pytest.mark.parametrize("side", [8_001, 10_000, 60_000])
+def test_a_huge_image_is_refused_before_it_is_decoded(side):
+  with pytest.raises(UserError, match=r"a\.png has .* at most 64 million"):
+    images.decode(png_of_claimed_size(side, side), 8, "a.png")
+
+
+def test_decode_all_keeps_the_order_and_reports_progress():
+  expected = [pixels(seed=i) for i in range(50)]
+  records = [
+    images.Picture(str(i), lambda p=p: encode(Image.fromarray(p)))
+    for i, p in enumerate(expected)
+  ]
+  calls = []
+  decoded = images.decode_all(records, 8, lambda *call: calls.append(call))
+  np.testing.assert_array_equal(decoded, expected)
+  assert calls == [(i, 50) for i in range(1, 51)]
+
+
+def test_decode_all_of_nothing():
+  assert images.decode_all([], 8).shape == (0, 8, 8, 3)
+
+
+def test_decode_all_names_the_first_bad_image_and_counts_them():
+  good = encode(Image.fromarray(pixels()))
+  later = threading.Event()
+
+  def slow():
+    later.wait(5)
+    return b"bad"
+
+  def quick():
+    later.set()
+    return b"bad"
+
+  reads = {"a": lambda: good, "slow": slow, "quick": quick, "b": lambda: good}
+  pictures = [images.Picture(*item) for item in reads.items()]
+  with pytest.raises(UserError, match=r"2 of 4 images .* first: slow is not"):
+    images.decode_all(pictures, 8)
+  with pytest.raises(UserError, match=r"^quick is not an image"):
+    images.decode_all(pictures[2:], 8)
+
+
+def test_decode_all_names_a_file_that_cannot_be_read(tmp_path):
+  path = tmp_path / "gone.jpg"
+  with pytest.raises(UserError, match=r"gone\.jpg cannot be read \(No such"):
+    images.decode_all([images.Picture(str(path), path.read_bytes)], 8)

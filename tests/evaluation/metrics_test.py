@@ -1,0 +1,188 @@
+"""Metrics against hand-worked examples, scikit-learn and simulation."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from dbl_jax.errors import UserError
+from dbl_jax.evaluation import metrics
+
+
+def _random_case(seed, num_classes=6, absent=(), never_predicted=()):
+  """Labels and predictions that agree about half the time."""
+  rng = np.random.default_rng(seed)
+  labels = rng.choice(
+    [c for c in range(num_classes) if c not in absent], size=200
+  )
+  guesses = rng.choice(
+    [c for c in range(num_classes) if c not in never_predicted], size=200
+  )
+  keep = (rng.random(200) < 0.5) & ~np.isin(labels, never_predicted)
+  return labels, np.where(keep, labels, guesses)
+
+
+def test_confusion_matrix_has_the_truth_in_rows():
+  confusion = metrics.confusion_matrix([0, 0, 1, 2, 2], [0, 2, 1, 0, 0], 3)
+  assert confusion.tolist() == [[1, 0, 1], [0, 1, 0], [2, 0, 0]]
+  assert confusion.dtype == np.int64
+
+
+def test_confusion_matrix_of_no_images_is_zero():
+  assert metrics.confusion_matrix([], [], 2).tolist() == [[0, 0], [0, 0]]
+
+
+def test_confusion_matrix_does_not_overflow_small_integers():
+  labels = np.full(300, 15, np.int8)
+  confusion = metrics.confusion_matrix(labels, labels, 16)
+  assert confusion[15, 15] == 300
+  assert confusion.sum() == 300
+
+
+@pytest.mark.parametrize(
+  ("labels", "predictions", "message"),
+  [
+    ([0, 1], [0], "2 labels but 1 predictions"),
+    ([0, 3], [0, 1], "labels run from 0 to 3; expected 0 to 2"),
+    ([0, 1], [0, -1], "predictions run from -1 to 0"),
+    ([0.0, 1.0], [0, 1], "expected integers"),
+    ([[0, 1]], [0, 1], "shape"),
+  ],
+)
+def test_confusion_matrix_refuses_what_it_would_miscount(
+  labels, predictions, message
+):
+  with pytest.raises(ValueError, match=message):
+    metrics.confusion_matrix(labels, predictions, 3)
+
+
+def test_summary_by_hand():
+  # Class a: 8 of 10 found; b: 1 of 2, and 2 false alarms; c does not occur.
+  summary = metrics.summarise([[8, 2, 0], [0, 1, 1], [0, 0, 0]], list("abc"))
+  assert summary["images"] == 12
+  assert summary["overall_accuracy"] == pytest.approx(9 / 12)
+  assert summary["mean_class_accuracy"] == pytest.approx((0.8 + 0.5) / 2)
+  assert summary["per_class"]["a"] == {
+    "recall": pytest.approx(0.8),
+    "precision": 1.0,
+    "f1": pytest.approx(16 / 18),
+    "count": 10,
+  }
+  assert summary["per_class"]["b"]["precision"] == pytest.approx(1 / 3)
+  assert summary["per_class"]["c"] == {
+    "recall": None,
+    "precision": 0.0,
+    "f1": 0.0,
+    "count": 0,
+  }
+  assert list(summary["per_class"]) == summary["class_names"] == list("abc")
+  assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+@pytest.mark.parametrize(
+  ("absent", "never_predicted"),
+  [((), ()), ((2,), ()), ((), (0, 5)), ((1, 3), (3, 4))],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_summary_agrees_with_scikit_learn(seed, absent, never_predicted):
+  labels, predictions = _random_case(seed, 6, absent, never_predicted)
+  every = list(range(6))
+  confusion = metrics.confusion_matrix(labels, predictions, 6)
+  np.testing.assert_array_equal(
+    confusion,
+    sklearn_metrics.confusion_matrix(labels, predictions, labels=every),
+  )
+  summary = metrics.summarise(confusion, [str(c) for c in every])
+  precision, recall, f1, count = (
+    sklearn_metrics.precision_recall_fscore_support(
+      labels, predictions, labels=every, zero_division=0
+    )
+  )
+  rows = list(summary["per_class"].values())
+  assert [row["count"] for row in rows] == count.tolist()
+  np.testing.assert_allclose([row["precision"] for row in rows], precision)
+  np.testing.assert_allclose([row["f1"] for row in rows], f1)
+  for c in every:
+    assert rows[c]["recall"] == (
+      None if c in absent else pytest.approx(recall[c])
+    )
+  assert summary["overall_accuracy"] == pytest.approx(
+    sklearn_metrics.accuracy_score(labels, predictions)
+  )
+  assert summary["mean_class_accuracy"] == pytest.approx(
+    sklearn_metrics.recall_score(
+      labels,
+      predictions,
+      labels=np.unique(labels),
+      average="macro",
+      zero_division=0,
+    )
+  )
+
+
+def test_summary_of_no_images_has_no_accuracy():
+  summary = metrics.summarise(np.zeros((2, 2), int), ["a", "b"])
+  assert summary["overall_accuracy"] is None
+  assert summary["mean_class_accuracy"] is None
+  assert metrics.mean_class_interval(np.zeros((2, 2), int)) is None
+
+
+def test_summary_refuses_two_classes_of_one_name():
+  with pytest.raises(UserError, match="'joy' more than once"):
+    metrics.summarise(np.eye(3, dtype=int), ["joy", "fear", "joy"])
+
+
+def test_summary_refuses_a_wrong_number_of_names():
+  with pytest.raises(ValueError, match="2 class names"):
+    metrics.summarise(np.eye(3, dtype=int), ["joy", "fear"])
+
+
+def test_wilson_interval_by_hand():
+  # Newcombe, "Two-sided confidence intervals for the single proportion",
+  # Statistics in Medicine 17, 1998, table I, method 3.
+  lower, upper = metrics.wilson_interval([81, 15, 0, 1], [263, 148, 20, 29])
+  np.testing.assert_allclose(lower, [0.2553, 0.0624, 0, 0.0061], atol=5e-5)
+  np.testing.assert_allclose(upper, [0.3662, 0.1605, 0.1611, 0.1718], atol=5e-5)
+
+
+def test_wilson_interval_without_trials_is_undefined():
+  lower, upper = metrics.wilson_interval([0, 5], [0, 5])
+  assert np.isnan(lower[0])
+  assert np.isnan(upper[0])
+  assert 0.5 < lower[1] < upper[1] == 1
+
+
+def test_mean_class_interval_of_one_class_is_wilsons():
+  confusion = [[7, 3], [0, 0]]
+  lower, upper = metrics.wilson_interval(7, 10)
+  assert metrics.mean_class_interval(confusion) == pytest.approx(
+    (float(lower), float(upper))
+  )
+
+
+def test_mean_class_interval_agrees_with_a_bootstrap_within_classes():
+  count = np.array([329, 74, 160, 1185, 478, 162, 680])
+  correct = (count * [0.82, 0.55, 0.5, 0.92, 0.8, 0.7, 0.8]).astype(int)
+  confusion = np.diag(correct)
+  confusion[:, 3] += count - correct
+  rng = np.random.default_rng(0)
+  draws = rng.binomial(count, np.diag(confusion) / count, (10_000, 7)) / count
+  expected = np.quantile(draws.mean(axis=1), (0.025, 0.975))
+  interval = metrics.mean_class_interval(confusion)
+  np.testing.assert_allclose(interval, expected, atol=0.004)
+
+
+@pytest.mark.parametrize("count", [(1185, 478, 74), (500, 20, 5), (6, 6, 6)])
+def test_mean_class_interval_covers_the_truth(count):
+  recall = np.array([0.95, 0.6, 0.4])
+  rng = np.random.default_rng(0)
+  hits = 0
+  for correct in rng.binomial(count, recall, (1000, 3)):
+    confusion = np.diag(correct)
+    confusion[:, 0] += count - correct
+    confusion[0, 0] = correct[0]
+    confusion[0, 1] = count[0] - correct[0]
+    lower, upper = metrics.mean_class_interval(confusion)
+    hits += lower <= recall.mean() <= upper
+  assert 0.93 <= hits / 1000 <= 0.99

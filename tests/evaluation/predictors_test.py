@@ -1,0 +1,301 @@
+"""Predictors: what they score, what they choose and what they may not see."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from dbl_jax.data.datasets import Split
+from dbl_jax.errors import UserError
+from dbl_jax.evaluation import predictors
+from dbl_jax.evaluation.predictors import PREDICTORS, FitContext
+
+RNG = np.random.default_rng(0)
+KERNEL = RNG.normal(size=(6, 3)).astype(np.float32)
+BIAS = np.array([3.0, -3.0, 0.5], np.float32)
+LINEAR = {"logits": {"kernel": KERNEL, "bias": BIAS}}
+
+
+def some_part(n, seed, spread=1.0):
+  """Noisy points around a point of each of 3 skewed classes."""
+  rng = np.random.default_rng(seed)
+  labels = rng.choice(3, n, p=[0.6, 0.3, 0.1]).astype(np.int32)
+  points = np.random.default_rng(7).normal(size=(3, 6))
+  features = points[labels] + spread * rng.normal(size=(n, 6))
+  return Split(features.astype(np.float32), labels)
+
+
+def forward(rows):
+  """Its features are the rows themselves."""
+  return rows, rows @ KERNEL + BIAS
+
+
+def known_of(train=None, validation=None, head=LINEAR, forward=forward, c=3):
+  parts = {
+    "train": some_part(60, 1) if train is None else train,
+    "validation": some_part(40, 2) if validation is None else validation,
+  }
+  return FitContext(forward, variables(head), parts, c)
+
+
+def variables(head):
+  return {"params": {"head": head}}
+
+
+def mean_class_accuracy(scores, labels):
+  found = scores.argmax(axis=1)
+  return np.mean([np.mean(found[labels == c] == c) for c in set(labels)])
+
+
+def test_head_scores_are_its_logits():
+  features, outputs = forward(some_part(5, 3).images)
+  known = known_of()
+  fitted = predictors.head(known)
+  np.testing.assert_array_equal(fitted.scores(features, outputs), outputs)
+  # Of a joint head, embeddings come first.
+  joint = np.concatenate([features, outputs], axis=1)
+  np.testing.assert_array_equal(
+    fitted.scores(features, joint), outputs[:, -known.num_classes :]
+  )
+  assert fitted.chosen is None
+
+
+def literal_knn(bank, labels, features, k, temperature, num_classes):
+  scores = np.zeros((len(features), num_classes))
+  for i, feature in enumerate(features):
+    similar = [
+      feature @ other / np.linalg.norm(feature) / np.linalg.norm(other)
+      for other in bank
+    ]
+    for j in np.argsort(similar)[::-1][:k]:
+      scores[i, labels[j]] += np.exp(similar[j] / temperature)
+  return scores
+
+
+@pytest.mark.parametrize("k", [1, 5, 60])
+def test_knn_votes_as_written(k):
+  train, asked = some_part(60, 1), some_part(10, 3)
+  fitted = predictors.knn(known_of(train), neighbours=k, temperature=0.1)
+  expected = literal_knn(
+    train.images.astype(float), train.labels, asked.images.astype(float), k,
+    0.1, 3,
+  )  # fmt: skip
+  found = fitted.scores(*forward(asked.images))
+  np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_knn_counts_every_row_of_many():
+  asked = some_part(2100, 3).images  # more than two blocks
+  fitted = predictors.knn(known_of(), neighbours=5)
+  found = fitted.scores(*forward(asked))
+  some = [0, 1023, 1024, 2048, 2099]
+  expected = fitted.scores(*forward(asked[some]))
+  np.testing.assert_allclose(found[some], expected, rtol=1e-4)
+
+
+def test_knn_of_a_small_bank_takes_all_of_it():
+  features = np.ones((2, 6), np.float32)
+  train = Split(features, np.array([0, 1], np.int32))
+  scores = predictors.knn(known_of(train)).scores(*forward(features[:1]))
+  np.testing.assert_allclose(scores[0], np.exp([10, 10, -np.inf]), rtol=1e-5)
+
+
+def test_nearest_class_mean_equals_a_literal_loop():
+  train, asked = some_part(60, 1), some_part(10, 3)
+  centre = train.images.mean(axis=0)
+
+  def unit(x):
+    return x / np.linalg.norm(x)
+
+  def mean_of(c):
+    own = [x for x, y in zip(*train, strict=True) if y == c]
+    return np.mean([unit(x - centre) for x in own], axis=0)
+
+  expected = [
+    [unit(x - centre) @ unit(mean_of(c)) for c in range(3)]
+    for x in asked.images
+  ]
+  found = predictors.nearest_class_mean(known_of(train))
+  np.testing.assert_allclose(
+    found.scores(*forward(asked.images)), expected, rtol=1e-4, atol=1e-5
+  )
+  assert found.chosen is None
+
+
+def candidate_scores(name, train, features, strength):
+  """What a strength makes of a linear head, literally."""
+  if name == "tau_normalised":  # Kang et al. 2020, eq. (2)
+    lengths = [np.linalg.norm(KERNEL[:, j]) for j in range(3)]
+    weights = [KERNEL[:, j] / lengths[j] ** strength for j in range(3)]
+    return np.stack([features @ w for w in weights], axis=1)
+  shares = [np.mean(train.labels == c) for c in range(3)]  # Menon et al., (9)
+  return features @ KERNEL + BIAS - strength * np.log(shares)[None]
+
+
+@pytest.mark.parametrize("name", ["tau_normalised", "logit_adjusted"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_strength_is_the_first_best_on_validation(name, seed):
+  train, validation = some_part(60, 1), some_part(150, 10 + seed, 2.0)
+  fitted = PREDICTORS[name](known_of(train, validation))
+  strengths = [step / 10 for step in range(21)]
+  accuracies = [
+    mean_class_accuracy(
+      candidate_scores(name, train, validation.images, strength),
+      validation.labels,
+    )
+    for strength in strengths
+  ]
+  best = strengths[int(np.argmax(accuracies))]
+  assert fitted.chosen == pytest.approx(best)
+  asked = some_part(20, 3).images
+  np.testing.assert_allclose(
+    fitted.scores(*forward(asked)),
+    candidate_scores(name, train, asked, best),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+
+
+def test_tau_0_is_the_head_without_its_bias():
+  # On its own labels the plain kernel cannot be beaten, and comes first.
+  features = some_part(200, 4).images
+  labels = (features @ KERNEL).argmax(axis=1).astype(np.int32)
+  fitted = predictors.tau_normalised(
+    known_of(validation=Split(features, labels))
+  )
+  assert fitted.chosen == 0
+  asked = some_part(20, 3).images
+  np.testing.assert_allclose(
+    fitted.scores(*forward(asked)), asked @ KERNEL, rtol=1e-5, atol=1e-5
+  )
+
+
+def test_tau_normalisation_of_a_hidden_layer_is_refused():
+  head = LINEAR | {"dense1": {"kernel": np.ones((6, 6), np.float32)}}
+  with pytest.raises(UserError, match=r"hidden=\(\)"):
+    predictors.fit("tau_normalised", known_of(head=head))
+
+
+def test_logit_adjustment_takes_a_skewed_prior_away():
+  # The logits are of the skewed training part; validation is balanced.
+  rng = np.random.default_rng(5)
+  counts = np.array([900, 90, 10])
+  train = np.repeat(np.arange(3), counts).astype(np.int32)
+  evidence = rng.normal(size=(4000, 3)).astype(np.float32)
+  skewed = evidence + np.log(counts / 1000).astype(np.float32)[None]
+  fitted = predictors.logit_adjusted(
+    known_of(
+      Split(np.zeros((1000, 3), np.float32), train),
+      Split(skewed, evidence.argmax(axis=1).astype(np.int32)),
+      forward=lambda rows: (rows, rows),
+    )
+  )
+  assert fitted.chosen == 1
+  np.testing.assert_allclose(fitted.scores(skewed, skewed), evidence, atol=1e-5)
+
+
+class Unseen(dict):
+  """Parts of which the test part must not be touched."""
+
+  def __getitem__(self, name):
+    assert name != "test"
+    return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_a_predictor_looks_at_training_and_validation_alone(name):
+  if name == "svm":
+    pytest.importorskip("sklearn")
+  found = []
+  for seed in (20, 21):
+    test = some_part(30, seed, 5.0)
+    parts = Unseen(
+      train=some_part(60, 1), validation=some_part(40, 2, 2.0), test=test
+    )
+    asked_of = []
+
+    def watched(rows, asked_of=asked_of):
+      asked_of.append(len(rows))
+      return forward(rows)
+
+    fitted = PREDICTORS[name](FitContext(watched, variables(LINEAR), parts, 3))
+    assert set(asked_of) <= {60, 40}
+    found.append((fitted.chosen, fitted.scores(*forward(test.images[:1]))))
+  assert found[0][0] == found[1][0]
+  assert found[0][1].shape == (1, 3)
+
+
+def test_features_are_extracted_once_and_only_if_asked_for():
+  asked_of = []
+
+  def watched(rows):
+    asked_of.append(len(rows))
+    return forward(rows)
+
+  known = known_of(forward=watched)
+  predictors.head(known)
+  assert asked_of == []
+  predictors.logit_adjusted(known)
+  predictors.tau_normalised(known)
+  assert asked_of == [40]
+  for _ in range(2):
+    predictors.nearest_class_mean(known)
+  assert asked_of == [40, 60]
+
+
+def test_the_best_is_by_mean_class_accuracy_and_the_first_of_equals():
+  # Three of class 0 and one of class 1: most images against most classes.
+  validation = Split(np.zeros((4, 6), np.float32), np.array([0, 0, 0, 1]))
+
+  def guessing(*classes):
+    return lambda features, outputs: np.eye(3)[list(classes)]
+
+  known = known_of(validation=validation)
+  most_images = (1.0, guessing(0, 0, 0, 0))
+  most_classes = (2.0, guessing(0, 0, 1, 1))
+  equal = (3.0, guessing(0, 1, 0, 1))
+  assert known.best([most_images, most_classes]).chosen == 2
+  assert known.best([most_classes, equal]).chosen == 2
+  assert known.best([equal, most_classes]).chosen == 3
+  assert known.best([equal, most_classes]).scores is equal[1]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_svm_tells_classes_apart_and_chooses_on_validation(classes):
+  svm = pytest.importorskip("sklearn.svm")
+
+  def few(n, seed):
+    features, labels = some_part(n, seed, 0.8)
+    kept = labels < classes
+    # Of very different spread, so that standardising matters.
+    return Split(
+      features[kept] * np.logspace(-2, 2, 6, dtype="f"), labels[kept]
+    )
+
+  train, validation, test = few(120, 1), few(100, 2), few(200, 3)
+  fitted = predictors.svm(known_of(train, validation, c=classes))
+  scores = fitted.scores(*forward(test.images))
+  assert scores.shape == (len(test.labels), classes)
+  assert mean_class_accuracy(scores, test.labels) > 0.7
+
+  def standard(features):
+    centre, spread = train.images.mean(axis=0), train.images.std(axis=0)
+    return (features - centre) / spread
+
+  accuracies = {}
+  for cost in (0.01, 0.1, 1.0):
+    machine = svm.LinearSVC(C=cost / 6, dual=False)  # of 6 features
+    machine.fit(standard(train.images), train.labels)
+    found = np.eye(classes)[machine.predict(standard(validation.images))]
+    accuracies[cost] = mean_class_accuracy(found, validation.labels)
+  assert fitted.chosen == max(accuracies, key=accuracies.get)
+
+
+def test_svm_without_scikit_learn_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "sklearn", None)
+  with pytest.raises(UserError, match="pip install scikit-learn"):
+    predictors.fit("svm", known_of())
+
+
+def test_calibrated_predictors_exist():
+  assert PREDICTORS.keys() >= predictors.CALIBRATED

@@ -1,0 +1,218 @@
+"""What programs set at their start: on by default, easily off, never fatal."""
+
+import ctypes
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dbl_jax.runtime import environment
+
+PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+
+
+@pytest.fixture
+def clean(monkeypatch, tmp_path):
+  """An environment in which the user has set nothing, with an own cache."""
+  names = [
+    PROGRAMS, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "GLIBC_TUNABLES",
+    "DBL_JAX_CACHE", "DBL_JAX_MALLOC",
+  ]  # fmt: skip
+  for name in [*names, *(n for n in os.environ if n.startswith("MALLOC_"))]:
+    monkeypatch.setenv(name, "")  # so that it is set back, whoever sets it
+    monkeypatch.delenv(name)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  return monkeypatch
+
+
+def run(program, *arguments):
+  code = f"from dbl_jax import cli\ncli.speak_plainly({program})"
+  return subprocess.run(
+    [sys.executable, "-c", code, *arguments],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_programs_are_kept_in_the_users_cache(clean, tmp_path):
+  environment.enable_compilation_cache()
+  directory = Path(os.environ[PROGRAMS])
+  assert directory.is_dir()
+  assert directory.parent == tmp_path / "dbl_jax" / "programs"
+
+
+def test_the_cache_of_a_user_without_xdg_is_in_the_home_folder(clean, tmp_path):
+  clean.delenv("XDG_CACHE_HOME")
+  clean.setenv("HOME", str(tmp_path))
+  assert environment.user_cache() == tmp_path / ".cache" / "dbl_jax"
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [(PROGRAMS, "mine"), ("DBL_JAX_CACHE", "off"), ("DBL_JAX_CACHE", "0")],
+)
+def test_programs_are_the_users_to_place(clean, tmp_path, name, value):
+  clean.setenv("DBL_JAX_MALLOC", "off")
+  clean.setenv(name, value)
+  environment.prepare()
+  assert os.environ.get(PROGRAMS) == (value if name == PROGRAMS else None)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(clean, tmp_path, caplog):
+  (tmp_path / "file").touch()
+  clean.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  with caplog.at_level(logging.WARNING):
+    environment.enable_compilation_cache()
+  assert "compiles anew" in caplog.text
+  assert PROGRAMS not in os.environ
+
+
+def test_no_home_folder_is_a_warning(clean, caplog):
+  def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+  clean.delenv("XDG_CACHE_HOME")
+  clean.setattr(Path, "home", no_home)
+  with caplog.at_level(logging.WARNING):
+    environment.enable_compilation_cache()
+  assert "home directory" in caplog.text
+
+
+def test_each_kind_of_cpu_has_its_own_programs(tmp_path):
+  def name(text):
+    path = tmp_path / "cpuinfo"
+    path.write_text(text)
+    return environment._cpu_name(path)
+
+  one = name("model: x\nflags\t\t: sse avx2\nflags\t\t: sse avx2\n")
+  assert one == name("model: x\nflags\t\t: avx2 sse\n")
+  assert one != name("model: x\nflags\t\t: sse avx2 avx512f\n")
+  assert name("Features\t: neon\n") != name("Features\t: neon sve\n")
+  assert environment._cpu_name(tmp_path / "none").isalnum()
+
+
+def test_the_oldest_programs_go_when_there_are_too_many(clean, tmp_path):
+  clean.setattr(environment, "PROGRAMS_BYTES", 25)
+  environment.enable_compilation_cache()
+  directory = Path(os.environ[PROGRAMS])
+  for age in range(4):
+    path = directory / f"{age}-cache"
+    path.write_bytes(bytes(10))
+    os.utime(path, (1e9 - age, 1e9 - age))
+  del os.environ[PROGRAMS]
+  environment.enable_compilation_cache()
+  assert {p.name for p in directory.iterdir()} == {"0-cache", "1-cache"}
+
+
+class FakeLibc:
+  def __init__(self):
+    self.calls = []
+
+  def mallopt(self, parameter, value):
+    self.calls.append((parameter, value))
+    return 1
+
+
+class FakeGlibc(FakeLibc):
+  def gnu_get_libc_version(self):
+    return b"2.40"
+
+
+@pytest.mark.parametrize(
+  ("libc", "platform", "environment", "tuned"),
+  [
+    (FakeGlibc(), "linux", {}, True),
+    (FakeGlibc(), "linux", {"DBL_JAX_MALLOC": "off"}, False),
+    (FakeGlibc(), "linux", {"MALLOC_ARENA_MAX": "2"}, False),
+    (FakeGlibc(), "linux", {"GLIBC_TUNABLES": "glibc.malloc.check=1"}, False),
+    (FakeLibc(), "linux", {}, False),
+    (FakeGlibc(), "darwin", {}, False),
+  ],
+  ids=["default", "off", "malloc set", "tunables set", "musl", "macOS"],
+)
+def test_memory_is_tuned_where_glibc_is_and_nobody_objects(
+  clean, libc, platform, environment, tuned
+):
+  clean.setenv("DBL_JAX_CACHE", "off")
+  for name, value in environment.items():
+    clean.setenv(name, value)
+  clean.setattr(sys, "platform", platform)
+  clean.setattr(ctypes, "CDLL", lambda name: libc)
+  environment.prepare()
+  assert bool(libc.calls) == tuned
+
+
+@pytest.mark.parametrize("error", [OSError, TypeError])
+def test_no_c_library_is_no_error(clean, error):
+  def refuse(name):
+    raise error
+
+  clean.setattr(ctypes, "CDLL", refuse)
+  environment.tune_malloc()
+
+
+@pytest.mark.skipif(
+  not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names,
+  reason="glibc's malloc",
+)
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_freed_memory_stays(clean, switch):
+  clean.setenv("DBL_JAX_MALLOC", switch)
+  done = run("""lambda _: (b"x" * (400 << 20)) and print(open(
+    "/proc/self/statm").read().split()[1])""")
+  held = int(done.stdout) * os.sysconf("SC_PAGE_SIZE")
+  assert (held > 400 << 20) == (switch == "on"), done.stderr
+
+
+def test_a_second_start_finds_its_programs(clean, tmp_path):
+  clean.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  clean.setenv("JAX_PLATFORMS", "cpu")
+  program = "lambda _: __import__('jax').jit(lambda x: x + 41)(1)"
+
+  def kept():
+    return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*-cache")}
+
+  done = run(program)
+  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+  programs = kept()
+  assert programs
+  done = run(program)
+  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+  assert kept() == programs
+  for path in programs:  # what a full disk leaves
+    path.write_bytes(b"")
+  done = run(program)
+  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+  assert all(path.stat().st_size for path in programs)
+  for path in programs:
+    path.write_bytes(path.read_bytes()[:100])
+  assert run(program).returncode == 0  # with JAX's warning
+
+
+def test_help_loads_neither_jax_nor_tensorflow(clean):
+  program = """
+import sys
+sys.argv = ["dbl-jax", "--help"]
+from dbl_jax import main
+try:
+  main.run()
+except SystemExit:
+  print({"jax", "tensorflow", "clu"} & set(sys.modules))
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.endswith("set()\n")
+  assert done.stderr == ""
+
+
+def test_loading_the_project_says_nothing_and_needs_no_tensorflow(clean):
+  done = run("""lambda _: (__import__("dbl_jax.train"),
+    __import__("dbl_jax.results"), print("tensorflow" in
+    __import__("sys").modules))""")
+  assert (done.stdout, done.stderr) == ("False\n", "")

@@ -1,0 +1,78 @@
+"""Figures of a run, where TensorBoard finds them."""
+
+import contextlib
+import subprocess
+import sys
+
+from dbl_jax.runtime import logs
+
+
+def test_tensorboard_files_need_no_tensorflow(tmp_path):
+  program = """
+import sys
+from pathlib import Path
+from dbl_jax.progress import Journal
+with Journal(Path(sys.argv[1]), True) as journal:
+  journal.write("pretrain", 3, 0.5, {"loss": 1.5, "grad_norm": 2.0})
+  journal.write("pretrain", 6, 1.0, {"loss": 0.5})
+print("tensorflow" in sys.modules)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert (done.stdout, done.stderr) == ("False\n", "")
+  assert read_events(tmp_path / "tensorboard") == [
+    (3, {"pretrain/loss": 1.5, "pretrain/grad_norm": 2.0}),
+    (6, {"pretrain/loss": 0.5}),
+  ]
+
+
+def test_damaged_lines_are_left_out(tmp_path, caplog):
+  path = tmp_path / "metrics.jsonl"
+  whole = b'{"phase": "pretrain", "step": 1, "loss": 0.5}'
+  damaged = [
+    b"{",
+    b"5",
+    b'{"step": 1}',
+    b'{"phase": "a", "step": "\xff"}',
+    b"\xff",
+  ]
+  path.write_bytes(b"\n".join([*damaged, whole, b'{"phase": "pre']))
+  assert logs.read_rows(path) == [{"phase": "pretrain", "step": 1, "loss": 0.5}]
+  assert caplog.text.count("a line is damaged") == 6
+
+
+def test_each_start_has_its_own_file_readable_at_once(tmp_path):
+  for step in (1, 2):
+    with logs.MetricWriter(tmp_path, True) as journal:
+      journal.write("pretrain", step, 1.0, {"loss": 0.25})
+      assert read_events(tmp_path / "tensorboard") == [
+        (done, {"pretrain/loss": 0.25}) for done in range(1, step + 1)
+      ]
+
+
+def read_events(directory):
+  """Step and figures of all events, checksums verified."""
+  from tensorboard.compat.proto.event_pb2 import Event
+  from tensorboard.compat.tensorflow_stub import errors
+  from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import (
+    PyRecordReader_New,
+  )
+
+  found = []
+  for path in sorted(directory.glob("events.out.tfevents.*")):
+    reader = PyRecordReader_New(str(path))
+    events = []
+    with contextlib.suppress(errors.OutOfRangeError):  # the file's end
+      while True:
+        reader.GetNext()
+        events.append(Event.FromString(reader.record()))
+    assert events[0].file_version == "brain.Event:2"
+    found += [
+      (event.step, {v.tag: v.simple_value for v in event.summary.value})
+      for event in events[1:]
+    ]
+  return found

@@ -1,0 +1,173 @@
+"""What a later phase lacks is told before the first begins to train."""
+
+import sys
+
+import pytest
+
+import tiny
+from dbl_jax import config as configs
+from dbl_jax import train
+from dbl_jax.data import pipeline
+from dbl_jax.errors import UserError
+from dbl_jax.losses import terms
+from dbl_jax.training import inputs, loop, phase
+
+CONTRASTIVE = {"nt_xent": {"temperature": 0.1}}
+LDAM = {"ldam": {"scale": 30.0}}
+# Fields, and what is said.
+WRONG = {
+  "a pattern of no parameter": (
+    {"classify.trained": ("head", "tail")},
+    r"classify: trained=\('head', 'tail'\): 'tail' matches no parameter",
+  ),
+  "nothing to train": ({"classify.trained": ()}, "trains nothing"),
+  "a batch larger than the data": (
+    {"classify.batch_size": 512},
+    "classify: batch_size=512 is larger than the training part",
+  ),
+  "a batch that does not divide": (
+    {"classify.batch_size": 36},
+    "classify: batch_size=36 does not divide over 8 devices",
+  ),
+  "an encoder not inherited": (
+    {"classify.inherit": ("encodr",)},
+    "neither inherits nor trains encoder/conv/bias",
+  ),
+  "a layer not inherited": (
+    {"classify.inherit": ("encoder/conv",)},
+    "neither inherits nor trains encoder/norm/bias",
+  ),
+  "nothing of this name to inherit": (
+    {"classify.inherit": ("encoder", "haed")},
+    "classify: inherit=.*'haed' matches no parameter",
+  ),
+  "a head to inherit that is another": (
+    {"classify.inherit": ("encoder", "head")},
+    "classify: The model to start from has another architecture",
+  ),
+  "features kept of an encoder that changes": (
+    {"classify.trained": ("encoder", "head")},
+    "classify.cached_views=1 keeps",
+  ),
+  "tau without a linear head": (
+    {"classify.predictor": "tau_normalised"},
+    "classify: predictor='tau_normalised' needs a linear head",
+  ),
+  "a probe of logits that are none": (
+    {"pretrain.predictor": "head"},
+    "pretrain.predictor='head' reads logits, but head.name='projection' gives"
+    " embeddings. Set head.name to joint or mlp",
+  ),
+  "a classifier's loss on a projection": (
+    {"classify.head": {"name": "projection"}},
+    "classify.losses.cross_entropy reads logits, but",
+  ),
+  "a contrastive loss on logits": (
+    {"classify.losses": CONTRASTIVE, "classify.views": 2},
+    "classify.losses.nt_xent reads embeddings, but head.name='mlp'",
+  ),
+  "no temperature": (
+    {"pretrain.losses": {"nt_xent": {}}},
+    "pretrain.losses.nt_xent.temperature is missing",
+  ),
+  "no prototypes": (
+    {"pretrain.losses": {"balanced_contrastive": {"temperature": 0.1}}},
+    "compares with prototypes, which the head has not",
+  ),
+  "margins of cosines without cosines": (
+    {"classify.losses": LDAM},
+    r"ldam has scale=30.0, but its logits are head.cosine=0.0 times",
+  ),
+  "margins of another scale": (
+    {"classify.losses": LDAM, "classify.head.cosine": 10.0},
+    r"head.cosine=10.0 times cosines. Set both alike",
+  ),
+  "no loss": ({"classify.losses": {}}, "classify has no loss, or none"),
+  "a loss that weighs nothing": (
+    {"classify.losses": {"cross_entropy": {"weight": 0.0}}},
+    "classify has no loss, or none of weight above 0",
+  ),
+  "a number for a loss": (
+    {"classify.losses": {"cross_entropy": 1.0}},
+    r"classify.losses={'cross_entropy': 1.0} is impossible. Expected options",
+  ),
+  "a word for yes or no": (
+    {"classify.head": {"name": "mlp", "hidden": (), "scaled": "no"}},
+    "classify.head.scaled='no' is impossible. Expected True or False",
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_trains(monkeypatch):
+  monkeypatch.setattr(
+    loop, "run_phase", lambda *_: pytest.fail("training began")
+  )
+  monkeypatch.setattr(
+    inputs, "extract", lambda *_: pytest.fail("encoding began")
+  )
+
+
+def changed(fields, cache):
+  config = tiny.get_config()
+  config.data.cache_dir = cache
+  for name, value in fields.items():
+    *path, last = name.split(".")
+    section = config
+    for part in path:
+      section = section[part]
+    section[last] = value
+  return config
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_is_told_before_training(name, cache, tmp_path):
+  fields, message = WRONG[name]
+  with pytest.raises(UserError, match=message):
+    train.train_and_evaluate(configs.resolve(changed(fields, cache)), tmp_path)
+  assert not (tmp_path / "checkpoints").exists()
+
+
+def test_so_is_what_is_not_installed(cache, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "sklearn", None)
+  config = changed({"classify.predictor": "svm"}, cache)
+  with pytest.raises(UserError, match="classify: predictor='svm' needs scikit"):
+    train.train_and_evaluate(configs.resolve(config), tmp_path)
+
+
+def test_so_are_features_that_need_tensorflow(cache, tmp_path, monkeypatch):
+  """Images fit the device; 64 views of their features do not."""
+  monkeypatch.setattr(pipeline, "_HOST_LIMIT", 150_000)
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  config = changed({"classify.cached_views": 64}, cache)
+  with pytest.raises(UserError, match=r"classify: .* needs TensorFlow"):
+    train.train_and_evaluate(configs.resolve(config), tmp_path)
+
+
+def test_a_loss_of_the_user_s_is_tried_on_shapes(cache, tmp_path, monkeypatch):
+  """A bug of theirs, with its trace, but not after a night."""
+
+  def broken(seen):
+    return (seen.logits @ seen.targets).mean(), {}
+
+  monkeypatch.setitem(terms.TERMS, "theirs", terms.Term(broken))
+  config = changed({"classify.losses": {"theirs": {}}}, cache)
+  with pytest.raises(TypeError, match="dot_general"):
+    train.train_and_evaluate(configs.resolve(config), tmp_path)
+
+
+def test_nothing_is_computed_to_see_it(cache, monkeypatch):
+  config = configs.resolve(changed({}, cache))
+  dataset = train.sources.load(config.data)
+  mesh = train.sharding.make_mesh()
+  monkeypatch.setattr(
+    phase.sharding, "put", lambda *_: pytest.fail("something was placed")
+  )
+  left = phase.check_phases(config, dataset, mesh, None)
+  kernel = left["params"]["head"]["logits"]["kernel"]
+  assert kernel.shape == (16, 7)

@@ -1,0 +1,283 @@
+"""Steps: what they change, what they leave, and that devices do not matter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from dbl_jax.data import pipeline, sources
+from dbl_jax.errors import UserError
+from dbl_jax.evaluation.forward import make_forward
+from dbl_jax.runtime import sharding
+from dbl_jax.training import inputs
+from dbl_jax.training.phase import make_trainer
+
+pytestmark = pytest.mark.usefixtures("debug_nans")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  return tiny.get_resolved(cache_dir=str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def dataset(config):
+  return sources.load(config.data)
+
+
+def model_of(trainer):
+  return trainer.state.model()
+
+
+def run(trainer, steps):
+  """The state after so many steps, and the figures of each."""
+  state, rows = trainer.state, []
+  take = pipeline.reader(trainer.feed, 0, steps, trainer.most)
+  while len(rows) < steps:
+    count = min(trainer.most, steps - len(rows))
+    state, figures = trainer.steps(
+      state, trainer.feed.resident, take(count), trainer.key, count
+    )
+    figures = jax.device_get(figures)
+    rows += [{k: v[i] for k, v in figures.items()} for i in range(count)]
+  return state, rows
+
+
+def start(config, dataset, phase, devices=None, given=None):
+  mesh = sharding.make_mesh(devices)
+  return make_trainer(config, phase, dataset, mesh, given)
+
+
+def host(tree):
+  return jax.tree.map(np.asarray, tree)
+
+
+@pytest.fixture
+def some_model(config, dataset):
+  return host(model_of(start(config, dataset, "pretrain")))
+
+
+def test_pretraining_moves_everything(config, dataset):
+  trainer = start(config, dataset, "pretrain")
+  before = host(trainer.state.model())
+  state, rows = run(trainer, 3)
+  for old, new in zip(
+    jax.tree.leaves(before), jax.tree.leaves(state.model()), strict=True
+  ):
+    assert (old != np.asarray(new)).any()
+  assert int(state.step) == 3
+  assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_the_two_views_of_one_image_are_the_positives(config, dataset):
+  plain = config.copy_and_resolve_references()
+  plain.pretrain.augment.update(NO_AUGMENTATION)
+  _, rows = run(start(plain, dataset, "pretrain"), 1)
+  assert rows[0]["contrastive_accuracy"] == 1
+
+
+@pytest.mark.parametrize("cached", [0, 2])
+def test_phase_2_leaves_the_encoder_bit_for_bit(
+  config, dataset, some_model, cached
+):
+  config = config.copy_and_resolve_references()
+  config.classify.cached_views = cached
+  trainer = start(config, dataset, "classify", given=some_model)
+  head = host(trainer.state.params["head"])
+  state, _ = run(trainer, 3)
+  for kind in ("params", "batch_stats"):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      some_model[kind]["encoder"],
+      host(state.model()[kind]["encoder"]),
+    )
+  for old, new in zip(
+    jax.tree.leaves(head), jax.tree.leaves(state.params["head"]), strict=True
+  ):
+    assert (old != np.asarray(new)).any()
+
+
+def test_phase_2_has_no_optimizer_state_for_the_encoder(
+  config, dataset, some_model
+):
+  trainer = start(config, dataset, "classify", given=some_model)
+  head = trainer.state.params["head"]
+  in_head = {leaf.shape for leaf in jax.tree.leaves(head)}
+  shapes = {leaf.shape for leaf in jax.tree.leaves(trainer.state.opt_state)}
+  assert shapes <= in_head | {()}
+
+
+def flops(trainer):
+  batches = pipeline.reader(trainer.feed, 0, 1, trainer.most)(1)
+  jit_eval_step = trainer.steps.lower(
+    trainer.state, trainer.feed.resident, batches, trainer.key, 1
+  ).compile()
+  return jit_eval_step.cost_analysis()["flops"]
+
+
+def test_phase_2_has_no_backward_pass_through_the_encoder(
+  config, dataset, some_model
+):
+  plain = config.copy_and_resolve_references()
+  plain.classify.cached_views = 0
+  frozen = start(plain, dataset, "classify", given=some_model)
+  whole = plain.copy_and_resolve_references()
+  whole.classify.trained = ("encoder", "head")
+  trained = start(whole, dataset, "classify", given=some_model)
+  kernel = some_model["params"]["encoder"]["conv"]["kernel"]
+  # The kernel's gradient costs what the convolution does: 2 FLOP a product.
+  convolution = 2 * 32 * 4 * 4 * kernel.size / 8
+  assert flops(trained) - flops(frozen) > 0.9 * convolution
+
+
+@pytest.mark.parametrize(
+  ("phase", "cached"), [("pretrain", 0), ("classify", 0), ("classify", 3)]
+)
+def test_one_and_eight_devices_train_alike(
+  config, dataset, some_model, phase, cached
+):
+  # Adam would turn rounding of a gradient that is zero into a whole step.
+  config = config.copy_and_resolve_references()
+  config[phase].optimizer.update(name="sgd", learning_rate=0.1)
+  config[phase].cached_views = cached
+  states, losses = [], []
+  for devices in (jax.devices()[:1], jax.devices()):
+    trainer = start(config, dataset, phase, devices, some_model)
+    state, rows = run(trainer, 3)
+    states.append(host(state.model()))
+    losses.append([row["loss"] for row in rows])
+  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=2e-4),
+    *states,
+  )
+
+
+def test_several_steps_in_one_dispatch_train_alike(config, dataset):
+  states, losses = [], []
+  for most in (1, 3):
+    several = config.copy_and_resolve_references()
+    several.steps_per_dispatch = most
+    state, rows = run(start(several, dataset, "pretrain"), 5)
+    states.append(host(state.model()))
+    losses.append([row["loss"] for row in rows])
+  assert losses[0] == losses[1]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+NO_AUGMENTATION = {
+  "crop_scale": None, "flip": 0.0, "jitter_prob": 0.0, "grey": 0.0,
+  "blur": 0.0, "rotation": 0.0,
+}  # fmt: skip
+
+
+def test_cached_features_train_the_head_that_images_train(
+  config, dataset, some_model
+):
+  heads = []
+  for cached in (0, 1):
+    form = config.copy_and_resolve_references()
+    form.classify.augment.update(NO_AUGMENTATION)
+    form.classify.cached_views = cached
+    trainer = start(form, dataset, "classify", given=some_model)
+    state, _ = run(trainer, 4)
+    heads.append(host(state.params["head"]))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *heads
+  )
+
+
+def test_cached_views_are_the_plain_image_and_random_ones(
+  config, dataset, some_model
+):
+  several = config.copy_and_resolve_references()
+  several.classify.cached_views = 3
+  trainer = start(several, dataset, "classify", given=some_model)
+  cached = trainer.parts["train"].images
+  plain, *others = np.moveaxis(cached, 1, 0)
+  forward = make_forward(
+    trainer.predict_step, trainer.state.model(), sharding.make_mesh()
+  )
+  images = dataset.parts["train"].images
+  np.testing.assert_allclose(plain, forward(images)[0], atol=1e-6)
+  for other in others:
+    assert (np.abs(other - plain).max(axis=1) > 1e-4).mean() > 0.9
+  assert np.abs(others[0] - others[1]).max() > 1e-4
+
+
+def test_each_step_draws_among_the_cached_views():
+  features = jnp.arange(5.0)[None, :, None] + jnp.zeros((64, 1, 1))
+  keys = jax.random.split(jax.random.key(0), 4)
+  draw = inputs.of_features({"views": 2, "mixup": 0.0}).draw
+  drawn = np.stack(
+    [draw(key, jnp.arange(64), features, None)[0] for key in keys]
+  )
+  assert drawn.shape == (4, 2, 64, 1)
+  assert {*drawn.ravel()} == {0.0, 1.0, 2.0, 3.0, 4.0}
+  assert len(np.unique(drawn[:, 0], axis=0)) == 4  # each step another choice
+  assert (drawn[0, 0] != drawn[0, 1]).any()  # each view too
+
+
+def test_caching_what_is_trained_is_refused(config, dataset, some_model):
+  config = config.copy_and_resolve_references()
+  config.pretrain.cached_views = 1
+  with pytest.raises(UserError, match=r"cached_views=0"):
+    start(config, dataset, "pretrain")
+
+
+def test_streamed_images_train_alike(config, dataset):
+  streamed = config.copy_and_resolve_references()
+  streamed.data.input = "tf_data"
+  a, _ = run(start(config, dataset, "pretrain"), 3)
+  b, _ = run(start(streamed, dataset, "pretrain"), 3)
+  jax.tree.map(np.testing.assert_array_equal, host(a.model()), host(b.model()))
+
+
+def test_seeds_differ_and_repeat(config, dataset):
+  """In the weights, in the order of images, and in what views draw."""
+  other = config.copy_and_resolve_references()
+  other.seed = 1
+  made = [start(c, dataset, "pretrain") for c in (config, config, other)]
+  (_, first), (_, again), _ = (run(trainer, 2) for trainer in made)
+  assert [row["loss"] for row in first] == [row["loss"] for row in again]
+  facts = [
+    (
+      trainer.state.params["encoder"]["conv"]["kernel"],
+      pipeline.reader(trainer.feed, 0, 1, trainer.most)(1)["id"],
+      jax.random.key_data(trainer.key),
+    )
+    for trainer in made
+  ]
+  for one, same, another in zip(*host(facts), strict=True):
+    np.testing.assert_array_equal(one, same)
+    assert (one != another).any()
+
+
+def test_bfloat16_keeps_parameters_and_statistics_in_float32(config, dataset):
+  half = config.copy_and_resolve_references()
+  half.model.update(name="resnet18", dtype="bfloat16")
+  trainer = start(half, dataset, "pretrain")
+  for leaf in jax.tree.leaves(trainer.state.model()):
+    assert leaf.dtype == jnp.float32
+
+
+def test_a_step_in_bfloat16_is_nearly_that_in_float32(config, dataset):
+  losses, updates = [], []
+  for dtype in ("float32", "bfloat16"):
+    half = config.copy_and_resolve_references()
+    half.model.update(name="resnet18", dtype=dtype)
+    half.pretrain.optimizer.update(
+      name="sgd", learning_rate=1.0, warmup=0.0, weight_decay=0.0
+    )
+    trainer = start(half, dataset, "pretrain", jax.devices()[:1])
+    before = host(trainer.state.params)
+    state, rows = run(trainer, 1)
+    moved = jax.tree.map(np.subtract, host(state.params), before)
+    updates.append(np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]))
+    losses.append(rows[0]["loss"])
+  assert losses[0] != losses[1]
+  np.testing.assert_allclose(*losses, rtol=0.02)
+  one, other = updates
+  cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+  assert cosine > 0.8
