@@ -1,4 +1,4 @@
-"""What a run comes to: metrics.json, scores, the confusion matrix, the page."""
+"""Evaluation of a run: metrics.json, scores, confusion matrix and report."""
 
 import logging
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ from dbl_jax.runtime.logs import read_rows
 from dbl_jax.runtime.provenance import provenance
 from dbl_jax.training import checkpoint, inputs, steps
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
-class Run(NamedTuple):
-  """Where a model comes from.
+class TrainedRun(NamedTuple):
+  """Provenance of a model.
 
   Attributes:
     config: the run's resolved config.
@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
 
 def skipped_steps(history: list[dict[str, Any]]) -> dict[str, int]:
-  """Phase -> steps left out because loss or gradient were not finite."""
+  """Phase -> number of steps skipped because of a value that is not finite."""
   return {
     row["phase"]: int(row[steps.SKIPPED])
     for row in history
@@ -56,15 +56,15 @@ def skipped_steps(history: list[dict[str, Any]]) -> dict[str, int]:
 def better_lost(
   history: list[dict[str, Any]], phase: str, step: int
 ) -> int | None:
-  """The step of a checkpoint that validated better but was damaged since.
+  """Finds a checkpoint that validated better and has been damaged since.
 
   Args:
     history: rows of the run's metrics.jsonl.
-    phase: one that keeps its best checkpoint.
-    step: the best there is.
+    phase: a phase with keep="best".
+    step: the best checkpoint that exists.
 
   Returns:
-    The step that the journal says was best; None where that is `step`.
+    The best step according to the history; None if it is `step`.
   """
   scores = {
     row["step"]: row[f"val_{checkpoint.METRIC}"]
@@ -76,26 +76,26 @@ def better_lost(
 
 
 def write(
-  run: Run, dataset: Dataset, split: str, known: FitContext, out: Path
+  run: TrainedRun, dataset: Dataset, split: str, context: FitContext, out: Path
 ) -> dict[str, Any]:
-  """Evaluates a part of the data and writes all of it.
+  """Evaluates a split and writes metrics, scores and the report.
 
   Args:
-    run: where the model comes from.
+    run: provenance of the model.
     dataset: the data.
-    split: name of the part.
-    known: the model, and what a predictor may look at.
-    out: folder to write to, made if need be.
+    split: name of the split.
+    context: the model, and what a predictor may look at.
+    out: output folder; created if missing.
 
   Returns:
-    What `metrics.json` holds.
+    The content of `metrics.json`.
   """
   part, names = dataset.parts[split], dataset.class_names
-  # On several hosts all take part in whatever runs the model.
-  fitted = predictors.fit(run.config[run.phase].predictor, known)
-  seen = known.forward(part.images)
-  result, scores = evaluate(fitted, seen, part.labels, names)
-  validation = fitted.scores(*known.validation)
+  # All hosts take part in every forward pass.
+  fitted = predictors.fit(run.config[run.phase].predictor, context)
+  model_outputs = context.forward(part.images)
+  result, scores = evaluate(fitted, model_outputs, part.labels, names)
+  validation = fitted.scores(*context.validation)
   metrics = {"dataset": dataset.name, "split": split} | result
   metrics |= {
     "phase": run.phase,
@@ -111,7 +111,7 @@ def write(
   }
   if not distributed.is_main():
     return metrics
-  counts = np.bincount(known.labels, minlength=len(names))
+  counts = np.bincount(context.labels, minlength=len(names))
   predictions.save(
     out / f"scores_{split}.npz",
     predictions.Predictions(
@@ -119,7 +119,7 @@ def write(
       counts,
       part.labels,
       scores,
-      known.validation_labels,
+      context.validation_labels,
       validation,
       fitted.name in predictors.CALIBRATED,
     ),
@@ -130,7 +130,7 @@ def write(
     train_counts=counts.tolist(),
     history=run.history,
     view_pairs=_view_pairs(run.config, dataset),
-    activation=_activation(run, known.variables, part, scores, names),
+    activation=_activation(run, context.variables, part, scores, names),
     title=f"{' + '.join(configs.phases(run.config))} on {dataset.name}",
   )
   return metrics
@@ -139,7 +139,7 @@ def write(
 def _view_pairs(
   config: ConfigDict, dataset: Dataset
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """One training image of each class and two views of it, for the eye."""
+  """One training image of each class and two augmented views of it."""
   images, labels = dataset.parts["train"]
   _, first = np.unique(labels, return_index=True)
   views = dict(config[configs.phases(config)[0]]) | {"views": 2, "mixup": 0.0}
@@ -152,13 +152,13 @@ def _view_pairs(
 
 
 def _activation(
-  run: Run,
+  run: TrainedRun,
   variables: Mapping[str, Any],
   part: Split,
   scores: np.ndarray,
   class_names: tuple[str, ...],
 ) -> bytes | None:
-  """Class activation maps, where the head is linear on averages of a map."""
+  """Class activation maps, if the head is linear on an averaged map."""
   config = run.config
   head = variables["params"]["head"]
   averaged = config.model.get("pooling", "average") == "average"
@@ -174,7 +174,7 @@ def _activation(
     )
   )(part.images[chosen])
   maps = found.get("intermediates", {}).get("encoder", {}).get("maps", [None])
-  # Of a map of few pixels there is nothing to tell apart.
+  # A map of fewer pixels shows nothing.
   if maps[0] is None or maps[0].shape[1] * maps[0].shape[2] < 4:
     return None
   of_classes = activation_maps.class_activation_maps(
@@ -197,21 +197,21 @@ def evaluate_workdir(
   out: Path,
   predictor: str | None = None,
 ) -> dict[str, Any]:
-  """Restores a run's model and evaluates it.
+  """Restores the model of a run and evaluates it.
 
   Args:
-    workdir: of the run.
-    data_dir: another copy of the data, or None for the run's own.
+    workdir: workdir of the run.
+    data_dir: another copy of the data, or None for the run's data.
     split: 'train', 'validation' or 'test'.
-    out: folder to write to, made if need be.
-    predictor: name in `predictors.PREDICTORS`, or None for the run's own.
+    out: output folder; created if missing.
+    predictor: name in `predictors.PREDICTORS`, or None for the run's predictor.
 
   Returns:
-    What `metrics.json` holds.
+    The content of `metrics.json`.
 
   Raises:
-    UserError: if there is no checkpoint, it does not fit its config, or the
-      data's classes are others; or its images, unless `data_dir` names them.
+    UserError: if there is no checkpoint, it does not match its config, or the
+      data has other classes; or other images, unless `data_dir` is given.
   """
   phase = last_phase(workdir)
   directory = checkpoint.phase_dir(workdir, phase)
@@ -231,7 +231,7 @@ def evaluate_workdir(
   _check_images(dataset, meta, workdir, data_dir)
   if split not in dataset.parts:
     raise UserError(
-      f"--split={split}: no such part. There are {', '.join(dataset.parts)}."
+      f"--split={split}: no such split. There are {', '.join(dataset.parts)}."
     )
   model = make_model(config.model, config[phase].head, len(dataset.class_names))
   _check_shapes(model, variables, dataset.image_size, directory)
@@ -239,18 +239,18 @@ def evaluate_workdir(
   images = inputs.of_images(config[phase], dataset.image_size, "frozen")
   step_of = jit_eval_step(steps.make_eval_step(model, images), mesh)
   history = read_rows(workdir / "metrics.jsonl")
-  run = Run(config, phase, step, history, provenance())
-  model_known = known(step_of, variables, dataset, mesh)
-  return write(run, dataset, split, model_known, out)
+  run = TrainedRun(config, phase, step, history, provenance())
+  context = fit_context(step_of, variables, dataset, mesh)
+  return write(run, dataset, split, context, out)
 
 
 def _config_of(
   meta: Mapping[str, Any], phase: str, predictor: str | None, directory: Path
 ) -> ConfigDict:
-  """The config of a checkpoint, which may be a stranger's or another version's.
+  """The config of a checkpoint, which may come from another version.
 
   Raises:
-    UserError: if it is none that this version knows.
+    UserError: if this version cannot read it.
   """
   config = configs.from_dict(meta["config"])
   if not isinstance(config.get(phase), ConfigDict):
@@ -261,7 +261,7 @@ def _config_of(
   if predictor is not None:
     config[phase].predictor = predictor
   config = configs.resolve(config)
-  # A stranger's must not choose where folders are made.
+  # A checkpoint from elsewhere must not choose where folders are created.
   if not Path(config.data.cache_dir).expanduser().is_dir():
     config.data.cache_dir = ""
   return config
@@ -280,7 +280,7 @@ def _check_images(
       " the same, name them with --data_dir; without a test part of their own,"
       " images it was trained on may be among those it is tested on."
     )
-  log.warning(
+  logger.warning(
     "%s in --data_dir: without a test part of their own, images it was trained"
     " on may be among those it is tested on.",
     what,
@@ -290,7 +290,7 @@ def _check_images(
 def _check_shapes(
   model: Model, variables: Mapping[str, Any], size: int, directory: Path
 ) -> None:
-  """Raises UserError if parameters are not those of the config beside them."""
+  """Raises UserError if the parameters do not match the stored config."""
   expected = jax.eval_shape(
     lambda: steps.init_variables(model, jax.random.key(0), size)
   )
@@ -302,22 +302,22 @@ def _check_shapes(
     )
 
 
-def known(
+def fit_context(
   eval_step: Any,
   variables: dict[str, Any],
   dataset: Dataset,
   mesh: jax.sharding.Mesh,
 ) -> FitContext:
-  """A trained model with the parts that predictors may look at.
+  """Combines a trained model with the splits a predictor may be fitted on.
 
   Args:
-    eval_step: of the model over images, compiled.
-    variables: of the model.
+    eval_step: compiled forward pass over images.
+    variables: variables of the model.
     dataset: with 'train' and 'validation'.
     mesh: the devices.
 
   Returns:
-    It.
+    The context.
   """
   placed = sharding.put(variables, sharding.replicated(mesh))
   return FitContext(
@@ -329,7 +329,7 @@ def known(
 
 
 def last_phase(workdir: Path) -> str:
-  """The latest phase of which a run has checkpoints."""
+  """Name of the last phase that has checkpoints."""
   if not workdir.is_dir():
     raise UserError(
       f"--workdir={workdir} is not a folder. Give the workdir of a run."

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dbl_jax import config as configs
 from dbl_jax.errors import UserError
 from dbl_jax.training import checkpoint
 
@@ -34,6 +33,7 @@ MOMENTS = {
   "phase change": 0.5,
   "report": 1.0,
 }
+_PHASES = ("pretrain", "classify")
 _POLL = 0.002
 _FILES = ("metrics.json", "metrics.jsonl")
 
@@ -123,7 +123,7 @@ def soak(
   if whole.start().wait():
     end = whole.log.read_text()[-500:]
     raise UserError(f"The run left alone failed, saying last: {end}")
-  finals = {phase: _latest(whole.workdir, phase) for phase in configs.PHASES}
+  finals = {phase: _latest(whole.workdir, phase) for phase in _PHASES}
   tally = Tally(collections.Counter(), [], [])
   while tally.kills.total() < kills and not tally.faults:
     run = whole._replace(folder=folder / f"killed{len(tally.ended)}")
@@ -191,7 +191,7 @@ def moment(run: Run, finals: dict[str, int], old: set[Path]) -> str:
     return "data" if preparing else "start"
   if _unfinished_saves(run.workdir) - old:
     return "save"
-  first, last = configs.PHASES
+  first, last = _PHASES
   if _latest(run.workdir, last) == finals[last]:
     return "report"
   second = checkpoint.phase_dir(run.workdir, last)
@@ -216,7 +216,7 @@ def differences(whole: Path, other: Path) -> list[str]:
     for name in _FILES
     if (whole / name).read_bytes() != (other / name).read_bytes()
   ]
-  for phase in configs.PHASES:
+  for phase in _PHASES:
     for keep in ("best", "latest"):
       models = [
         checkpoint.load_model(checkpoint.phase_dir(workdir, phase), keep)

@@ -1,4 +1,4 @@
-"""A run: its phases one after the other, then the test part and the report."""
+"""A run: trains its phases in order, then evaluates the test split."""
 
 import contextlib
 import logging
@@ -13,35 +13,37 @@ from dbl_jax import evaluate, workdirs
 from dbl_jax.data import sources
 from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
+from dbl_jax.evaluation.forward import jit_eval_step
 from dbl_jax.runtime import distributed, sharding, signals, trees
 from dbl_jax.runtime.logs import MetricWriter, say
 from dbl_jax.runtime.provenance import provenance
-from dbl_jax.training import checkpoint, loop, optim
-from dbl_jax.training.phase import Trainer, check_phases, make_trainer
+from dbl_jax.training import checkpoint, loop, optim, steps
+from dbl_jax.training.phase import Phase, check_phases, make_phase
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+# Phases of an earlier run to start from, the last that trains an encoder first.
+START_PHASES = ("finetune", "pretrain", "classify")
 
 
 def train_and_evaluate(
   config: ConfigDict, workdir: Path, *, accept_changes: bool = False
 ) -> dict[str, Any]:
-  """Runs all phases of a config, then the test part once, and reports.
+  """Trains all phases of a config, evaluates the test split and reports.
 
-  Run again with the same config and workdir, it goes on where it stopped.
-  Ctrl-C and SIGTERM end it in order.
+  Called again with the same config and workdir, it resumes. Ctrl-C and SIGTERM
+  save a checkpoint and end the run.
 
   Args:
-    config: as `config.resolve` returns it.
-    workdir: folder of the run, made if need be.
-    accept_changes: go on with a run of another config or other images, which
-      is refused otherwise.
+    config: as returned by `config.resolve`.
+    workdir: folder of the run; created if missing.
+    accept_changes: resume even if config or images have changed.
 
   Returns:
-    What `metrics.json` holds.
+    The content of `metrics.json`.
 
   Raises:
-    UserError: for anything the user can mend.
-    stopping.Stopped: if a signal ended it.
+    UserError: for anything the user can correct.
+    signals.Stopped: if a signal ended the run.
   """
   workdir = workdir.expanduser().resolve()
   with (
@@ -60,75 +62,84 @@ def train_and_evaluate(
 def _run(
   config: ConfigDict, workdir: Path, stop: signals.Stop, accept_changes: bool
 ) -> dict[str, Any]:
-  """`train_and_evaluate`, in a workdir that is this run's."""
+  """Runs all phases in a locked workdir; see `train_and_evaluate`."""
   made_by = provenance()
   variables: dict[str, Any] | None = None
-  known_classes: tuple[str, ...] = ()
+  start_classes: tuple[str, ...] = ()
   if config.init_from:
-    variables, known_classes = checkpoint.load_start(
-      config.init_from, configs.PHASES
+    variables, start_classes = checkpoint.load_start(
+      config.init_from, START_PHASES
     )
   with distributed.main_first("data"):
     dataset = sources.load(config.data)
   if variables is not None:
-    _check_classes(config, dataset, variables, known_classes)
+    _check_classes(config, dataset, variables, start_classes)
   mesh = sharding.make_mesh()
   with jax.set_mesh(mesh):
     check_phases(config, dataset, mesh, variables)
   say(_headline(config, dataset, mesh))
-  with MetricWriter(workdir, config.tensorboard) as journal, jax.set_mesh(mesh):
+  with MetricWriter(workdir, config.tensorboard) as writer, jax.set_mesh(mesh):
     for name in configs.phases(config):
-      trainer = make_trainer(config, name, dataset, mesh, variables)
-      _describe(trainer, workdir / f"parameters_{name}.txt")
+      phase = make_phase(config, name, dataset, variables)
+      _write_parameter_overview(phase, workdir / f"parameters_{name}.txt")
       directory = checkpoint.phase_dir(workdir, name)
       with distributed.main_first(f"checkpoints of {name}"):
         checkpoint.quarantine_damaged(directory)
       with checkpoint.open_manager(directory) as manager:
+        # Cached features belong to one encoder, so its checksum is stored.
+        cached = variables is not None and phase.config.cached_views
         meta = {
           "config": config.to_dict(),
           "class_names": dataset.class_names,
           "fingerprint": dataset.fingerprint,
           "phase": name,
-          # Whose features are cached: those of one model go with one head.
-          "start": None
-          if variables is None or not trainer.phase.cached_views
-          else checkpoint.of_arrays(variables),
+          "start": checkpoint.of_arrays(variables) if cached else None,
         }
+        compiled = loop.compile_phase(phase, dataset.parts, mesh, config)
         with stop.in_order():
           loop.run_phase(
-            trainer,
+            compiled,
             manager,
-            journal,
+            writer,
             meta,
             config.log_every,
             stop,
             accept_changes,
           )
-      _say_skipped(name, journal.rows())
-      keep = trainer.phase.keep
-      variables, step = checkpoint.load_model(directory, keep)
-      lost = evaluate.better_lost(journal.rows(), name, step)
-      if keep == "best" and lost is not None:
-        log.warning(
-          "%s: the best checkpoint, of step %d, was damaged and is set aside;"
-          " step %d is taken. Start over in another --workdir for the result"
-          " of a run that lost nothing.",
-          name,
-          lost,
-          step,
-        )
+      variables, step = checkpoint.load_model(directory, phase.config.keep)
+      _report_losses(phase, step, writer.rows())
     assert variables is not None  # a config has a phase
-    run = evaluate.Run(config, trainer.name, step, journal.rows(), made_by)
-    known = evaluate.known(trainer.predict_step, variables, dataset, mesh)
-    return evaluate.write(run, dataset, "test", known, workdir)
+    run = evaluate.TrainedRun(config, name, step, writer.rows(), made_by)
+    predict_step = jit_eval_step(
+      steps.make_eval_step(phase.model, phase.images), mesh
+    )
+    context = evaluate.fit_context(predict_step, variables, dataset, mesh)
+    return evaluate.write(run, dataset, "test", context, workdir)
 
 
-def _say_skipped(phase: str, rows: list[dict[str, Any]]) -> None:
-  """Says how many steps of a phase changed nothing."""
-  skipped = evaluate.skipped_steps(rows).get(phase, 0)
+def _report_losses(phase: Phase, step: int, rows: list[dict[str, Any]]) -> None:
+  """Reports skipped steps, and a best checkpoint lost to damage.
+
+  Args:
+    phase: a finished phase.
+    step: step of the checkpoint that the next phase starts from.
+    rows: all rows of metrics.jsonl.
+  """
+  skipped = evaluate.skipped_steps(rows).get(phase.name, 0)
   if skipped:
     say(
-      f"{phase}: {skipped} steps skipped, whose loss or gradient was not finite"
+      f"{phase.name}: {skipped} steps skipped, whose loss or gradient was not"
+      " finite"
+    )
+  lost = evaluate.better_lost(rows, phase.name, step)
+  if phase.config.keep == "best" and lost is not None:
+    logger.warning(
+      "%s: the best checkpoint, of step %d, was damaged and is in quarantine;"
+      " step %d is used instead. For the result of a run without damage, train"
+      " again in another --workdir.",
+      phase.name,
+      lost,
+      step,
     )
 
 
@@ -136,38 +147,36 @@ def _check_classes(
   config: ConfigDict,
   dataset: Dataset,
   variables: dict[str, Any],
-  known: tuple[str, ...],
+  start_classes: tuple[str, ...],
 ) -> None:
-  """A classifier taken over must mean the same classes, in the same order."""
+  """Raises UserError if an inherited head has other classes than the data."""
   inherit = config[configs.phases(config)[0]].inherit
   head = trees.by_path({"head": variables["params"]["head"]})
-  takes_head = any(optim.matches(path, inherit) for path in head)
-  if takes_head and known != tuple(dataset.class_names):
+  inherits_head = any(optim.matches(path, inherit) for path in head)
+  if inherits_head and start_classes != tuple(dataset.class_names):
     raise UserError(
       f"The run in config.init_from={config.init_from} knows the classes"
-      f" {', '.join(known)}, in this order; the data has"
+      f" {', '.join(start_classes)}, in this order; the data has"
       f" {', '.join(dataset.class_names)}. Inherit its encoder alone"
       " (inherit=('encoder',)), or use data with its classes."
     )
 
 
-def _describe(trainer: Trainer, path: Path) -> None:
-  """Writes tables of the parameters a phase trains and of those it does not."""
+def _write_parameter_overview(phase: Phase, path: Path) -> None:
+  """Writes tables of trained and frozen parameters, where clu is installed."""
   try:
     from clu import parameter_overview
-  except ImportError:  # a machine with what training needs and no more
+  except ImportError:  # training itself does not need clu
     return
-  leaves = jax.tree.leaves_with_path(trainer.state.params)
-  trained = jax.tree.leaves(trainer.trained)
   groups: dict[str, dict[str, Any]] = {"Trained": {}, "Frozen": {}}
-  for (path_to_leaf, leaf), changes in zip(leaves, trained, strict=True):
-    name = jax.tree_util.keystr(path_to_leaf, simple=True, separator="/")
-    groups["Trained" if changes else "Frozen"][name] = leaf
+  trained = trees.by_path(phase.trained)
+  for name, leaf in trees.by_path(phase.state.params).items():
+    groups["Trained" if trained[name] else "Frozen"][name] = leaf
   tables = [
     f"{title}\n"
-    + parameter_overview.get_parameter_overview(found, include_stats=False)
-    for title, found in groups.items()
-    if found
+    + parameter_overview.get_parameter_overview(leaves, include_stats=False)
+    for title, leaves in groups.items()
+    if leaves
   ]
   if distributed.is_main():
     path.write_text("\n\n".join(tables) + "\n")

@@ -218,7 +218,7 @@ def nothing_trains(monkeypatch, tmp_path):
   monkeypatch.chdir(mains.ROOT)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
   monkeypatch.setattr(
-    train, "make_trainer", lambda *_: pytest.fail("training began")
+    train, "make_phase", lambda *_: pytest.fail("training began")
   )
 
 

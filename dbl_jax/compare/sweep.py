@@ -218,7 +218,7 @@ def _check(entries: Sequence[Entry]) -> None:
       first, *_ = chain = _chain(entry.stage)
       given, left = first.config.init_from, None
       if given:
-        left, _ = checkpoint.load_start(given, configs.PHASES)
+        left, _ = checkpoint.load_start(given, train.START_PHASES)
       with jax.set_mesh(mesh):
         for stage in chain:
           left = check_phases(stage.config, loaded[1], mesh, left)

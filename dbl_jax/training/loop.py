@@ -1,185 +1,315 @@
-"""The one training loop: a phase, from where it stopped to its end."""
+"""The one training loop: runs a phase from its last checkpoint to its end."""
 
+import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
 from dbl_jax.data import pipeline, sampling
+from dbl_jax.data.datasets import Split
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
-from dbl_jax.evaluation.forward import evaluate, make_forward
+from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
-from dbl_jax.runtime import distributed, signals
+from dbl_jax.runtime import distributed, sharding, signals
 from dbl_jax.runtime.logs import MetricWriter, Progress, say
-from dbl_jax.training import checkpoint, steps
-from dbl_jax.training.phase import Trainer, evaluation_steps
+from dbl_jax.training import checkpoint, inputs, steps
+from dbl_jax.training.phase import Phase
 from dbl_jax.training.state import TrainState
 
-# Seconds. To save a quick phase after every epoch takes longer than to train
-# it; a better one is saved always.
+# Seconds. Saving a quick phase after every epoch takes longer than training
+# it; a checkpoint with a better score is saved at once.
 _SAVE_EVERY = 30.0
+# Steps per dispatch unless the config sets it. Their indices are sent together.
+_MAX_STEPS_PER_DISPATCH = 1000
 
-# For each dispatch the number of steps, and their figures f32[L].
+# Dispatched steps whose metrics have not been read: for each dispatch the
+# number of steps and the metrics f32[L].
 _Pending = list[tuple[int, dict[str, jax.Array]]]
 
 
+@dataclasses.dataclass(frozen=True)
+class CompiledPhase:
+  """A phase on the devices. Made by `compile_phase`.
+
+  Attributes:
+    phase: the phase.
+    state: its state, on every device.
+    train_steps: several training steps as one program, see `steps.repeat`.
+    max_steps_per_dispatch: the largest number of steps per call.
+    eval_step: forward pass over rows of `splits`.
+    splits: what the phase reads: images, or features in place of images.
+    pipeline: the training input.
+  """
+
+  phase: Phase
+  state: TrainState
+  train_steps: steps.TrainStep
+  max_steps_per_dispatch: int
+  eval_step: Any
+  splits: Mapping[str, Split]
+  pipeline: pipeline.InputPipeline
+
+
+def compile_phase(
+  phase: Phase,
+  splits: Mapping[str, Split],
+  mesh: jax.sharding.Mesh,
+  config: ConfigDict,
+) -> CompiledPhase:
+  """Places state and data on the devices and wraps the steps in `jax.jit`.
+
+  Features of a frozen encoder are extracted here if the phase caches them.
+
+  Args:
+    phase: as returned by `make_phase`.
+    splits: images, with 'train' and 'validation'.
+    mesh: the devices.
+    config: resolved config of the run.
+
+  Returns:
+    The compiled phase; its `state` is donated by `train_steps`.
+  """
+  state = sharding.put(phase.state, sharding.replicated(mesh))
+  if phase.config.cached_views:
+    splits = inputs.extract(
+      phase.model,
+      state.model(),
+      splits,
+      phase.config,
+      phase.key,
+      mesh,
+      phase.name,
+    )
+  max_steps = _max_steps_per_dispatch(phase, mesh, config)
+  train = splits["train"]
+  return CompiledPhase(
+    phase=phase,
+    state=state,
+    train_steps=jax.jit(
+      steps.repeat(phase.train_step, max_steps),
+      donate_argnums=0,
+      out_shardings=sharding.replicated(mesh),
+    ),
+    max_steps_per_dispatch=max_steps,
+    eval_step=jit_eval_step(
+      steps.make_eval_step(phase.model, phase.inputs), mesh
+    ),
+    splits=splits,
+    pipeline=pipeline.make_pipeline(
+      train.images, train.labels, phase.sampler, mesh, config.data.input
+    ),
+  )
+
+
+def _max_steps_per_dispatch(
+  phase: Phase, mesh: jax.sharding.Mesh, config: ConfigDict
+) -> int:
+  """The config's value, or one that suits the device.
+
+  On a CPU a step over images takes so long that its dispatch costs nothing,
+  and Ctrl-C waits for the end of what has been dispatched.
+  """
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  one = on_cpu and not phase.config.cached_views
+  several = min(config.log_every, _MAX_STEPS_PER_DISPATCH)
+  return config.steps_per_dispatch or (1 if one else several)
+
+
 def run_phase(
-  trainer: Trainer,
+  compiled: CompiledPhase,
   manager: ocp.CheckpointManager,
-  journal: MetricWriter,
+  writer: MetricWriter,
   meta: dict[str, Any],
   log_every: int,
   stop: signals.Stop,
   accept_changes: bool = False,
 ) -> None:
-  """Trains a phase to its end, from where an earlier start stopped.
+  """Trains a phase to its end, starting from its latest checkpoint.
 
-  Asked to stop, it finishes the step in flight, saves and returns.
+  When a stop is requested, the steps in flight are finished and saved.
 
   Args:
-    trainer: of the phase.
-    manager: of the phase's checkpoints.
-    journal: where figures go.
-    meta: kept with each checkpoint; its class_names name the labels.
-    log_every: steps between figures.
-    stop: whether to stop.
-    accept_changes: as of `train.train_and_evaluate`.
+    compiled: the phase.
+    manager: checkpoints of the phase.
+    writer: receives the metrics.
+    meta: stored with each checkpoint; `meta['class_names']` names the labels.
+    log_every: steps between two rows of metrics.
+    stop: whether a stop is requested.
+    accept_changes: see `train.train_and_evaluate`.
 
   Raises:
-    UserError: if loss or gradients are no longer finite.
+    UserError: if loss or gradients are not finite.
   """
+  phase = compiled.phase
   restored = checkpoint.restore_latest(
-    manager, trainer.state, meta, accept_changes
+    manager, compiled.state, meta, accept_changes
   )
-  state = trainer.state if restored is None else restored
-  start, total = int(state.step), trainer.total
-  per_epoch = sampling.steps_per_epoch(trainer.feed.sampler)
-  progress = Progress(trainer.name, total, trainer.phase.batch_size)
-  journal.rewind(trainer.name, start)
-  if start:
-    say(f"{trainer.name}: going on from step {start} of {total}")
-  marks = evaluation_steps(trainer)
-  take = pipeline.reader(trainer.feed, start, total, trainer.most)
-  unread: list[tuple[int, _Pending]] = []
+  state = compiled.state if restored is None else restored
+  step = resumed_from = int(state.step)
+  writer.rewind(phase.name, step)
+  log = _Log(phase, writer, manager)
+  if step:
+    say(f"{phase.name}: resuming from step {step} of {phase.num_steps}")
+  next_batches = pipeline.reader(
+    compiled.pipeline, step, phase.num_steps, compiled.max_steps_per_dispatch
+  )
   best, saved = checkpoint.best_so_far(manager), time.monotonic()
-  saved_step = start
-  # Of a phase without steps, what it starts from is what it leaves.
-  looks = _looks(start, total, log_every, marks) if total else [0]
-  for look in looks if restored is None or total else []:
-    state, pending = _advance(trainer, state, take, look - start, stop)
-    start += sum(count for count, _ in pending)
-    unread += [(start, pending)] if pending else []
-    leaving = distributed.any_asks(stop.requested)
-    validating = start == look and look in marks
-    # One behind, so that the devices work while the host looks.
-    while len(unread) > (not validating and not leaving):
-      done, pending = unread.pop(0)
-      figures = _finite(pending, done, trainer, manager)
-      if done in looks:  # or else stopped between two
-        journal.write(trainer.name, done, done / per_epoch, figures)
-        _show(progress, figures, done, total, per_epoch, last=done in marks)
+  # Step 0 is validated if the phase has no steps and was not validated yet.
+  done = -1 if restored is None else step
+  targets = [target for target in _log_steps(phase, log_every) if target > done]
+  for target in targets:
+    state, pending = _dispatch(
+      compiled, state, next_batches, target - step, stop
+    )
+    step += sum(count for count, _ in pending)
+    log.add(step, pending)
+    stopping = distributed.any_asks(stop.requested)
+    validating = step == target and target in phase.eval_steps
+    # The latest metrics stay unread, so that the devices work meanwhile.
+    log.flush(keep=0 if validating or stopping else 1, targets=targets)
     if validating:
-      result = validate(trainer, state, meta["class_names"])
-      journal.write(trainer.name, look, look / per_epoch, result)
-      _say_result(trainer.name, look / per_epoch, result)
-      scores, now = _selection(result), time.monotonic()
-      # Of equals Orbax takes the last, so that one is saved whatever the time.
-      better = scores[checkpoint.METRIC] >= best
-      late = look == total or now - saved > _SAVE_EVERY
-      if distributed.agreed(better or late or leaving):
-        checkpoint.save(manager, state, scores, meta)
-        best, saved = max(best, scores[checkpoint.METRIC]), now
-    elif leaving and start > saved_step:
+      scores = validate(compiled, state, meta["class_names"])
+      log.write_scores(step, scores)
+      metrics, now = _selection_metrics(scores), time.monotonic()
+      # Of two equal checkpoints Orbax prefers the later one: save it, too.
+      better = metrics[checkpoint.METRIC] >= best
+      due = step == phase.num_steps or now - saved > _SAVE_EVERY
+      if distributed.agreed(better or due or stopping):
+        checkpoint.save(manager, state, metrics, meta)
+        best, saved = max(best, metrics[checkpoint.METRIC]), now
+    elif stopping and step > resumed_from:
       checkpoint.save(manager, state, checkpoint.NOT_VALIDATED, meta)
-    if leaving:
+    if stopping:
       break
   manager.wait_until_finished()
 
 
-def _show(
-  progress: Progress,
-  figures: dict[str, float],
-  done: int,
-  total: int,
-  per_epoch: float,
-  last: bool,
-) -> None:
-  progress.show(
-    done,
-    f"epoch {done / per_epoch:.1f}/{total / per_epoch:.1f}",
-    f"step {done}/{total}",
-    f"loss {figures['loss']:.4f}",
-    last=last,
-  )
+def _log_steps(phase: Phase, log_every: int) -> list[int]:
+  """Steps after which metrics are read, those of validation among them."""
+  logged = range(log_every, phase.num_steps, log_every)
+  return sorted({*logged, *phase.eval_steps})
 
 
-def _advance(
-  trainer: Trainer,
+def _dispatch(
+  compiled: CompiledPhase,
   state: TrainState,
-  take: pipeline.Take,
-  ahead: int,
+  next_batches: pipeline.Take,
+  num_steps: int,
   stop: signals.Stop,
 ) -> tuple[TrainState, _Pending]:
-  """Dispatches the steps ahead, fewer if asked to stop.
+  """Dispatches a number of steps, fewer if a stop is requested.
 
-  It waits for all but the last two dispatches: so many keep a device busy, and
-  more would have to be waited for in order to stop.
+  It waits for all but the last two dispatches: two keep a device busy, and a
+  stop would have to wait for more.
   """
   pending: _Pending = []
-  for done in range(0, ahead, trainer.most):
-    # Several hosts stop where they can agree on it, see `run_phase`.
+  for done in range(0, num_steps, compiled.max_steps_per_dispatch):
+    # Several hosts stop only where they can agree on it, see `run_phase`.
     if stop.requested and distributed.is_alone():
       break
     if len(pending) > 1:
       jax.block_until_ready(pending[-2])
-    count = min(trainer.most, ahead - done)
-    state, figures = trainer.steps(
-      state, trainer.feed.resident, take(count), trainer.key, count
+    count = min(compiled.max_steps_per_dispatch, num_steps - done)
+    state, metrics = compiled.train_steps(
+      state,
+      compiled.pipeline.resident,
+      next_batches(count),
+      compiled.phase.key,
+      count,
     )
-    pending.append((count, figures))
+    pending.append((count, metrics))
   return state, pending
 
 
-def _looks(
-  start: int, total: int, log_every: int, marks: set[int]
-) -> list[int]:
-  """The steps after `start` whose figures are read."""
-  return sorted({*range(0, total, log_every), *marks} - {*range(start + 1)})
+class _Log:
+  """Metrics of dispatched steps, read one dispatch behind the devices."""
 
-
-def _finite(
-  pending: _Pending,
-  done: int,
-  trainer: Trainer,
-  manager: ocp.CheckpointManager,
-) -> dict[str, float]:
-  """The latest figures, once all since the last look are seen to be finite.
-
-  Where steps that are not are skipped, that is all there is to see.
-  """
-  counts, figures = zip(*jax.device_get(pending), strict=True)
-  rows = {
-    name: np.concatenate(
-      [some[name][:count] for some, count in zip(figures, counts, strict=True)]
+  def __init__(
+    self, phase: Phase, writer: MetricWriter, manager: ocp.CheckpointManager
+  ):
+    self._phase, self._writer, self._manager = phase, writer, manager
+    self._unread: list[tuple[int, _Pending]] = []
+    self._progress = Progress(
+      phase.name, phase.num_steps, phase.config.batch_size
     )
-    for name in figures[0]
-  }
-  if steps.SKIPPED not in rows:
-    _check_finite(rows, done, trainer, manager)
-  return {name: float(row[-1]) for name, row in rows.items()}
+
+  def add(self, step: int, pending: _Pending) -> None:
+    """Adds metrics of the steps up to `step`."""
+    if pending:
+      self._unread.append((step, pending))
+
+  def flush(self, keep: int, targets: list[int]) -> None:
+    """Reads and writes metrics, except those of the latest `keep` targets."""
+    while len(self._unread) > keep:
+      step, pending = self._unread.pop(0)
+      metrics = self._last_finite(pending, step)
+      if step in targets:  # a stop can end the steps between two targets
+        self._write(step, metrics)
+        self._show(step, metrics)
+
+  def write_scores(self, step: int, scores: dict[str, float]) -> None:
+    """Writes validation scores."""
+    self._write(step, scores)
+    shown = ", ".join(
+      f"{name.replace('_', ' ')} {value:.1%}" for name, value in scores.items()
+    )
+    epoch = step / self._phase.steps_per_epoch
+    say(f"{self._phase.name}  epoch {epoch:.1f}  {shown}")
+
+  def _write(self, step: int, metrics: dict[str, float]) -> None:
+    epoch = step / self._phase.steps_per_epoch
+    self._writer.write(self._phase.name, step, epoch, metrics)
+
+  def _show(self, step: int, metrics: dict[str, float]) -> None:
+    phase = self._phase
+    epoch, epochs = (
+      count / phase.steps_per_epoch for count in (step, phase.num_steps)
+    )
+    self._progress.show(
+      step,
+      f"epoch {epoch:.1f}/{epochs:.1f}",
+      f"step {step}/{phase.num_steps}",
+      f"loss {metrics['loss']:.4f}",
+      last=step in phase.eval_steps,
+    )
+
+  def _last_finite(self, pending: _Pending, step: int) -> dict[str, float]:
+    """Metrics of the last step, after a check that all steps are finite."""
+    counts, metrics = zip(*jax.device_get(pending), strict=True)
+    rows = {
+      name: np.concatenate(
+        [
+          some[name][:count]
+          for some, count in zip(metrics, counts, strict=True)
+        ]
+      )
+      for name in metrics[0]
+    }
+    if steps.SKIPPED not in rows:
+      _check_finite(rows, step, self._phase, self._manager)
+    return {name: float(row[-1]) for name, row in rows.items()}
 
 
 def _check_finite(
   rows: dict[str, np.ndarray],
   done: int,
-  trainer: Trainer,
+  phase: Phase,
   manager: ocp.CheckpointManager,
 ) -> None:
-  """Raises UserError about the first step that is not finite."""
-  phase = trainer.name
+  """Raises UserError for the first step whose loss or gradient is not finite.
+
+  Args:
+    rows: metrics of the latest steps.
+    done: number of steps done.
+    phase: the phase.
+    manager: its checkpoints.
+  """
   bad = {name: ~np.isfinite(rows[name]) for name in ("loss", "grad_norm")}
   for place in np.flatnonzero(bad["loss"] | bad["grad_norm"])[:1]:
     name = next(name for name in bad if bad[name][place])
@@ -187,52 +317,48 @@ def _check_finite(
     last = manager.latest_step()
     where = f"{manager.directory}, step {last}" if last else "none yet"
     step = done - len(rows[name]) + 1 + int(place)
-    images = sampling.batch_indices(trainer.feed.sampler, step - 1)
+    images = sampling.batch_indices(phase.sampler, step - 1)
     raise UserError(
-      f"{phase}: {name} is {rows[name][place]} at step {step}. Last good"
+      f"{phase.name}: {name} is {rows[name][place]} at step {step}. Last good"
       f" checkpoint: {where}. The batch had the training images"
-      f" {', '.join(map(str, np.unique(images)))}. Look at these, try a lower"
-      f" --config.{phase}.optimizer.learning_rate or a clip_norm, or leave such"
-      " steps out with --config.skip_nonfinite."
+      f" {', '.join(map(str, np.unique(images)))}. Check these images, try a"
+      f" lower --config.{phase.name}.optimizer.learning_rate or a clip_norm, or"
+      " skip such steps with --config.skip_nonfinite."
     )
 
 
 def validate(
-  trainer: Trainer, state: TrainState, class_names: tuple[str, ...]
+  compiled: CompiledPhase, state: TrainState, class_names: tuple[str, ...]
 ) -> dict[str, float]:
-  """Overall and mean-class accuracy on the validation part.
+  """Overall and mean-class accuracy on the validation split.
 
   Args:
-    trainer: of the phase.
-    state: to look at.
+    compiled: the phase.
+    state: whose model is evaluated.
     class_names: in the order of the labels.
 
   Returns:
-    Name -> fraction; names begin with 'knn_' for the probe, else 'val_'.
+    Name -> fraction; names begin with 'knn_' for the kNN probe, else 'val_'.
   """
-  known = FitContext(
-    make_forward(trainer.eval_step, state.model(), trainer.feed.mesh),
+  predictor = compiled.phase.config.predictor
+  context = FitContext(
+    make_forward(compiled.eval_step, state.model(), compiled.pipeline.mesh),
     state.model(),
-    trainer.parts,
+    compiled.splits,
     len(class_names),
   )
-  fitted = predictors.fit(trainer.phase.predictor, known)
   result, _ = evaluate(
-    fitted, known.validation, known.validation_labels, class_names
+    predictors.fit(predictor, context),
+    context.validation,
+    context.validation_labels,
+    class_names,
   )
-  prefix = "knn" if trainer.phase.predictor == "knn" else "val"
+  prefix = "knn" if predictor == "knn" else "val"
   return {
     f"{prefix}_{name}": result[name]
     for name in ("overall_accuracy", "mean_class_accuracy")
   }
 
 
-def _selection(result: dict[str, float]) -> dict[str, float]:
-  return {name.split("_", 1)[1]: value for name, value in result.items()}
-
-
-def _say_result(phase: str, epoch: float, result: dict[str, float]) -> None:
-  shown = ", ".join(
-    f"{name.replace('_', ' ')} {value:.1%}" for name, value in result.items()
-  )
-  say(f"{phase}  epoch {epoch:.1f}  {shown}")
+def _selection_metrics(scores: dict[str, float]) -> dict[str, float]:
+  return {name.split("_", 1)[1]: value for name, value in scores.items()}

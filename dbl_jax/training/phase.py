@@ -1,8 +1,15 @@
-"""A phase made ready to run: model, optimizer, state and input."""
+"""A phase of a run: its model, data order, loss and optimizer.
 
+A run is a sequence of phases. Each may start from the model of the phase
+before it. A `Phase` knows arrays and pure functions only; `training.loop`
+compiles it and feeds it.
+"""
+
+import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,144 +17,162 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dbl_jax.data import pipeline, sampling
-from dbl_jax.data.datasets import Dataset, Split
+from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
-from dbl_jax.evaluation.forward import jit_eval_step
 from dbl_jax.losses import terms
 from dbl_jax.models.model import Model, make_model
 from dbl_jax.runtime import sharding, trees
 from dbl_jax.training import inputs, optim, steps
 from dbl_jax.training.state import TrainState
 
-PHASES = ("pretrain", "classify")
-# Stages of a model: those of the run it starts from (`init_from`) count as one.
-MOST_STAGES = 1 + len(PHASES)
-# Steps of a dispatch, unless the config says: their indices go to the device
-# together.
-_MOST_AT_ONCE = 1000
+# In the order they run; a config has one or more of them.
+PHASES = ("pretrain", "finetune", "classify")
+# Stages 0 to 2 of seed s use the streams 3 s + stage, as they always have.
+_DENSE_STAGES = 3
 
 
 def phases(config: ConfigDict) -> list[str]:
-  """The phases a config has, in the order they run."""
+  """Names of the phases a config has, in the order they run."""
   return [name for name in PHASES if name in config]
 
 
-def stage(config: ConfigDict, name: str) -> int:
-  """How many stages a phase has before it; its random numbers are keyed by it.
+def stage_of(config: ConfigDict, name: str) -> int:
+  """Number of stages before a phase, from which its random streams derive.
 
-  So the second phase of one run and the only phase of a run that starts from
-  the first of another are the same, and so are first phases by either name.
+  A run that starts from another run (`init_from`) counts that run as one
+  stage. Therefore the second phase of a run and the only phase of a run that
+  starts from the first phase of another draw the same random numbers.
   """
   return phases(config).index(name) + bool(config.init_from)
 
 
-class Trainer(NamedTuple):
-  """Everything the loop of one phase reads; made by `make_trainer`.
+def sampler_seed(seed: int, stage: int) -> int:
+  """Seed of the batches of one stage; no two (seed, stage) share it."""
+  if stage < _DENSE_STAGES:
+    return seed * _DENSE_STAGES + stage
+  return (stage << 40) + seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """One phase, ready to be traced or compiled. Made by `make_phase`.
 
   Attributes:
-    phase: the phase's config.
-    name: the phase's name.
-    state: fresh state, before the first step.
-    trained: tree of bool over the parameters.
-    steps: several training steps, compiled; see `steps.repeat`.
-    most: the greatest number of steps at once.
-    eval_step: forward pass over rows of `parts`, compiled.
-    predict_step: forward pass over images, compiled.
-    parts: what the phase reads: images, or features in their place.
-    feed: the input.
-    key: the phase's typed key.
-    total: number of steps.
-  """
-
-  phase: ConfigDict
-  name: str
-  state: TrainState
-  trained: Any
-  steps: steps.TrainStep
-  most: int
-  eval_step: Any
-  predict_step: Any
-  parts: Mapping[str, Split]
-  feed: pipeline.InputPipeline
-  key: jax.Array
-  total: int
-
-
-class _Plan(NamedTuple):
-  """What a phase computes; of the data it knows numbers alone.
-
-  Attributes:
+    name: one of `PHASES`.
+    config: the phase's section of the config.
     model: encoder and head.
-    state: before the first step.
+    state: state before the first step.
     trained: tree of bool over the parameters.
     images: how the model reads images.
-    read: how it reads what the phase trains on, images or features.
-    step: one training step.
-    sampler: what each step draws.
-    total: number of steps.
-    key: the phase's typed key.
+    inputs: how it reads what the phase trains on: images, or cached features.
+    train_step: one training step, see `steps.make_train_step`.
+    sampler: which images each step draws.
+    num_steps: number of training steps; 0 if only the predictor is new.
+    key: typed key of the phase.
   """
 
+  name: str
+  config: ConfigDict
   model: Model
   state: TrainState
   trained: Any
   images: inputs.Inputs
-  read: inputs.Inputs
-  step: steps.TrainStep
+  inputs: inputs.Inputs
+  train_step: steps.TrainStep
   sampler: sampling.Sampler
-  total: int
+  num_steps: int
   key: jax.Array
 
+  @property
+  def steps_per_epoch(self) -> float:
+    """Steps in which as many images are drawn as the training split holds."""
+    return sampling.steps_per_epoch(self.sampler)
 
-def _make_plan(
+  @functools.cached_property
+  def eval_steps(self) -> set[int]:
+    """Steps after which the phase is validated; the last step is one."""
+    every = self.config.evaluate_every
+    rounds = math.ceil(self.config.epochs / every)
+    ends = (
+      math.ceil(i * every * self.steps_per_epoch) for i in range(1, rounds + 1)
+    )
+    return {min(end, self.num_steps) for end in ends} | {self.num_steps}
+
+
+def make_phase(
   config: ConfigDict, name: str, dataset: Dataset, start: dict[str, Any] | None
-) -> _Plan:
-  """Checks a phase and says what it does, which may be traced or done."""
-  phase, number = config[name], stage(config, name)
+) -> Phase:
+  """Builds a phase from the config and the data.
+
+  Only labels and shapes of the data are used, so the function can be traced.
+
+  Args:
+    config: resolved config.
+    name: which phase.
+    dataset: with a 'train' split.
+    start: variables of the model to start from, or None. Parameters that the
+      phase does not inherit are initialised.
+
+  Returns:
+    The phase.
+
+  Raises:
+    UserError: if batch size, data and start do not fit together.
+  """
+  options, stage = config[name], stage_of(config, name)
   num_classes, size = len(dataset.class_names), dataset.image_size
-  train = dataset.parts["train"]
-  seed = config.seed * MOST_STAGES + number
+  labels = dataset.parts["train"].labels
   sampler = sampling.make_sampler(
-    train.labels, num_classes, phase.q, phase.batch_size, seed
+    labels,
+    num_classes,
+    options.q,
+    options.batch_size,
+    sampler_seed(config.seed, stage),
   )
-  total = sampling.num_steps(sampler, phase.epochs)
+  num_steps = sampling.num_steps(sampler, options.epochs)
   init_key, key = jax.random.split(
-    jax.random.fold_in(jax.random.key(config.seed), number)
+    jax.random.fold_in(jax.random.key(config.seed), stage)
   )
-  model = make_model(config.model, phase.head, num_classes)
+  model = make_model(config.model, options.head, num_classes)
   variables = steps.init_variables(model, init_key, size)
-  trained = optim.trained_mask(variables["params"], phase.trained)
+  trained = optim.trained_mask(variables["params"], options.trained)
   frozen = not any(jax.tree.leaves(trained["encoder"]))
-  _check_frozen(name, phase, trained["encoder"], start)
+  _check_frozen(name, options, trained["encoder"], start)
   if start is not None:
-    variables = _with_inherited(variables, start, phase.inherit)
+    variables = _with_inherited(variables, start, options.inherit)
   model = model.with_frozen(_frozen_modules(trained["encoder"]))
-  schedule = optim.make_schedule(phase.optimizer, total, phase.batch_size)
-  optimizer = optim.make_optimizer(phase.optimizer, schedule, trained)
-  memory = terms.start_memory(
-    phase.losses,
+  schedule = optim.make_schedule(
+    options.optimizer, num_steps, options.batch_size
+  )
+  optimizer = optim.make_optimizer(options.optimizer, schedule, trained)
+  loss_state = terms.start_memory(
+    options.losses,
     num_classes,
     lambda: steps.num_features(model, variables, size),
   )
   if config.skip_nonfinite:
-    memory[steps.SKIPPED] = jnp.int32(0)
-  images = inputs.of_images(phase, size, "frozen" if frozen else "trained")
-  read = inputs.of_features(phase) if phase.cached_views else images
-  counts = np.bincount(train.labels, minlength=num_classes)
-  objective = steps.Objective(phase.losses, counts, max(total, 1))
-  step = steps.make_train_step(
+    loss_state[steps.SKIPPED] = jnp.int32(0)
+  images = inputs.of_images(options, size, "frozen" if frozen else "trained")
+  read = inputs.of_features(options) if options.cached_views else images
+  counts = np.bincount(labels, minlength=num_classes)
+  objective = steps.Objective(options.losses, counts, max(num_steps, 1))
+  train_step = steps.make_train_step(
     model, read, objective, optimizer, schedule, trained
   )
-  return _Plan(
+  return Phase(
+    name=name,
+    config=options,
     model=model,
-    state=TrainState.start(variables, optimizer, memory),
+    state=TrainState.create(variables, optimizer, loss_state),
     trained=trained,
     images=images,
-    read=read,
-    step=steps.skipping(step) if config.skip_nonfinite else step,
+    inputs=read,
+    train_step=steps.skip_nonfinite(train_step)
+    if config.skip_nonfinite
+    else train_step,
     sampler=sampler,
-    total=total,
+    num_steps=num_steps,
     key=key,
   )
 
@@ -158,28 +183,28 @@ def check_phases(
   mesh: jax.sharding.Mesh,
   start: dict[str, Any] | None,
 ) -> dict[str, Any]:
-  """Sees that every phase can begin, before hours go into the first.
+  """Traces every phase, so that a mistake in the last one is found at once.
 
-  Nothing is computed: phases are traced, each on what the one before leaves,
-  with a step of those that do not begin at once.
+  Nothing is computed. Each phase is traced on the shapes that the phase before
+  it leaves, with one training step where it has a start.
 
   Args:
     config: resolved config.
-    dataset: with a 'train' part.
+    dataset: with a 'train' split.
     mesh: the devices.
     start: variables of the model to start from or their shapes, or None.
 
   Returns:
-    Shapes of the model that the last phase leaves.
+    Shapes of the model after the last phase.
 
   Raises:
-    UserError: naming the phase, if its batch, parameters, loss or predictor
-      do not fit the data, the devices, or what it starts from.
+    UserError: naming the phase, if its batch size, parameters, loss or
+      predictor do not fit the data, the devices or its start.
   """
   for name in phases(config):
     try:
       sharding.check_batch_size(config[name].batch_size, mesh)
-      start = _traced(config, name, dataset, mesh, start)
+      start = _trace(config, name, dataset, mesh, start)
       predictors.check(config[name].predictor, start["params"]["head"])
     except UserError as error:
       named = f"config.{name}" in str(error)
@@ -188,25 +213,25 @@ def check_phases(
   return start
 
 
-def _traced(
+def _trace(
   config: ConfigDict,
   name: str,
   dataset: Dataset,
   mesh: jax.sharding.Mesh,
   start: dict[str, Any] | None,
 ) -> dict[str, Any]:
-  """Shapes of the model that a phase leaves, from shapes of its start."""
+  """Shapes of the model after a phase, from the shapes of its start."""
   images, labels = dataset.parts["train"]
   views, size = config[name].cached_views, config[name].batch_size
 
   def first_step(start: dict[str, Any] | None) -> dict[str, Any]:
-    plan = _make_plan(config, name, dataset, start)
+    phase = make_phase(config, name, dataset, start)
     if start is None:
-      return plan.state.model()
+      return phase.state.model()
     shape, dtype = images.shape[1:], images.dtype
     if views:
       width = steps.num_features(
-        plan.model, plan.state.model(), dataset.image_size
+        phase.model, phase.state.model(), dataset.image_size
       )
       shape, dtype = (views, width), np.dtype(np.float32)
     pipeline.check_form(
@@ -217,89 +242,15 @@ def _traced(
       "id": jnp.arange(size),
       "label": jnp.zeros(size, jnp.int32),
     }
-    return plan.step(plan.state, None, batch, plan.key)[0].model()
+    return phase.train_step(phase.state, None, batch, phase.key)[0].model()
 
   return jax.eval_shape(first_step, start)
-
-
-def make_trainer(
-  config: ConfigDict,
-  name: str,
-  dataset: Dataset,
-  mesh: jax.sharding.Mesh,
-  start: dict[str, Any] | None,
-) -> Trainer:
-  """Builds model, optimizer, state and input of a phase.
-
-  Args:
-    config: resolved config.
-    name: which phase.
-    dataset: with a 'train' part.
-    mesh: the devices.
-    start: variables of the model to start from, or None; what the phase
-      does not inherit is fresh.
-
-  Returns:
-    The trainer.
-
-  Raises:
-    UserError: if batch, data, devices or start do not fit together.
-  """
-  phase = config[name]
-  sharding.check_batch_size(phase.batch_size, mesh)
-  plan = _make_plan(config, name, dataset, start)
-  state = sharding.put(plan.state, sharding.replicated(mesh))
-  predict_step = jit_eval_step(
-    steps.make_eval_step(plan.model, plan.images), mesh
-  )
-  parts, eval_step = dataset.parts, predict_step
-  if phase.cached_views:
-    parts = inputs.extract(
-      plan.model, state.model(), parts, phase, plan.key, mesh, name
-    )
-    eval_step = jit_eval_step(steps.make_eval_step(plan.model, plan.read), mesh)
-  most = _steps_per_dispatch(config, name, mesh)
-  rows, labels = parts["train"]
-  return Trainer(
-    phase=phase,
-    name=name,
-    state=state,
-    trained=plan.trained,
-    steps=jax.jit(
-      steps.repeat(plan.step, most),
-      donate_argnums=0,
-      out_shardings=sharding.replicated(mesh),
-    ),
-    most=most,
-    eval_step=eval_step,
-    predict_step=predict_step,
-    parts=parts,
-    feed=pipeline.make_pipeline(
-      rows, labels, plan.sampler, mesh, config.data.input
-    ),
-    key=plan.key,
-    total=plan.total,
-  )
-
-
-def _steps_per_dispatch(
-  config: ConfigDict, name: str, mesh: jax.sharding.Mesh
-) -> int:
-  """As the config says, or what suits the device.
-
-  A step over images takes a CPU so long that dispatching it costs nothing,
-  and Ctrl-C waits for the end of what is dispatched.
-  """
-  on_cpu = mesh.devices.flat[0].platform == "cpu"
-  one = on_cpu and not config[name].cached_views
-  several = min(config.log_every, _MOST_AT_ONCE)
-  return config.steps_per_dispatch or (1 if one else several)
 
 
 def _check_frozen(
   name: str, phase: ConfigDict, trained: Any, start: dict[str, Any] | None
 ) -> None:
-  """Raises UserError where a phase freezes what it has not, or caches more.
+  """Raises UserError if a frozen encoder is random or a cached one is trained.
 
   Args:
     name: of the phase.
@@ -372,12 +323,3 @@ def _frozen_modules(trained: Any) -> tuple[str, ...]:
     name for name, tree in trained.items() if not any(jax.tree.leaves(tree))
   }
   return tuple(sorted(frozen)) if len(frozen) < len(trained) else ()
-
-
-def evaluation_steps(trainer: Trainer) -> set[int]:
-  """The steps after which a phase validates and saves; the last is one."""
-  every = trainer.phase.evaluate_every
-  per_epoch = sampling.steps_per_epoch(trainer.feed.sampler)
-  rounds = math.ceil(trainer.phase.epochs / every)
-  marks = (math.ceil(i * every * per_epoch) for i in range(1, rounds + 1))
-  return {min(mark, trainer.total) for mark in marks} | {trainer.total}

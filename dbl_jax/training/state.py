@@ -26,7 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
   memory: dict[str, jax.Array]
 
   @classmethod
-  def start(
+  def create(
     cls,
     variables: dict[str, Any],
     optimizer: optax.GradientTransformation,

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the step is finished, saved, and nothing changes."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -36,21 +37,21 @@ def whole(cache, tmp_path_factory):
 
 def stop_at(monkeypatch, phase, step, number=signal.SIGTERM):
   """Sends a signal while that step, from 1, of a phase is being dispatched."""
-  make_trainer = train.make_trainer
+  compile_phase = loop.compile_phase
 
-  def watched(config, name, *rest):
-    trainer = make_trainer(config, name, *rest)
-    inner, sent = trainer.steps, []
+  def watched(one, *rest):
+    compiled = compile_phase(one, *rest)
+    inner, sent = compiled.train_steps, []
 
-    def steps(state, resident, batches, key, count):
+    def train_steps(state, resident, batches, key, count):
       first = int(state.step) + 1
-      if name == phase and first <= step < first + count and not sent:
+      if one.name == phase and first <= step < first + count and not sent:
         sent.append(os.kill(os.getpid(), number))
       return inner(state, resident, batches, key, count)
 
-    return trainer._replace(steps=steps)
+    return dataclasses.replace(compiled, train_steps=train_steps)
 
-  monkeypatch.setattr(train, "make_trainer", watched)
+  monkeypatch.setattr(loop, "compile_phase", watched)
 
 
 @pytest.mark.parametrize(

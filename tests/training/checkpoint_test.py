@@ -28,7 +28,7 @@ def state_at(step):
     "params": {"head": {"kernel": jnp.asarray(rng.normal(size=(64, 100)))}},
     "batch_stats": {"encoder": {}},
   }
-  state = TrainState.start(variables, optax.adam(1e-3), {})
+  state = TrainState.create(variables, optax.adam(1e-3), {})
   grads = state.params
   _, opt_state = optax.adam(1e-3).update(grads, state.opt_state, state.params)
   return state.replace(step=jnp.int32(step), opt_state=opt_state)

@@ -61,12 +61,11 @@ def test_the_message_names_step_images_and_checkpoint(
   assert f"classify: {only} is nan at step 3." in said
   assert "Last good checkpoint: none yet" in said
   dataset = train.sources.load(config.data)
-  mesh = sharding.make_mesh()
   start, _ = train.checkpoint.load_model(
     train.checkpoint.phase_dir(tmp_path, "pretrain"), "latest"
   )
-  trainer = train.make_trainer(config, "classify", dataset, mesh, start)
-  images = sampling.batch_indices(trainer.feed.sampler, 2)
+  phase = train.make_phase(config, "classify", dataset, start)
+  images = sampling.batch_indices(phase.sampler, 2)
   assert f"images {', '.join(map(str, np.unique(images)))}." in said
 
 
@@ -108,14 +107,17 @@ def test_a_skipped_step_changes_nothing(cache, monkeypatch):
   config.skip_nonfinite = True
   dataset = train.sources.load(config.data)
   mesh = sharding.make_mesh()
-  start = train.make_trainer(config, "pretrain", dataset, mesh, None)
+  start = train.make_phase(config, "pretrain", dataset, None)
   variables = jax.device_get(start.state.model())
-  trainer = train.make_trainer(config, "classify", dataset, mesh, variables)
-  state, seen = trainer.state, []
-  take = pipeline.reader(trainer.feed, 0, 9, trainer.most)
+  phase = train.make_phase(config, "classify", dataset, variables)
+  compiled = train.loop.compile_phase(phase, dataset.parts, mesh, config)
+  state, seen = compiled.state, []
+  next_batches = pipeline.reader(
+    compiled.pipeline, 0, 9, compiled.max_steps_per_dispatch
+  )
   for _ in range(4):
-    state, _ = trainer.steps(
-      state, trainer.feed.resident, take(1), trainer.key, 1
+    state, _ = compiled.train_steps(
+      state, compiled.pipeline.resident, next_batches(1), phase.key, 1
     )
     seen.append(jax.device_get(state))
   assert [int(one.step) for one in seen] == [1, 2, 3, 4]
@@ -133,7 +135,7 @@ def test_only_rounding_changes_where_all_is_finite(cache, tmp_path):
   for skip in (False, True):
     config.skip_nonfinite = skip
     train.train_and_evaluate(config, tmp_path / str(skip))
-  for phase in configs.PHASES:
+  for phase in configs.phases(config):
     one, two = (
       train.checkpoint.load_model(
         train.checkpoint.phase_dir(tmp_path / str(skip), phase), "latest"
@@ -173,7 +175,7 @@ def test_hard_data_stay_finite(cache, tmp_path, monkeypatch, temperature):
   monkeypatch.setattr(train.sources, "load", hard)
   config = tiny.get_resolved(cache_dir=cache, num_train=60)
   config.pretrain.losses.nt_xent.temperature = temperature
-  for name in configs.PHASES:
+  for name in configs.phases(config):
     config[name].batch_size = 2
     config[name].epochs = 1
   metrics = train.train_and_evaluate(config, tmp_path)

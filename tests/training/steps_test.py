@@ -8,10 +8,11 @@ import pytest
 import tiny
 from dbl_jax.data import pipeline, sources
 from dbl_jax.errors import UserError
-from dbl_jax.evaluation.forward import make_forward
+from dbl_jax.evaluation.forward import jit_eval_step, make_forward
 from dbl_jax.runtime import sharding
-from dbl_jax.training import inputs
-from dbl_jax.training.phase import make_trainer
+from dbl_jax.training import inputs, steps
+from dbl_jax.training.loop import compile_phase
+from dbl_jax.training.phase import make_phase
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
@@ -26,27 +27,28 @@ def dataset(config):
   return sources.load(config.data)
 
 
-def model_of(trainer):
-  return trainer.state.model()
-
-
-def run(trainer, steps):
-  """The state after so many steps, and the figures of each."""
-  state, rows = trainer.state, []
-  take = pipeline.reader(trainer.feed, 0, steps, trainer.most)
-  while len(rows) < steps:
-    count = min(trainer.most, steps - len(rows))
-    state, figures = trainer.steps(
-      state, trainer.feed.resident, take(count), trainer.key, count
+def run(compiled, num_steps):
+  """The state after a number of steps, and the metrics of each step."""
+  state, rows, most = compiled.state, [], compiled.max_steps_per_dispatch
+  next_batches = pipeline.reader(compiled.pipeline, 0, num_steps, most)
+  while len(rows) < num_steps:
+    count = min(most, num_steps - len(rows))
+    state, metrics = compiled.train_steps(
+      state,
+      compiled.pipeline.resident,
+      next_batches(count),
+      compiled.phase.key,
+      count,
     )
-    figures = jax.device_get(figures)
-    rows += [{k: v[i] for k, v in figures.items()} for i in range(count)]
+    metrics = jax.device_get(metrics)
+    rows += [{k: v[i] for k, v in metrics.items()} for i in range(count)]
   return state, rows
 
 
 def start(config, dataset, phase, devices=None, given=None):
+  made = make_phase(config, phase, dataset, given)
   mesh = sharding.make_mesh(devices)
-  return make_trainer(config, phase, dataset, mesh, given)
+  return compile_phase(made, dataset.parts, mesh, config)
 
 
 def host(tree):
@@ -55,13 +57,13 @@ def host(tree):
 
 @pytest.fixture
 def some_model(config, dataset):
-  return host(model_of(start(config, dataset, "pretrain")))
+  return host(start(config, dataset, "pretrain").state.model())
 
 
 def test_pretraining_moves_everything(config, dataset):
-  trainer = start(config, dataset, "pretrain")
-  before = host(trainer.state.model())
-  state, rows = run(trainer, 3)
+  compiled = start(config, dataset, "pretrain")
+  before = host(compiled.state.model())
+  state, rows = run(compiled, 3)
   for old, new in zip(
     jax.tree.leaves(before), jax.tree.leaves(state.model()), strict=True
   ):
@@ -83,9 +85,9 @@ def test_phase_2_leaves_the_encoder_bit_for_bit(
 ):
   config = config.copy_and_resolve_references()
   config.classify.cached_views = cached
-  trainer = start(config, dataset, "classify", given=some_model)
-  head = host(trainer.state.params["head"])
-  state, _ = run(trainer, 3)
+  compiled = start(config, dataset, "classify", given=some_model)
+  head = host(compiled.state.params["head"])
+  state, _ = run(compiled, 3)
   for kind in ("params", "batch_stats"):
     jax.tree.map(
       np.testing.assert_array_equal,
@@ -101,19 +103,30 @@ def test_phase_2_leaves_the_encoder_bit_for_bit(
 def test_phase_2_has_no_optimizer_state_for_the_encoder(
   config, dataset, some_model
 ):
-  trainer = start(config, dataset, "classify", given=some_model)
-  head = trainer.state.params["head"]
+  compiled = start(config, dataset, "classify", given=some_model)
+  head = compiled.state.params["head"]
   in_head = {leaf.shape for leaf in jax.tree.leaves(head)}
-  shapes = {leaf.shape for leaf in jax.tree.leaves(trainer.state.opt_state)}
+  shapes = {leaf.shape for leaf in jax.tree.leaves(compiled.state.opt_state)}
   assert shapes <= in_head | {()}
 
 
-def flops(trainer):
-  batches = pipeline.reader(trainer.feed, 0, 1, trainer.most)(1)
-  jit_eval_step = trainer.steps.lower(
-    trainer.state, trainer.feed.resident, batches, trainer.key, 1
-  ).compile()
-  return jit_eval_step.cost_analysis()["flops"]
+def first_batches(compiled):
+  most = compiled.max_steps_per_dispatch
+  return pipeline.reader(compiled.pipeline, 0, 1, most)(1)
+
+
+def flops(compiled):
+  return (
+    compiled.train_steps.lower(
+      compiled.state,
+      compiled.pipeline.resident,
+      first_batches(compiled),
+      compiled.phase.key,
+      1,
+    )
+    .compile()
+    .cost_analysis()["flops"]
+  )
 
 
 def test_phase_2_has_no_backward_pass_through_the_encoder(
@@ -143,8 +156,8 @@ def test_one_and_eight_devices_train_alike(
   config[phase].cached_views = cached
   states, losses = [], []
   for devices in (jax.devices()[:1], jax.devices()):
-    trainer = start(config, dataset, phase, devices, some_model)
-    state, rows = run(trainer, 3)
+    compiled = start(config, dataset, phase, devices, some_model)
+    state, rows = run(compiled, 3)
     states.append(host(state.model()))
     losses.append([row["loss"] for row in rows])
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
@@ -180,8 +193,8 @@ def test_cached_features_train_the_head_that_images_train(
     form = config.copy_and_resolve_references()
     form.classify.augment.update(NO_AUGMENTATION)
     form.classify.cached_views = cached
-    trainer = start(form, dataset, "classify", given=some_model)
-    state, _ = run(trainer, 4)
+    compiled = start(form, dataset, "classify", given=some_model)
+    state, _ = run(compiled, 4)
     heads.append(host(state.params["head"]))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *heads
@@ -193,11 +206,13 @@ def test_cached_views_are_the_plain_image_and_random_ones(
 ):
   several = config.copy_and_resolve_references()
   several.classify.cached_views = 3
-  trainer = start(several, dataset, "classify", given=some_model)
-  cached = trainer.parts["train"].images
+  compiled = start(several, dataset, "classify", given=some_model)
+  cached = compiled.splits["train"].images
   plain, *others = np.moveaxis(cached, 1, 0)
+  phase, mesh = compiled.phase, sharding.make_mesh()
+  predict_step = steps.make_eval_step(phase.model, phase.images)
   forward = make_forward(
-    trainer.predict_step, trainer.state.model(), sharding.make_mesh()
+    jit_eval_step(predict_step, mesh), compiled.state.model(), mesh
   )
   images = dataset.parts["train"].images
   np.testing.assert_allclose(plain, forward(images)[0], atol=1e-6)
@@ -239,15 +254,15 @@ def test_seeds_differ_and_repeat(config, dataset):
   other = config.copy_and_resolve_references()
   other.seed = 1
   made = [start(c, dataset, "pretrain") for c in (config, config, other)]
-  (_, first), (_, again), _ = (run(trainer, 2) for trainer in made)
+  (_, first), (_, again), _ = (run(compiled, 2) for compiled in made)
   assert [row["loss"] for row in first] == [row["loss"] for row in again]
   facts = [
     (
-      trainer.state.params["encoder"]["conv"]["kernel"],
-      pipeline.reader(trainer.feed, 0, 1, trainer.most)(1)["id"],
-      jax.random.key_data(trainer.key),
+      compiled.state.params["encoder"]["conv"]["kernel"],
+      first_batches(compiled)["id"],
+      jax.random.key_data(compiled.phase.key),
     )
-    for trainer in made
+    for compiled in made
   ]
   for one, same, another in zip(*host(facts), strict=True):
     np.testing.assert_array_equal(one, same)
@@ -257,8 +272,8 @@ def test_seeds_differ_and_repeat(config, dataset):
 def test_bfloat16_keeps_parameters_and_statistics_in_float32(config, dataset):
   half = config.copy_and_resolve_references()
   half.model.update(name="resnet18", dtype="bfloat16")
-  trainer = start(half, dataset, "pretrain")
-  for leaf in jax.tree.leaves(trainer.state.model()):
+  compiled = start(half, dataset, "pretrain")
+  for leaf in jax.tree.leaves(compiled.state.model()):
     assert leaf.dtype == jnp.float32
 
 
@@ -270,9 +285,9 @@ def test_a_step_in_bfloat16_is_nearly_that_in_float32(config, dataset):
     half.pretrain.optimizer.update(
       name="sgd", learning_rate=1.0, warmup=0.0, weight_decay=0.0
     )
-    trainer = start(half, dataset, "pretrain", jax.devices()[:1])
-    before = host(trainer.state.params)
-    state, rows = run(trainer, 1)
+    compiled = start(half, dataset, "pretrain", jax.devices()[:1])
+    before = host(compiled.state.params)
+    state, rows = run(compiled, 1)
     moved = jax.tree.map(np.subtract, host(state.params), before)
     updates.append(np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]))
     losses.append(rows[0]["loss"])
