@@ -1,4 +1,4 @@
-"""From a model and a part of the data to metrics."""
+"""Forward passes over a split, and its metrics."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,22 +18,22 @@ def make_forward(
   eval_step: Callable[..., tuple[jax.Array, ...]],
   variables: Any,
   mesh: jax.sharding.Mesh,
-  seen: Callable[[int], None] = lambda done: None,
+  on_progress: Callable[[int], None] = lambda done: None,
 ) -> Callable[..., Any]:
-  """Runs a compiled step over any number of rows.
+  """Makes a function that runs a compiled step over any number of rows.
 
-  The last batch is padded to the size of the others and the padding dropped
-  again, so that every row counts once and nothing is compiled twice.
+  The last batch is padded to the size of the others and the padding is removed
+  from the result, so every row counts once and nothing is compiled twice.
 
   Args:
-    eval_step: compiled, of (variables, *batches), with outputs on every
+    eval_step: compiled function of (variables, *batches), outputs on every
       device; see `compiled`.
     variables: its first argument.
     mesh: the devices.
     seen: told how many rows are done, after each batch.
 
   Returns:
-    A function of arrays [n, ...], giving what the step gives for all rows.
+    A function of arrays [n, ...] that returns the step's outputs for all rows.
   """
   placement = sharding.batched(mesh)
   size = sharding.padded_size(_BATCH_SIZE, mesh)
@@ -48,7 +48,7 @@ def make_forward(
       batch = [array[start : start + size] for array in arrays]
       outputs = jax.device_get(eval_step(variables, *map(padded, batch)))
       done.append([output[: len(batch[0])] for output in outputs])
-      seen(start + len(batch[0]))
+      on_progress(start + len(batch[0]))
     return tuple(map(np.concatenate, zip(*done, strict=True)))
 
   return forward
@@ -57,32 +57,32 @@ def make_forward(
 def jit_eval_step(
   eval_step: Callable[..., tuple[jax.Array, ...]], mesh: jax.sharding.Mesh
 ) -> Callable[..., tuple[jax.Array, ...]]:
-  """A step for `make_forward`: jitted, its outputs whole on every device."""
+  """Compiles a step for `make_forward`, with outputs on every device."""
   return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
 
 
 def evaluate(
   fitted: FittedPredictor,
-  seen: tuple[np.ndarray, np.ndarray],
+  model_outputs: tuple[np.ndarray, np.ndarray],
   labels: np.ndarray,
   class_names: tuple[str, ...],
 ) -> tuple[dict[str, Any], np.ndarray]:
-  """Metrics of a model on a part of the data.
+  """Computes the metrics of a predictor on a split.
 
   Args:
-    fitted: how it classifies.
-    seen: features f32[n, F] and outputs f32[n, K] of the images.
-    labels: int32[n], the truth.
+    fitted: the predictor.
+    model_outputs: features f32[n, F] and outputs f32[n, K] of the images.
+    labels: int32[n], true classes.
     class_names: C names in the order of the labels.
 
   Returns:
-    As `metrics.summarise`, with 'predictor' and what it has 'chosen'; and the
-    scores f32[n, C].
+    The result of `metrics.summarise` with 'predictor' and its 'chosen' value;
+    and the scores f32[n, C].
 
   Raises:
-    UserError: if a score is NaN, which would count as the first class.
+    UserError: if a score is NaN, which argmax would map to some class.
   """
-  scores = fitted.scores(*seen)
+  scores = fitted.scores(*model_outputs)
   bad = int(np.isnan(scores).any(axis=1).sum())
   if bad:
     raise UserError(

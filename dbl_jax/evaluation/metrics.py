@@ -1,5 +1,6 @@
-"""Figures of merit for skewed classes, computed from a confusion matrix."""
+"""Metrics for imbalanced classes, computed from a confusion matrix."""
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
@@ -13,7 +14,7 @@ from dbl_jax.errors import UserError
 def confusion_matrix(
   labels: ArrayLike, predictions: ArrayLike, num_classes: int
 ) -> np.ndarray:
-  """Counts how often each class was taken for each class.
+  """Counts predictions of each class for images of each class.
 
   Args:
     labels: int[n], true classes, 0 to num_classes - 1.
@@ -71,7 +72,7 @@ def summarise(
       f"found {len(names)} class names for a confusion matrix of "
       f"{len(confusion)} classes"
     )
-  repeated = [name for name in names if names.count(name) > 1]
+  repeated = [name for name, n in Counter(names).items() if n > 1]
   if repeated:
     raise UserError(
       f"found the class name {repeated[0]!r} more than once in {names}; "
@@ -124,13 +125,12 @@ def mean_class_interval(
   """Interval for mean-class accuracy, the mean of independent proportions.
 
   The distances from each class's recall to its Wilson limits take the place of
-  its standard error and add in quadrature. There is nothing to seed; with one
-  class this is Wilson's interval; and unlike a bootstrap within classes, which
-  draws nothing but hits for a class of three images all found, it does not
-  shrink to a point on a small class with recall 0 or 1.
+  its standard error and add in quadrature. For one class the result is Wilson's
+  interval. Unlike a bootstrap within classes, it does not shrink to a point for
+  a small class with recall 0 or 1.
 
-  The interval covers the draw of the images only. Training again with another
-  seed adds variation that no single run can show.
+  The interval covers the sampling of test images only, not the variation
+  between training seeds.
 
   Args:
     confusion: int[C, C], rows are the truth; classes without images are left

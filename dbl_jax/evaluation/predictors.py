@@ -1,8 +1,7 @@
-"""From features and logits to scores: how a trained model classifies.
+"""Predictors: how features and logits of a trained model become class scores.
 
-A predictor is fitted on what it may know (the model, the training and the
-validation part) and then scores any images. What it chooses, it chooses on
-validation mean-class accuracy.
+A predictor is fitted on the training and validation splits and then scores any
+images. Its hyper-parameter is selected by validation mean-class accuracy.
 """
 
 import functools
@@ -15,7 +14,7 @@ import numpy as np
 from dbl_jax.data.datasets import Split
 from dbl_jax.errors import UserError
 
-# rows of a part -> features f32[n, F], outputs f32[n, K]
+# rows of a split -> features f32[n, F], outputs f32[n, K]
 Forward = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 # features f32[n, F], outputs f32[n, K] -> scores f32[n, C]
 Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -25,12 +24,13 @@ _SVM_COSTS = (0.01, 0.1, 1.0)
 
 
 class FitContext:
-  """What a predictor may look at: never the part it is judged on.
+  """What a predictor is fitted on; never the split it is evaluated on.
 
   Attributes:
-    variables: of the model.
-    labels: int32[n], of the training part.
-    validation_labels: int32[m].
+    forward: compiled forward pass over rows of a split.
+    variables: variables of the model.
+    labels: int32[n], training labels.
+    validation_labels: int32[m], validation labels.
     num_classes: C.
   """
 
@@ -49,18 +49,18 @@ class FitContext:
 
   @functools.cached_property
   def train(self) -> tuple[np.ndarray, np.ndarray]:
-    """Features and outputs of the training part."""
+    """Features and outputs of the training split."""
     return self.forward(self._parts["train"].images)
 
   @functools.cached_property
   def validation(self) -> tuple[np.ndarray, np.ndarray]:
-    """Features and outputs of the validation part."""
+    """Features and outputs of the validation split."""
     return self.forward(self._parts["validation"].images)
 
   def best(
     self, candidates: Iterable[tuple[float, Scores]]
   ) -> "FittedPredictor":
-    """The candidate best on validation, the first of equal ones."""
+    """Selects by validation mean-class accuracy; the first of equal values."""
 
     def accuracy(scores: Scores) -> float:
       labels = self.validation_labels
@@ -73,12 +73,12 @@ class FitContext:
 
 
 class FittedPredictor(NamedTuple):
-  """A predictor ready to score.
+  """A predictor that can score images.
 
   Attributes:
     scores: features, outputs -> f32[n, C], the greatest of a row predicted.
-    chosen: what was chosen on validation, or None.
-    name: in `PREDICTORS`.
+    chosen: the selected hyper-parameter, or None.
+    name: key in `PREDICTORS`.
   """
 
   scores: Scores
@@ -86,15 +86,15 @@ class FittedPredictor(NamedTuple):
   name: str = ""
 
 
-def head(known: FitContext) -> FittedPredictor:
-  """The classifier head: its logits, the last of its outputs."""
+def head(context: FitContext) -> FittedPredictor:
+  """Logits of the classifier head, which are the last of its outputs."""
   return FittedPredictor(
-    lambda features, outputs: outputs[:, -known.num_classes :]
+    lambda features, outputs: outputs[:, -context.num_classes :]
   )
 
 
 def knn(
-  known: FitContext, neighbours: int = 20, temperature: float = 0.1
+  context: FitContext, neighbours: int = 20, temperature: float = 0.1
 ) -> FittedPredictor:
   """A weighted kNN probe on the encoder's features.
 
@@ -102,126 +102,126 @@ def knn(
   class with exp(s / temperature) (Wu et al. 2018, section 3.4).
 
   Args:
-    known: its training part is the bank.
-    neighbours: k, at most the size of the training part.
-    temperature: of the votes.
+    context: the training split is the bank.
+    neighbours: k; at most the size of the training split is used.
+    temperature: temperature of the votes.
 
   Returns:
-    The votes.
+    Votes as scores.
   """
 
   def scores(features: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     del outputs
-    bank, features = _unit(known.train[0]), _unit(features)
+    bank, features = _unit(context.train[0]), _unit(features)
     k = min(neighbours, len(bank))
-    votes = np.zeros((len(features), known.num_classes), np.float32)
+    votes = np.zeros((len(features), context.num_classes), np.float32)
     for start in range(0, len(features), 1024):
       rows = slice(start, start + 1024)
       similar = features[rows] @ bank.T
       nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k]
       weights = np.exp(np.take_along_axis(similar, nearest, 1) / temperature)
-      ballot = known.labels[nearest][:, :, None] == np.arange(known.num_classes)
-      votes[rows] = (weights[:, :, None] * ballot).sum(axis=1)
+      images = np.arange(start, start + len(nearest))[:, None]
+      np.add.at(votes, (images, context.labels[nearest]), weights)
     return votes
 
   return FittedPredictor(scores)
 
 
-def nearest_class_mean(known: FitContext) -> FittedPredictor:
+def nearest_class_mean(context: FitContext) -> FittedPredictor:
   """Cosine to each class's mean feature (NCM; Kang et al. 2020, section 4.1).
 
-  Features are centred on the training part's mean and brought to length 1.
+  Features are centred on the training mean and scaled to unit length.
   """
-  features = known.train[0]
+  features = context.train[0]
   centre = features.mean(axis=0)
   unit = _unit(features - centre)
-  sums = np.zeros((known.num_classes, features.shape[1]), np.float32)
-  np.add.at(sums, known.labels, unit)
+  sums = np.zeros((context.num_classes, features.shape[1]), np.float32)
+  np.add.at(sums, context.labels, unit)
   means = _unit(sums)
   return FittedPredictor(
     lambda features, outputs: _unit(features - centre) @ means.T
   )
 
 
-def tau_normalised(known: FitContext) -> FittedPredictor:
-  """Class weights divided by a power of their length, no bias.
+def tau_normalised(context: FitContext) -> FittedPredictor:
+  """Class weights divided by a power of their norm, without bias.
 
-  Kang et al. 2020, eq. (2): w_j / |w_j|^tau, tau from 0 to 2 chosen on
-  validation.
+  Kang et al. 2020, eq. (2): w_j / |w_j|^tau. Tau is selected from 0 to 2
+  on validation.
 
   Args:
-    known: its head is linear.
+    context: a model with a linear head.
 
   Returns:
-    The scores; `chosen` is tau.
+    The predictor; `chosen` is tau.
   """
-  kernel = np.asarray(known.variables["params"]["head"]["logits"]["kernel"])
+  kernel = np.asarray(context.variables["params"]["head"]["logits"]["kernel"])
   lengths = np.maximum(np.linalg.norm(kernel, axis=0), 1e-12)
 
   def scores(tau: float) -> Scores:
     return lambda features, outputs: features @ (kernel / lengths**tau)
 
-  return known.best((tau, scores(tau)) for tau in STRENGTHS)
+  return context.best((tau, scores(tau)) for tau in STRENGTHS)
 
 
-def logit_adjusted(known: FitContext) -> FittedPredictor:
-  """Logits less a multiple of the log of the class's share in training.
+def logit_adjusted(context: FitContext) -> FittedPredictor:
+  """Logits minus a multiple of the log of the class prior in training.
 
-  Menon et al. 2021, eq. (9), post hoc: the multiple, from 0 to 2, is chosen
-  on validation.
+  Menon et al. 2021, eq. (9), post hoc. The multiple is selected from 0 to
+  2 on validation.
 
   Args:
-    known: outputs are logits.
+    context: a model whose outputs are logits.
 
   Returns:
-    The scores; `chosen` is the multiple.
+    The predictor; `chosen` is the multiple.
   """
-  counts = np.bincount(known.labels, minlength=known.num_classes)
-  prior = np.log(np.maximum(counts, 1) / len(known.labels)).astype(np.float32)
+  counts = np.bincount(context.labels, minlength=context.num_classes)
+  prior = np.log(np.maximum(counts, 1) / len(context.labels)).astype(np.float32)
 
   def scores(strength: float) -> Scores:
     shift = np.float32(strength) * prior
     return lambda features, outputs: outputs[:, -len(shift) :] - shift
 
-  return known.best((value, scores(value)) for value in STRENGTHS)
+  return context.best((value, scores(value)) for value in STRENGTHS)
 
 
-def svm(known: FitContext) -> FittedPredictor:
-  """A linear support vector machine on the features, one class against rest.
+def svm(context: FitContext) -> FittedPredictor:
+  """Linear one-versus-rest support vector machine on the features.
 
-  Li and Deng 2019, section 5. Features are standardised; the cost is chosen
-  on validation among multiples of one over their number, since a row's squared
-  length grows with it.
+  Li and Deng 2019, section 5. Features are standardised. The cost is a
+  multiple, selected on validation, of one over the number of features, because
+  the squared norm of a row grows with that number.
 
   Args:
-    known: what it is fitted on.
+    context: the data to fit.
 
   Returns:
-    Distances to the margins; `chosen` is the multiple.
+    The predictor; scores are signed distances, `chosen` is the multiple.
   """
   from sklearn.svm import LinearSVC
 
-  features = known.train[0]
+  features = context.train[0]
   centre, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
 
   def scores(cost: float) -> Scores:
-    # In the dual liblinear is quick on many features at such costs.
+    # At these costs liblinear is faster in the dual for many features.
     machine = LinearSVC(C=cost / features.shape[1], dual=True, random_state=0)
-    machine.fit((features - centre) / spread, known.labels)
+    machine.fit((features - centre) / spread, context.labels)
 
     def distances(features: np.ndarray, outputs: np.ndarray) -> np.ndarray:
       del outputs
       found = machine.decision_function((features - centre) / spread)
-      # Of two classes scikit-learn gives the second one's distance alone, and
-      # of a class without training images nothing.
+      # For two classes scikit-learn returns the distance of the second only,
+      # and it has no column for a class without training images.
       found = np.stack([-found, found], 1) if found.ndim == 1 else found
-      every = np.full((len(found), known.num_classes), -np.inf)
+      every = np.full((len(found), context.num_classes), -np.inf)
       every[:, machine.classes_] = found
       return every
 
     return distances
 
-  return known.best((cost, scores(cost)) for cost in _SVM_COSTS)
+  return context.best((cost, scores(cost)) for cost in _SVM_COSTS)
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
@@ -237,21 +237,21 @@ PREDICTORS: dict[str, Callable[[FitContext], FittedPredictor]] = {
   "svm": svm,
   "tau_normalised": tau_normalised,
 }
-# Those that read the head's logits.
+# Predictors that read the head's logits.
 OF_LOGITS = frozenset({"head", "logit_adjusted", "tau_normalised"})
-# Whose softmax is a distribution over the classes.
+# Predictors whose softmax is a distribution over the classes.
 CALIBRATED = frozenset({"head", "logit_adjusted"})
 
 
 def check(name: str, head: Mapping[str, Any]) -> None:
-  """Sees that a model can be classified by this predictor, and here.
+  """Checks that a predictor fits a head and that its library is installed.
 
   Args:
-    name: in `PREDICTORS`.
-    head: the head's parameters, or their shapes.
+    name: key in `PREDICTORS`.
+    head: parameters of the head, or their shapes.
 
   Raises:
-    UserError: if the predictor needs another head, or what is not installed.
+    UserError: if the predictor needs another head or a missing library.
   """
   if name == "tau_normalised" and set(head) != {"logits"}:
     raise UserError(
@@ -264,18 +264,18 @@ def check(name: str, head: Mapping[str, Any]) -> None:
     )
 
 
-def fit(name: str, known: FitContext) -> FittedPredictor:
-  """The predictor of this name, fitted on what it may know.
+def fit(name: str, context: FitContext) -> FittedPredictor:
+  """Fits a predictor.
 
   Args:
-    name: in `PREDICTORS`.
-    known: what it may know.
+    name: key in `PREDICTORS`.
+    context: the model and the data to fit.
 
   Returns:
-    It.
+    The fitted predictor.
 
   Raises:
     UserError: see `check`.
   """
-  check(name, known.variables["params"]["head"])
-  return PREDICTORS[name](known)._replace(name=name)
+  check(name, context.variables["params"]["head"])
+  return PREDICTORS[name](context)._replace(name=name)

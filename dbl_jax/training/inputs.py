@@ -1,8 +1,8 @@
-"""What a phase feeds on: images, or features extracted from them once.
+"""Inputs of a phase: augmented images, or cached features of a frozen encoder.
 
-A frozen encoder gives an image the same features at every step. Extracting
-them once and training the head on them alone is many times faster; what is
-lost is the endless choice of views.
+A frozen encoder maps an image to the same features at every step. Extracting
+them once and training the head on them is many times faster; the price is a
+finite number of views per image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +20,12 @@ from dbl_jax.runtime.logs import Progress
 
 
 class Inputs(NamedTuple):
-  """How rows of a part's array become what the model reads.
+  """How rows of a split become inputs of the model.
 
   Attributes:
-    encoder: what the model does with its encoder, see `Model.__call__`.
-    draw: (key, ids int32[B], rows [B, ...], targets f32[B, C]) -> views
-      f32[V, B, ...], random, and their targets f32[B, C].
+    encoder: mode of the encoder, see `Model.__call__`.
+    draw: (key, ids int32[B], rows [B, ...], targets f32[B, C]) -> random views
+      f32[V, B, ...] and their targets f32[B, C].
     plain: rows [B, ...] -> f32[B, ...], for evaluation.
   """
 
@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
 def of_images(
   phase: Mapping[str, Any], image_size: int, encoder: str
 ) -> Inputs:
-  """Images uint8[B, S, S, 3], augmented at every step.
+  """Makes inputs of images uint8[B, S, S, 3], augmented at every step.
 
   Args:
     phase: the phase's config: views, augment, mixup.
@@ -66,10 +66,10 @@ def of_images(
 
 
 def of_features(phase: Mapping[str, Any]) -> Inputs:
-  """Features f32[B, K, F] of K views of each image, one of them at each step.
+  """Makes inputs of features f32[B, K, F], of which each step draws a view.
 
   Args:
-    phase: the phase's config: views (how many to draw of the K), mixup.
+    phase: the phase's config: views (how many of the K to draw), mixup.
 
   Returns:
     The inputs.
@@ -96,10 +96,10 @@ def of_features(phase: Mapping[str, Any]) -> Inputs:
 def _mixed(
   draw: Callable[..., jax.Array], alpha: float
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """Drawing, then mixup (Zhang et al. 2018, eq. (1)) where alpha is not 0.
+  """Adds mixup (Zhang et al. 2018, eq. (1)) to `draw` unless alpha is 0.
 
-  Each example is mixed with its neighbour in the batch, which is as random as
-  the batch: share x own + (1 - share) x neighbour, share ~ Beta(alpha, alpha).
+  Each example is mixed with the next one of the batch, whose order is random:
+  share x own + (1 - share) x neighbour, share ~ Beta(alpha, alpha).
   """
 
   def plain(
@@ -133,31 +133,31 @@ _Pass = tuple[Any, Any, tuple[np.ndarray, ...]]
 def extract(
   model: Model,
   variables: Any,
-  parts: Mapping[str, Split],
+  splits: Mapping[str, Split],
   phase: Mapping[str, Any],
   key: jax.Array,
   mesh: jax.sharding.Mesh,
   name: str,
 ) -> dict[str, Split]:
-  """The parts a phase reads, with features in place of images.
+  """Extracts the features of a frozen encoder, once before a phase.
 
-  Of each training image K = phase['cached_views'] views: the plain image and
-  K - 1 random ones, which depend on the key and the image's index alone. Of
-  validation images the plain one.
+  For each training image there are K = phase['cached_views'] views: the image
+  without augmentation and K - 1 random views, which depend only on the key and
+  the image's index. Validation images are not augmented.
 
   Args:
     model: encoder and head.
-    variables: the model's variables.
-    parts: with 'train' and 'validation'.
+    variables: variables of the model.
+    splits: images, with 'train' and 'validation'.
     phase: the phase's config: cached_views, augment.
     key: typed key of the phase.
     mesh: the devices.
-    name: of the phase, to show.
+    name: name of the phase, for the progress line.
 
   Returns:
-    'train' with f32[n, K, F] for images, 'validation' with f32[n, 1, F].
+    'train' with features f32[n, K, F] and 'validation' with f32[n, 1, F].
   """
-  train, validation = parts["train"], parts["validation"]
+  train, validation = splits["train"], splits["validation"]
   size = train.images.shape[1]
   image_inputs = of_images(
     dict(phase) | {"views": 1, "mixup": 0.0}, size, "frozen"
@@ -196,16 +196,16 @@ def extract(
 def _run(
   passes: Sequence[_Pass], mesh: jax.sharding.Mesh, name: str
 ) -> list[np.ndarray]:
-  """What each (step, first argument, rows) gives, with one progress line."""
+  """Outputs of each (step, first argument, rows), with one progress line."""
   total = sum(len(rows[0]) for _, _, rows in passes)
   progress = Progress(f"{name}: features", total)
   found, before = [], 0
   for step, given, rows in passes:
 
-    def seen(count: int, before: int = before) -> None:
+    def show(count: int, before: int = before) -> None:
       done = before + count
       progress.show(done, f"{done}/{total} views", last=done == total)
 
-    found.append(make_forward(step, given, mesh, seen)(*rows)[0])
+    found.append(make_forward(step, given, mesh, show)(*rows)[0])
     before += len(rows[0])
   return found

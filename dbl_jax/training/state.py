@@ -1,4 +1,4 @@
-"""What a training step reads and writes: arrays, nothing else."""
+"""State of a training step: arrays only."""
 
 from typing import Any, Self
 
@@ -12,11 +12,11 @@ class TrainState(flax.struct.PyTreeNode):
   """State of one phase.
 
   Attributes:
-    step: int32[], steps done.
+    step: int32[], number of steps done.
     params: parameters, under 'encoder' and 'head'.
     batch_stats: batch-norm running statistics, under the same keys.
-    opt_state: the optimizer's state, over trained leaves alone.
-    memory: what loss terms remember, such as class centres.
+    opt_state: optimizer state of the trained leaves.
+    memory: state of the loss terms, such as class centres.
   """
 
   step: jax.Array
@@ -32,7 +32,7 @@ class TrainState(flax.struct.PyTreeNode):
     optimizer: optax.GradientTransformation,
     memory: dict[str, jax.Array],
   ) -> Self:
-    """The state before the first step, from fresh or loaded variables."""
+    """Creates the state before the first step."""
     return cls(
       step=jnp.int32(0),
       params=variables["params"],
@@ -42,5 +42,5 @@ class TrainState(flax.struct.PyTreeNode):
     )
 
   def model(self) -> dict[str, Any]:
-    """The variables a forward pass needs."""
+    """Variables of a forward pass."""
     return {"params": self.params, "batch_stats": self.batch_stats}
