@@ -29,19 +29,12 @@ _INSTALL = (
   " scripts/benchmark/peers/peers.txt"
 )
 _PEERS = flags.DEFINE_string(
-  "peers",
-  None,
-  f"Python of the peers' environment: {_INSTALL}. Without it dbl_jax is"
-  " measured alone.",
+  "peers", None, f"Python of the peers' environment: {_INSTALL}"
 )
 _DEVICE = flags.DEFINE_enum(
   "device", None, ["cpu", "gpu"], "Default: the GPU, if there is one."
 )
-_ONLY = flags.DEFINE_list(
-  "only",
-  None,
-  "Parts: step,augment,input,phase2,nt_xent,startup. Default: all.",
-)
+_ONLY = flags.DEFINE_list("only", None, "Parts. Default: all.")
 _CASES = flags.DEFINE_multi_string(
   "cases", ["*"], "Names of cases, such as 'small stem*N=256'; repeatable."
 )
@@ -87,7 +80,8 @@ def main(argv: Sequence[str]) -> None:
       f"Other work is running (load {hardware['load_average']}): times will"
       " scatter, PyTorch's most of all. Better wait until it is done."
     )
-  _check_writable(out, setup.log)
+  for path in (out, setup.log):
+    path.write_text("")
   started, versions = time.perf_counter(), dict[str, dict[str, str]]()
   record: dict[str, Any] = {
     "command": shlex.join(argv),
@@ -117,10 +111,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _kinds(known: Sequence[str]) -> list[str]:
   chosen = known if _ONLY.value is None else _ONLY.value
-  unknown = [kind for kind in chosen if kind not in known]
-  if unknown or not chosen:
+  if unknown := {*(chosen or [""])} - {*known}:
     raise UserError(
-      f"--only={','.join(chosen)}: there is no part {(unknown or [''])[0]!r}."
+      f"--only={','.join(chosen)}: there is no part {min(unknown)!r}."
       f" There are {', '.join(known)}."
     )
   return [kind for kind in known if kind in chosen]
@@ -139,17 +132,6 @@ def _peers() -> dict[str, str]:
     )
   # Not resolved: a virtual environment's Python is a link.
   return {"peers": str(Path(found).absolute())}
-
-
-def _check_writable(*paths: Path) -> None:
-  for path in paths:
-    try:
-      path.write_text("")
-    except OSError as error:
-      raise UserError(
-        f"--out={path}: cannot be written: {error.strerror}. Choose a file in"
-        " a folder you may write to."
-      ) from error
 
 
 if __name__ == "__main__":

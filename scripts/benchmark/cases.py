@@ -55,7 +55,7 @@ class System(NamedTuple):
     name: as it is shown.
     side: 'ours' or 'peers', whose Python runs it.
     work: 'FILE:FUNCTION', see `serve`.
-    options: its own settings, added to the case's.
+    options: added to the case's settings.
   """
 
   name: str
@@ -83,17 +83,10 @@ def make_cases(
   names: Sequence[str] = ("*",),
   systems: Sequence[str] = ("*",),
 ) -> list[Case]:
-  """Returns the selected cases.
+  """Returns the cases of some kinds for a device, in order.
 
-  Args:
-    device: 'cpu' or 'gpu'.
-    quick: small cases, to see that everything runs.
-    kinds: names in `UNITS`.
-    names: patterns of the cases' names, as in a shell.
-    systems: patterns of the systems' names.
-
-  Returns:
-    The cases, in order of `kinds` and `names`, each with at least a system.
+  `names` and `systems` are patterns as in a shell that select cases and their
+  systems. With `quick` cases are small, to see that everything runs.
   """
   made = [case for kind in kinds for case in _MAKERS[kind](device, quick)]
   found = {}
@@ -174,17 +167,15 @@ def _steps(device: str, quick: bool) -> list[Case]:
       if (stem, size, batch) != ("small", 100, 1024)
     ]
   if quick:
-    shapes = [("imagenet", 32, 8, "flax compiled"[: 4 + 9 * (device == "gpu")])]
+    shapes = [("imagenet", 32, 8, "flax")]
+  eager = _peer("PyTorch", "step", compile=False)
+  compiled = _peer("PyTorch compiled", "step", compile=True)
+  flax = _plain("flax as it comes", "step")
   cases = []
   for stem, size, batch, others in shapes:
-    systems = [
-      _ours("dbl_jax", "step"),
-      _peer("PyTorch", "step", compile=False),
-    ]
-    if "compiled" in others:
-      systems.append(_peer("PyTorch compiled", "step", compile=True))
-    if "flax" in others:
-      systems.append(_plain("flax as it comes", "step"))
+    systems = [_ours("dbl_jax", "step"), eager]
+    systems += [compiled] if "compiled" in others else []
+    systems += [flax] if "flax" in others else []
     name = f"{stem} stem, {size} px, N={batch}"
     settings = _settings(device, quick, size, batch, stem)
     cases.append(Case("step", name, settings, systems))
@@ -192,7 +183,7 @@ def _steps(device: str, quick: bool) -> list[Case]:
 
 
 def _shapes(device: str, quick: bool) -> list[tuple[str, dict[str, Any]]]:
-  """Names and settings of cases by size."""
+  """Returns names and settings of cases by size."""
   batch = 8 if quick else (256 if device == "gpu" else 64)
   return [
     (f"{size} px, N={batch}", _settings(device, quick, size, batch))
@@ -207,10 +198,7 @@ def _augment(device: str, quick: bool) -> list[Case]:
     _peer("kornia", "augment", implementation="kornia"),
     _peer("tf.data", "tf_views", work="augment"),
   ]
-  return [
-    Case("augment", name, settings, systems)
-    for name, settings in _shapes(device, quick)
-  ]
+  return [Case("augment", *shape, systems) for shape in _shapes(device, quick)]
 
 
 def _input(device: str, quick: bool) -> list[Case]:

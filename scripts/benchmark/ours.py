@@ -35,49 +35,34 @@ def prepare(settings: dict[str, Any], tuned: bool = True) -> dict[str, str]:
   return {"platform": found, "malloc": "keeps freed memory"}
 
 
-def make_step(
-  settings: dict[str, Any], model: Any = None
-) -> tuple[Callable, Callable]:
-  """Returns a SimCLR step and a function that makes its first arguments.
+def step(settings: dict[str, Any], model: Any = None) -> dict[str, Any]:
+  """A SimCLR training step on given views.
 
   Args:
     settings: stem, dtype, size in pixels, batch N, learning_rate, momentum,
-      weight_decay, temperature.
+      weight_decay, temperature, steps_per_call.
     model: module from images f32[2N, S, S, 3] to embeddings f32[2N, D]. By
       default the project's encoder and projection head.
 
   Returns:
-    The step, not jitted: ((variables, optimizer state), images) -> (next
-    pair, loss), rows 2k and 2k + 1 being the views of example k; a function
-    without arguments that returns the first pair and images.
+    The work.
   """
-  size, project = settings["size"], model is None
-  model = model or make_model(
-    {
-      "name": "resnet18",
-      "stem": settings["stem"],
-      "dtype": settings["dtype"],
-    },
-    {"name": "projection", "hidden": 512, "out": 128},
-    num_classes=7,
-  )
+  project = model is None
+  facts: dict[str, Any] = {"set": prepare(settings, tuned=project)}
+  model = model or make_simclr(settings)
   optimizer = optax.chain(
     optax.add_decayed_weights(settings["weight_decay"]),
     optax.sgd(settings["learning_rate"], momentum=settings["momentum"]),
   )
 
-  def step(state: Any, images: jax.Array) -> tuple[Any, jax.Array]:
+  def train(state: Any, images: jax.Array) -> tuple[Any, jax.Array]:
     variables, opt_state = state
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
-      outputs, updated = model.apply(
-        variables | {"params": params},
-        images,
-        train=True,
-        mutable=["batch_stats"],
-      )
-      z = outputs[1] if project else outputs  # (features, embeddings)
-      pairs = z.reshape(-1, 2, z.shape[-1])
+      now = variables | {"params": params}
+      z, updated = model.apply(now, images, train=True, mutable=["batch_stats"])
+      z = z[1] if project else z  # (features, embeddings)
+      pairs = z.reshape(-1, 2, z.shape[-1])  # rows 2k, 2k + 1: example k
       return block_nt_xent(pairs, settings["temperature"]), updated
 
     params = variables["params"]
@@ -86,35 +71,35 @@ def make_step(
     params = optax.apply_updates(params, updates)
     return ({"params": params} | updated, opt_state), value
 
-  def start() -> tuple[Any, jax.Array]:
-    shape = (2 * settings["batch"], size, size, 3)
-    images = jnp.asarray(np.random.default_rng(0).random(shape, np.float32))
-    init = jax.jit(model.init, static_argnames="train")
-    variables = init(jax.random.key(0), images[:2], train=True)
-    return (variables, optimizer.init(variables["params"])), images
-
-  return step, start
-
-
-def step(settings: dict[str, Any], model: Any = None) -> dict[str, Any]:
-  """A SimCLR training step on given views; see `make_step`."""
-  facts: dict[str, Any] = {"set": prepare(settings, tuned=model is None)}
-  function, start = make_step(settings, model)
-  state, images = start()
-  lowered = jax.jit(function, donate_argnums=0).lower(state, images)
-  program, box = lowered.compile(), [state]
+  shape = (2 * settings["batch"], settings["size"], settings["size"], 3)
+  images = jnp.asarray(np.random.default_rng(0).random(shape, np.float32))
+  init = jax.jit(model.init, static_argnames="train")
+  variables = init(jax.random.key(0), images[:2], train=True)
+  state = [(variables, optimizer.init(variables["params"]))]
+  lowered = jax.jit(train, donate_argnums=0).lower(state[0], images)
+  program = lowered.compile()
 
   def run() -> None:
     for _ in range(settings["steps_per_call"]):
-      box[0], loss = program(box[0], images)
+      state[0], loss = program(state[0], images)
     jax.block_until_ready(loss)
 
   if settings["device"] == "gpu":
-    # Before compilation, which may replace convolutions. On a GPU the
-    # project's layers are plain convolutions.
+    # Of the program before compilation, which may replace convolutions. On a
+    # GPU the project's layers are plain convolutions.
     flops = (lowered.cost_analysis() or {}).get("flops")
     facts |= _program_facts(program) | {"flops": flops}
   return {"run": run, "units": settings["steps_per_call"], "facts": facts}
+
+
+def make_simclr(settings: dict[str, Any]) -> Any:
+  """Returns the project's model: encoder and projection head."""
+  encoder = {"name": "resnet18", "stem": settings["stem"]}
+  return make_model(
+    encoder | {"dtype": settings["dtype"]},
+    {"name": "projection", "hidden": 512, "out": 128},
+    num_classes=7,
+  )
 
 
 def _program_facts(program: jax.stages.Compiled) -> dict[str, Any]:
@@ -122,10 +107,8 @@ def _program_facts(program: jax.stages.Compiled) -> dict[str, Any]:
   cost, memory = program.cost_analysis() or {}, program.memory_analysis()
   return {
     "device_kind": jax.devices()[0].device_kind,
-    "compiled_flops": cost.get("flops"),
     "compiled_bytes": cost.get("bytes accessed"),
     "temporary_bytes": memory and memory.temp_size_in_bytes,
-    "argument_bytes": memory and memory.argument_size_in_bytes,
   }
 
 
@@ -150,14 +133,11 @@ def nt_xent(
 
 def _family(settings: dict[str, Any]) -> dict[str, Any]:
   """Returns SimCLR's family, the blur in pixels of the view as peers have."""
-  names = "crop_scale flip jitter_prob jitter_strength grey blur blur_sigma"
+  names = "crop_scale flip jitter_prob jitter_strength grey blur"
+  low, high = settings["blur_sigma"]
   scale = _BLUR_SIDE / settings["size"]
-  sigmas = tuple(sigma * scale for sigma in settings["blur_sigma"])
-  family = {name: settings[name] for name in names.split()}
-  return family | {
-    "crop_scale": tuple(settings["crop_scale"]),
-    "blur_sigma": sigmas,
-  }
+  sigma = {"blur_sigma": (low * scale, high * scale)}
+  return {name: settings[name] for name in names.split()} | sigma
 
 
 def _random_images(settings: dict[str, Any]) -> np.ndarray:
@@ -230,7 +210,7 @@ def _make_trainer(
       epochs=settings["epochs"], cached_views=settings["cached_views"]
     )
     config.classify.augment.update(
-      crop_scale=tuple(settings["crop_scale"]),
+      crop_scale=settings["crop_scale"],
       crop_ratio=(3 / 4, 4 / 3),
       flip=settings["flip"],
     )
@@ -255,82 +235,77 @@ def _make_trainer(
   return make_trainer(config, phase, dataset, mesh, start), images
 
 
-class _Steps:
-  """Runs a trainer as the training loop does, some steps at a time."""
+def _timed(
+  source: pipeline.Feed,
+  advance: Callable[[Any, int], None],
+  count: int,
+  most: int = 1,
+  dropped: int = 0,
+) -> dict[str, Any]:
+  """Returns the functions of work that takes batches from an input, compiled.
 
-  def __init__(self, trainer: Trainer):
-    self._trainer, self._state = trainer, trainer.state
-    self._take: Any = None
+  Args:
+    source: the input.
+    advance: takes the input's reader and a number of batches.
+    count: batches of a call.
+    most: batches that are read at once.
+    dropped: batches to drop at the start, as what is prefetched gives no head
+      start.
+  """
+  box: list[Any] = []
 
-  def begin(self) -> None:
-    trainer = self._trainer
-    self._take = pipeline.reader(trainer.feed, 0, _ENDLESS, trainer.most)
+  def begin() -> None:
+    box.append(pipeline.reader(source, 0, _ENDLESS, most))
+    if dropped:
+      advance(box[0], dropped)
 
-  def end(self) -> None:
-    self._take = None
+  def run() -> None:
+    advance(box[0], count)
 
-  def advance(self, count: int) -> None:
-    """Does `count` steps and waits for them."""
-    trainer = self._trainer
+  begin()
+  run()
+  box.clear()
+  return {"run": run, "begin": begin, "end": box.clear}
+
+
+def _make_advance(trainer: Trainer) -> Callable[[Any, int], None]:
+  """Returns a function that trains as the loop does, for `_timed`."""
+  state = [trainer.state]
+
+  def advance(take: Any, count: int) -> None:
     while count:
       some = min(count, trainer.most)
-      self._state, metrics = trainer.steps(
-        self._state, trainer.feed.resident, self._take(some), trainer.key, some
+      state[0], metrics = trainer.steps(
+        state[0], trainer.feed.resident, take(some), trainer.key, some
       )
       count -= some
     jax.block_until_ready(metrics)
 
-
-class _Batches:
-  """The input alone: batches as the model gets them, f32[B, S, S, 3]."""
-
-  def __init__(self, trainer: Trainer, size: int):
-    self._feed, self._take = trainer.feed, None
-
-    @jax.jit
-    def read(resident: jax.Array | None, batches: Any) -> jax.Array:
-      batch = jax.tree.map(lambda leaf: leaf[0], batches)
-      return views.plain(pipeline.gather(resident, batch), size)
-
-    self._read = read
-
-  def begin(self) -> None:
-    self._take = pipeline.reader(self._feed, 0, _ENDLESS, 1)
-    self.advance(8)  # what is prefetched gives no head start
-
-  def end(self) -> None:
-    self._take = None
-
-  def advance(self, count: int) -> None:
-    for _ in range(count):
-      batch = self._read(self._feed.resident, self._take(1))
-    batch.block_until_ready()
+  return advance
 
 
 def feed(settings: dict[str, Any]) -> dict[str, Any]:
   """The input, alone ('plain') or with views and training step ('train')."""
   found, count = prepare(settings), settings["batches_per_call"]
   trainer, _ = _make_trainer(settings, "pretrain")
-  source: Any = _Batches(trainer, settings["size"])
+
+  @jax.jit
+  def read(resident: jax.Array | None, batches: Any) -> jax.Array:
+    batch = jax.tree.map(lambda leaf: leaf[0], batches)
+    return views.plain(pipeline.gather(resident, batch), settings["size"])
+
+  def advance(take: Any, count: int) -> None:
+    for _ in range(count):
+      batch = read(trainer.feed.resident, take(1))
+    batch.block_until_ready()
+
   if settings["work"] == "train":
-    source = _Steps(trainer)
-  set_to = {"input": settings["input"], "steps_per_dispatch": trainer.most}
-  return _stepping(source, count) | {
-    "units": count * settings["batch"],
-    "facts": {"set": found | set_to},
-  }
-
-
-def _stepping(source: _Steps | _Batches, count: int) -> dict[str, Any]:
-  """Returns the functions of work that advances by `count`, compiled."""
-  source.begin()
-  source.advance(count)
-  source.end()
-  return {
-    "run": lambda: source.advance(count),
-    "begin": source.begin,
-    "end": source.end,
-  }
+    work = _timed(trainer.feed, _make_advance(trainer), count, trainer.most)
+  else:
+    work = _timed(trainer.feed, advance, count, dropped=8)
+  options = {"input": settings["input"], "steps_per_dispatch": trainer.most}
+  units, facts = count * settings["batch"], {"set": found | options}
+  return work | {"units": units, "facts": facts}
 
 
 def phase2(settings: dict[str, Any]) -> dict[str, Any]:
@@ -343,7 +318,7 @@ def phase2(settings: dict[str, Any]) -> dict[str, Any]:
   trainer, images = _make_trainer(settings, "classify")
   facts = {"set": found | {"steps": trainer.total}}
   if not settings["cached_views"]:
-    work = _stepping(_Steps(trainer), count)
+    work = _timed(trainer.feed, _make_advance(trainer), count, trainer.most)
     return work | {"units": count / trainer.total, "facts": facts}
   labels, start = trainer.parts["train"].labels, jax.device_get(trainer.state)
   mesh = make_mesh(jax.devices()[:1])
@@ -356,9 +331,8 @@ def phase2(settings: dict[str, Any]) -> dict[str, Any]:
     rows = pipeline.make_feed(
       features, labels, trainer.feed.sampler, mesh, "resident"
     )
-    steps = _Steps(trainer._replace(feed=rows, state=state))
-    steps.begin()
-    steps.advance(trainer.total)
+    advance = _make_advance(trainer._replace(feed=rows, state=state))
+    advance(pipeline.reader(rows, 0, _ENDLESS, trainer.most), trainer.total)
 
   run()  # compiles
   return {"run": run, "units": 1, "facts": facts}

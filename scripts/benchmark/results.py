@@ -1,6 +1,6 @@
 """Results of a case as text, and its share of a GPU's roofline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 # Part of JAX's device name -> peak dense bfloat16 TFLOP/s without sparsity and
@@ -14,7 +14,6 @@ PEAKS = {
   "L4": (121, 300),
   "RTX 4090": (165, 1008),
 }
-_HEAD = ("system", "median", "min", "max", "peak MiB", "temp. MiB", "ours is")
 
 
 def roofline(facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -50,41 +49,33 @@ def roofline(facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def case_table(case: Mapping[str, Any]) -> str:
-  """Returns a case as lines of text.
+  """Returns a case, as `runner.run_case` returns it, as lines of text.
 
-  Args:
-    case: as `runner.run_case` returns it.
-
-  Returns:
-    A row of measurements for each system with its memory and how many times
-    as fast dbl_jax is, the reason where one was skipped, and its roofline.
+  A row for each system: measurements, memory and how many times as fast
+  dbl_jax is, or the reason why it was skipped; then its share of the roofline.
   """
-  head = (_HEAD[0], f"{_HEAD[1]} {case['unit']}", *_HEAD[2:])
-  measured = [row for row in case["systems"] if "skipped" not in row]
-  rows = [head, *(_cells(row, case["systems"][0]) for row in measured)]
-  used = [i for i in range(len(head)) if any(row[i] for row in rows[1:])]
-  cells = [[row[i] for i in used] for row in rows]
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  lines = [f"{case['part']}: {case['case']}"]
-  if measured:
-    lines += [_line(row, widths) for row in cells]
+  head = ("median", "min", "max", "peak MiB", "temp. MiB", "ours is")
+  title = f"{case['case']}, {case['unit']}"
+  lines = [f"{title:40}" + "".join(f"{name:>11}" for name in head)]
   for row in case["systems"]:
+    name = f"  {row['system']:38}"
     if "skipped" in row:
-      lines.append(f"  {row['system']}: skipped: {row['skipped']}")
-    elif row["roofline"]:
-      lines.append(f"  {row['system']}: {_roofline_text(row['roofline'])}")
+      lines.append(f"{name}  skipped: {row['skipped']}")
+      continue
+    values = [number(row[key]) for key in ("median", "min", "max", "peak_mib")]
+    temporary, ratio = row["temporary_mib"], row["times_as_fast"]
+    values.append("" if temporary is None else number(temporary))
+    values.append("" if ratio is None else f"{ratio:.2f}x")
+    lines.append(name + "".join(f"{value:>11}" for value in values))
+    if shares := row["roofline"]:
+      lines.append(
+        f"    {shares['share_of_roofline']:.0%} of the roofline"
+        f" ({shares['share_of_peak_flops']:.0%} of"
+        f" {shares['peak_bf16_tflops']} bf16 TFLOP/s,"
+        f" {shares['share_of_peak_bandwidth']:.0%} of"
+        f" {shares['peak_gb_per_s']} GB/s; {shares['device_kind']})"
+      )
   return "\n".join(lines)
-
-
-def _cells(row: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, ...]:
-  ratio, temporary = row["times_as_fast"], row["temporary_mib"]
-  return (
-    row["system"],
-    *(number(row[name]) for name in ("median", "min", "max")),
-    f"{row['peak_mib']:.0f}",
-    "" if temporary is None else number(temporary),
-    "" if row is ours or ratio is None else f"{ratio:.2f}x as fast",
-  )
 
 
 def number(value: float) -> str:
@@ -92,18 +83,3 @@ def number(value: float) -> str:
   if value >= 100:
     return f"{value:,.0f}"
   return f"{value:.{2 if value >= 1 or value == 0 else 4}f}"
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-  first = f"  {row[0]:<{widths[0]}}"
-  rest = (f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
-  return "  ".join([first, *rest]).rstrip()
-
-
-def _roofline_text(shares: Mapping[str, Any]) -> str:
-  return (
-    f"{shares['share_of_roofline']:.0%} of the roofline"
-    f" ({shares['share_of_peak_flops']:.0%} of {shares['peak_bf16_tflops']}"
-    f" bf16 TFLOP/s, {shares['share_of_peak_bandwidth']:.0%} of"
-    f" {shares['peak_gb_per_s']} GB/s; {shares['device_kind']})"
-  )

@@ -173,7 +173,11 @@ def run_case(case: Case, setup: Setup) -> dict[str, Any]:
           entrant.measure()
   rows = [_row(entrant, case.kind) for entrant in entrants]
   for row in rows:
-    row["times_as_fast"] = _ratio(rows[0], row, UNITS[case.kind])
+    pair = [r["median"] for r in (rows[0], row) if "median" in r]
+    row["times_as_fast"] = None
+    if len(pair) == 2:
+      ratio = pair[0] / pair[1]
+      row["times_as_fast"] = ratio if _is_rate(case.kind) else 1 / ratio
   return {
     "part": case.kind,
     "case": case.name,
@@ -181,6 +185,10 @@ def run_case(case: Case, setup: Setup) -> dict[str, Any]:
     "settings": case.settings,
     "systems": rows,
   }
+
+
+def _is_rate(kind: str) -> bool:
+  return UNITS[kind].endswith("s/s")
 
 
 def _row(entrant: Entrant, kind: str) -> dict[str, Any]:
@@ -195,7 +203,7 @@ def _row(entrant: Entrant, kind: str) -> dict[str, Any]:
   units, facts = entrant.prepared["units"], entrant.prepared["facts"]
   calls = [s / units for r in entrant.rounds for s in r]
   values = [s * (1e3 if UNITS[kind] == "ms" else 1.0) for s in calls]
-  if UNITS[kind].endswith("s/s"):
+  if _is_rate(kind):
     # Background work delivers in bursts, so a rate is that of a whole round.
     values = [units / statistics.mean(r) for r in entrant.rounds]
   return row | {
@@ -203,9 +211,7 @@ def _row(entrant: Entrant, kind: str) -> dict[str, Any]:
     "min": min(values),
     "max": max(values),
     "peak_mib": entrant.peak_bytes / 2**20,
-    "temporary_mib": _temporary(entrant.prepared)
-    if kind == "nt_xent"
-    else None,
+    "temporary_mib": _temporary(entrant.prepared, kind),
     "prepare_seconds": entrant.prepared["prepare_seconds"],
     "calls": len(calls),
     "units_per_call": units,
@@ -216,16 +222,10 @@ def _row(entrant: Entrant, kind: str) -> dict[str, Any]:
   }
 
 
-def _ratio(ours: dict, row: dict, unit: str) -> float | None:
-  """Returns how many times as fast as a system the first one is."""
-  if "median" not in row or "median" not in ours:
-    return None
-  ratio = ours["median"] / row["median"]
-  return ratio if unit.endswith("s/s") else 1 / ratio
-
-
-def _temporary(prepared: dict[str, Any]) -> float | None:
+def _temporary(prepared: dict[str, Any], kind: str) -> float | None:
   """Returns MiB of temporaries: the library's figure, or the growth."""
+  if kind != "nt_xent":
+    return None
   known = prepared | prepared["facts"]
   names = ("temporary_bytes", "device_peak_bytes", "growth_bytes")
   values = [known[name] for name in names if known.get(name) is not None]
