@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     )
   for path in (out, setup.log):
     path.write_text("")
-  started, versions = time.perf_counter(), dict[str, dict[str, str]]()
+  started = time.perf_counter()
   record: dict[str, Any] = {
     "command": shlex.join(argv),
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     "rounds": setup.rounds,
     "hardware": hardware,
     "notes": cases.NOTES,
-    "versions": versions,
+    "versions": {},
     "cases": [],
   }
   for number, case in enumerate(selected, start=1):
@@ -102,7 +102,8 @@ def main(argv: Sequence[str]) -> None:
     result = runner.run_case(case, setup)
     print(results.case_table(result), flush=True)
     for row in result["systems"]:
-      versions.setdefault(row["side"], {}).update(row.pop("versions", {}))
+      if found := row.pop("versions", {}):
+        record["versions"].setdefault(row["side"], {}).update(found)
     record["cases"].append(result)
     record["seconds"] = round(time.perf_counter() - started, 1)
     out.write_text(json.dumps(record, indent=2) + "\n")

@@ -43,7 +43,7 @@ LAYERS = [
   ["trainer"],
   ["loop"],
   ["train"],
-  ["main", "benchmarks", "grid", "soak"],
+  ["main", "grid", "soak"],
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 

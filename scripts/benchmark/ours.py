@@ -183,12 +183,8 @@ def _make_trainer(
 ) -> tuple[Trainer, np.ndarray]:
   """Returns a trainer as `dbl_jax.main` makes it, and its random images.
 
-  Args:
-    settings: stem, dtype, size, batch, images, class_shares, the optimizer's
-      and the family's, input ('resident' or 'tf_data'); for 'classify' also
-      epochs, hidden and cached_views.
-    phase: 'pretrain' for SimCLR, 'classify' for a head on a frozen encoder
-      of random weights, which costs as much as any other.
+  Phase 'classify' trains a head on a frozen encoder of random weights, which
+  costs as much as any other.
   """
   config, shares = configs.base(), settings["class_shares"]
   config.data.update(image_size=settings["size"], input=settings["input"])
@@ -242,15 +238,10 @@ def _timed(
   most: int = 1,
   dropped: int = 0,
 ) -> dict[str, Any]:
-  """Returns the functions of work that takes batches from an input, compiled.
+  """Returns work that reads `count` batches from an input, compiled.
 
-  Args:
-    source: the input.
-    advance: takes the input's reader and a number of batches.
-    count: batches of a call.
-    most: batches that are read at once.
-    dropped: batches to drop at the start, as what is prefetched gives no head
-      start.
+  `advance` takes a reader, which gives at most `most` batches at once, and a
+  number of batches. The first `dropped` batches are prefetched: no head start.
   """
   box: list[Any] = []
 

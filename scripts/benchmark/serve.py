@@ -17,13 +17,13 @@ Requests and answers are dicts on a `multiprocessing` connection, DESCRIPTOR:
   {"do": "prepare", "settings": {...}}  builds the work and runs it once
   {"do": "round", "calls": n}           runs it n times
 
-A REQUEST, as JSON, is prepared alone. This file also runs in the peers'
-environment: standard library only.
+A REQUEST, as JSON, is prepared alone. The peers' environment needs nothing but
+the standard library for this file.
 """
 
 import contextlib
+import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import resource
@@ -123,15 +123,9 @@ def load(work: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
   """Returns the function of 'FILE:FUNCTION'."""
   name, _, function = work.rpartition(":")
   path = Path(name)
-  if path.parent != Path(__file__).parent:
-    sys.path.append(str(path.parent))  # peers import their neighbours
-  spec = importlib.util.spec_from_file_location(f"work_{path.stem}", path)
-  assert spec is not None  # the name ends in .py
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # where pickle finds its classes
-  spec.loader.exec_module(module)
-  return getattr(module, function)
+  # Works import their neighbours, which must not hide other modules.
+  sys.path += [str(path.parent), str(Path(__file__).parent)]
+  return getattr(importlib.import_module(path.stem), function)
 
 
 def _versions() -> dict[str, str]:
@@ -143,15 +137,10 @@ def _versions() -> dict[str, str]:
 
 
 def startup(settings: dict[str, Any]) -> dict[str, Any]:
-  """Times a command from start to end, with this process's Python.
+  """Times a command: `arguments` of this process's Python.
 
-  Args:
-    settings: 'arguments' of Python, and 'cache' of compiled programs: 'cold'
-      gives each call an empty folder, 'warm' gives all calls one folder that
-      is filled first, '' leaves the user's.
-
-  Returns:
-    The work.
+  With cache='cold' each call has an empty folder for compiled programs, with
+  'warm' all calls share one that is filled first, with '' it is the user's.
   """
   root = Path(tempfile.mkdtemp(prefix="dbl_jax_benchmark_"))
   command, cache = [sys.executable, *settings["arguments"]], settings["cache"]
@@ -180,9 +169,7 @@ def startup(settings: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
   """Answers requests until the connection is closed."""
-  # Python puts this folder first; its modules must not hide others.
-  here = str(Path(__file__).parent)
-  sys.path[:] = [entry for entry in sys.path if entry != here]
+  sys.path.remove(str(Path(__file__).parent))  # Python put it first
   worker = Worker(lambda settings: load(argv[1])(settings))
   if not argv[2].isdigit():
     worker.prepare(json.loads(argv[2])["settings"])

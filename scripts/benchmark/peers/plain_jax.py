@@ -5,15 +5,11 @@ and malloc settings.
 """
 
 import functools
-import sys
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import ours
 
