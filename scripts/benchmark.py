@@ -2,7 +2,7 @@
 
 python scripts/benchmark.py [--peers=PYTHON] [--device=cpu|gpu] \
   [--only=step,augment,input,phase2,nt_xent,startup] [--rounds=5] [--quick] \
-  [--cases=PATTERN] [--systems=PATTERNS] [--out=benchmark.json]
+  [--cases=PATTERN] [--systems=PATTERNS] [--together] [--out=benchmark.json]
 
 The whole benchmark takes about half an hour on two cores.
 """
@@ -47,6 +47,12 @@ _ROUNDS = flags.DEFINE_integer(
 _QUICK = flags.DEFINE_bool(
   "quick", False, "Small cases, to see that everything runs."
 )
+_TOGETHER = flags.DEFINE_bool(
+  "together",
+  False,
+  "Prepare the systems of a case at once: shorter on many cores, but each"
+  " disturbs what the others try out.",
+)
 _OUT = flags.DEFINE_string(
   "out", "benchmark.json", "File for all results; a .log lies next to it."
 )
@@ -68,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
     rounds=_ROUNDS.value,
     log=out.with_suffix(".log"),
     round_seconds=0.2 if _QUICK.value else 1.5,
+    together=_TOGETHER.value,
   )
   selected = cases.make_cases(
     device, _QUICK.value, _kinds([*cases.UNITS]), _CASES.value, _SYSTEMS.value
@@ -117,7 +124,7 @@ def _kinds(known: Sequence[str]) -> list[str]:
       f"--only={','.join(chosen)}: there is no part {min(unknown)!r}."
       f" There are {', '.join(known)}."
     )
-  return [kind for kind in known if kind in chosen]
+  return list(dict.fromkeys(chosen))
 
 
 def _peers() -> dict[str, str]:

@@ -4,6 +4,7 @@ import os
 import statistics
 import subprocess
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import Pipe
 from pathlib import Path
@@ -28,6 +29,7 @@ class Setup(NamedTuple):
     rounds: number of rounds.
     log: file for the workers' output.
     round_seconds: time in which a round repeats its call.
+    together: whether the systems of a case are prepared at the same time.
   """
 
   pythons: Mapping[str, str]
@@ -35,6 +37,7 @@ class Setup(NamedTuple):
   rounds: int
   log: Path
   round_seconds: float = 1.5
+  together: bool = False
 
 
 class Entrant:
@@ -151,8 +154,8 @@ def run_case(case: Case, setup: Setup) -> dict[str, Any]:
   """Measures a case.
 
   Each system has a process made for this case, so that its peak memory is its
-  own. They are prepared one by one, as some try out what is faster. The order
-  is reversed in every second round: a machine that slows down slows all.
+  own. Unless `together`, they are prepared one by one, as some try out what is
+  faster. The order is reversed in every second round: a machine that slows down slows all.
 
   Args:
     case: what to measure.
@@ -165,8 +168,8 @@ def run_case(case: Case, setup: Setup) -> dict[str, Any]:
     entrants = [
       stack.enter_context(Entrant(system, setup)) for system in case.systems
     ]
-    for entrant in entrants:
-      entrant.prepare(case.settings)
+    with ThreadPoolExecutor(len(entrants) if setup.together else 1) as pool:
+      list(pool.map(lambda entrant: entrant.prepare(case.settings), entrants))
     for number in range(setup.rounds):
       for entrant in entrants if number % 2 == 0 else reversed(entrants):
         if not entrant.is_done(number):
