@@ -10,7 +10,8 @@
 # machine, the table resumes. Set PARTS="table" to leave the others out.
 # GPU_REHEARSAL=1 runs everything on a CPU, with tiny numbers.
 set -u
-cd "$(dirname "$0")/.."
+where=$(realpath -m "${2:-${1:?usage: scripts/gpu.sh OUT | --pack DATA}}")
+cd "$(dirname "$0")/.." || exit
 export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1
 work=runs/gpu
 mkdir -p "$work"
@@ -20,10 +21,10 @@ if [ "${1:-}" = --pack ]; then
     --python-version 3.12 --implementation cp \
     --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
     -d carry/wheels ml-collections absl-py clu lightly kornia kornia-rs || exit
-  PYTHONPATH=$PWD exec "$PYTHON" scripts/benchmark/gpu.py pack "$2"
+  PYTHONPATH=$PWD exec "$PYTHON" scripts/benchmark/gpu.py pack "$where"
 fi
 
-out=${1:?usage: scripts/gpu.sh OUT}
+out=$where
 mkdir -p "$out"
 exec > >(tee -a "$out/gpu.log") 2>&1
 if compgen -G "carry/wheels/*.whl" >/dev/null; then

@@ -168,16 +168,16 @@ def _set_field(systems: Mapping[str, ConfigDict], text: str) -> None:
       f"--set={text}: expected SYSTEM.FIELD=VALUE with a system among"
       f" {', '.join(systems)}."
     )
+  if field not in configs.field_names(systems[name]):
+    raise UserError(f"--set={text}: configs/{name}.py has no field {field!r}.")
   try:
     parsed = ast.literal_eval(value)
   except (SyntaxError, ValueError):
     parsed = value
   try:
     systems[name].update_from_flattened_dict({field: parsed})
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f"--set={text}: {name} has no such field, or of another type ({error})."
-    ) from error
+  except TypeError as error:
+    raise UserError(f"--set={text}: {error}.") from error
 
 
 def _data_in_words(changed: Mapping[str, object], name: str) -> str:

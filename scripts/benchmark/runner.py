@@ -155,7 +155,8 @@ def run_case(case: Case, setup: Setup) -> dict[str, Any]:
 
   Each system has a process made for this case, so that its peak memory is its
   own. Unless `together`, they are prepared one by one, as some try out what is
-  faster. The order is reversed in every second round: a machine that slows down slows all.
+  faster. The order is reversed in every second round: a machine that slows
+  down slows all.
 
   Args:
     case: what to measure.
