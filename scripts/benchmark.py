@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
     "quick": _QUICK.value,
     "rounds": setup.rounds,
     "hardware": hardware,
-    "notes": cases.NOTES,
+    "notes": (cases.FOLDER / "NOTES.md").read_text(),
     "versions": {},
     "cases": [],
   }

@@ -25,27 +25,6 @@ UNITS = {
   "nt_xent": "ms",  # loss with gradient, width 128
   "startup": "s",
 }
-# What a reader must know to judge the numbers.
-NOTES = (
-  "Each system of a case runs in a process of its own. They are measured in"
-  " turn, round by round, in an order reversed each time.",
-  "times_as_fast: the first system's speed over the row's, by medians.",
-  "augment, input: figures are of whole rounds, since background work delivers"
-  " in bursts; else of single calls.",
-  "peak_mib: peak resident memory of the process with imports and compilation,"
-  " without a DataLoader's workers. temporary_mib: XLA's figure for its"
-  " program; PyTorch's peak on a GPU, the growth of the process on a CPU.",
-  "step: both views as one batch of 2N, SGD with momentum and weight decay,"
-  " NT-Xent at the same temperature. PyTorch on CPU uses the memory layout that"
-  " was faster in a trial and, like dbl_jax, keeps freed memory; on GPU"
-  " channels_last, autocast to bfloat16 and cuDNN's benchmark mode. Flax as it"
-  " comes has neither this project's layers nor its malloc settings.",
-  "augment, input: the same family and probabilities; hue, contrast, resizing"
-  " and blur are each library's own. Workers start anew each round; what they"
-  " have prefetched when the clock starts is dropped.",
-  "phase2: 'each step' is a few steps, scaled to the number of all; 'features"
-  " once' is the whole phase, with extraction and without compilation.",
-)
 
 
 class System(NamedTuple):
@@ -258,13 +237,9 @@ def _nt_xent(device: str, quick: bool) -> list[Case]:
   ]
   cases = []
   for batch in (64,) if quick else (64, 1024, 4096, 8192):
-    settings = {
-      "device": device,
-      "batch": batch,
-      "width": 128,
-      "temperature": 0.5,
-      "steps_per_call": 20 if device == "gpu" or batch < 1024 else 1,
-    }
+    settings = _settings(device, quick, 0, batch) | {"width": 128}
+    if batch < 1024:
+      settings["steps_per_call"] = 20
     cases.append(Case("nt_xent", f"N={batch}", settings, systems))
   return cases
 

@@ -192,24 +192,17 @@ def _make_trainer(
   start = None
   if phase == "pretrain":
     config.pretrain = configs.simclr()
-    config.pretrain.update(epochs=1000)
+    config.pretrain.epochs = 1000
     config.pretrain.augment.update(_family(settings), rotation=0.0)
     config.pretrain.losses.nt_xent.temperature = settings["temperature"]
-    config.pretrain.optimizer.update(
-      name="sgd",
-      momentum=settings["momentum"],
-      weight_decay=settings["weight_decay"],
-    )
+    kept = {name: settings[name] for name in ("momentum", "weight_decay")}
+    config.pretrain.optimizer.update(kept, name="sgd")
   else:
     config.classify = configs.classifier()
-    config.classify.update(
-      epochs=settings["epochs"], cached_views=settings["cached_views"]
-    )
-    config.classify.augment.update(
-      crop_scale=settings["crop_scale"],
-      crop_ratio=(3 / 4, 4 / 3),
-      flip=settings["flip"],
-    )
+    kept = {name: settings[name] for name in ("epochs", "cached_views")}
+    config.classify.update(kept)
+    kept = {name: settings[name] for name in ("crop_scale", "flip")}
+    config.classify.augment.update(kept, crop_ratio=(3 / 4, 4 / 3))
     config.classify.head.hidden = (settings["hidden"],)
     model = make_model(config.model, config.classify.head, len(shares))
     fresh = init_variables(model, jax.random.key(0), settings["size"])

@@ -28,7 +28,7 @@ def roofline(facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     seconds: of a step.
 
   Returns:
-    The numbers used and the shares; empty for a device not in `PEAKS`.
+    The shares; empty for a device not in `PEAKS`.
   """
   kind = facts.get("device_kind", "")
   peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
@@ -38,10 +38,6 @@ def roofline(facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
   compute = facts["flops"] / (teraflops * 1e12) / seconds
   memory = (facts.get("compiled_bytes") or 0) / (gigabytes * 1e9) / seconds
   return {
-    "device_kind": kind,
-    "peak_bf16_tflops": teraflops,
-    "peak_gb_per_s": gigabytes,
-    "flops_per_step": facts["flops"],
     "share_of_peak_flops": compute,
     "share_of_peak_bandwidth": memory,
     "share_of_roofline": max(compute, memory),
@@ -69,11 +65,9 @@ def case_table(case: Mapping[str, Any]) -> str:
     lines.append(name + "".join(f"{value:>11}" for value in values))
     if shares := row["roofline"]:
       lines.append(
-        f"    {shares['share_of_roofline']:.0%} of the roofline"
-        f" ({shares['share_of_peak_flops']:.0%} of"
-        f" {shares['peak_bf16_tflops']} bf16 TFLOP/s,"
-        f" {shares['share_of_peak_bandwidth']:.0%} of"
-        f" {shares['peak_gb_per_s']} GB/s; {shares['device_kind']})"
+        f"    {shares['share_of_roofline']:.0%} of the roofline:"
+        f" {shares['share_of_peak_flops']:.0%} of the peak FLOP/s,"
+        f" {shares['share_of_peak_bandwidth']:.0%} of the bandwidth"
       )
   return "\n".join(lines)
 

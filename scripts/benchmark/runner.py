@@ -62,13 +62,11 @@ class Entrant:
     """Ends the process."""
     self._pipe.close()
     self._far_end.close()
-    if self._process is None:
-      return
     try:
-      self._process.wait(timeout=10)
+      if self._process:
+        self._process.wait(timeout=10)
     except subprocess.TimeoutExpired:
       self._process.kill()
-      self._process.wait()
 
   def prepare(self, settings: Mapping[str, Any]) -> None:
     """Starts the process, builds its work and runs it once."""

@@ -17,8 +17,8 @@ Requests and answers are dicts on a `multiprocessing` connection, DESCRIPTOR:
   {"do": "prepare", "settings": {...}}  builds the work and runs it once
   {"do": "round", "calls": n}           runs it n times
 
-A REQUEST, as JSON, is prepared alone. The peers' environment needs nothing but
-the standard library for this file.
+With a REQUEST, as JSON, the work is prepared and the process ends. This file
+runs in the peers' environment too and needs the standard library only.
 """
 
 import contextlib
@@ -65,13 +65,13 @@ class Worker:
     """Builds the work and runs it once."""
     started = time.perf_counter()
     self._work = self._build(settings)
-    self._call("begin")
+    self.call("begin")
     before = self._reset_peak()
     built = time.perf_counter()
     self._work["run"]()
     done = time.perf_counter()
     growth = None if before is None else _peak_memory() - before
-    self._call("end")
+    self.call("end")
     return {
       "prepare_seconds": done - started,
       "seconds": done - built,
@@ -82,24 +82,21 @@ class Worker:
     }
 
   def _round(self, calls: int) -> dict[str, Any]:
-    self._call("begin")
+    self.call("begin")
     run, seconds = self._work["run"], []
     for _ in range(calls):
       started = time.perf_counter()
       run()
       seconds.append(time.perf_counter() - started)
-    self._call("end")
+    self.call("end")
     own_peak = max(self._peak, _peak_memory())
     return {
       "seconds": seconds,
       "peak_bytes": self._work.get("peak", lambda: own_peak)(),
     }
 
-  def close(self) -> None:
-    """Cleans up."""
-    self._call("close")
-
-  def _call(self, name: str) -> None:
+  def call(self, name: str) -> None:
+    """Calls an optional function of the work."""
     self._work.get(name, lambda: None)()
 
   def _reset_peak(self) -> int | None:
@@ -178,7 +175,7 @@ def main(argv: list[str]) -> None:
   with contextlib.suppress(EOFError):
     while True:
       connection.send(worker.answer(connection.recv()))
-  worker.close()
+  worker.call("close")
 
 
 if __name__ == "__main__":
