@@ -44,14 +44,9 @@ _SYSTEMS = flags.DEFINE_list(
 _ROUNDS = flags.DEFINE_integer(
   "rounds", 5, "How often each system is measured; slow ones less.", 1
 )
-_QUICK = flags.DEFINE_bool(
-  "quick", False, "Small cases, to see that everything runs."
-)
+_QUICK = flags.DEFINE_bool("quick", False, "Small cases: does all run?")
 _TOGETHER = flags.DEFINE_bool(
-  "together",
-  False,
-  "Prepare the systems of a case at once: shorter on many cores, but each"
-  " disturbs what the others try out.",
+  "together", False, "Prepare a case's systems at once: shorter, less exact."
 )
 _OUT = flags.DEFINE_string(
   "out", "benchmark.json", "File for all results; a .log lies next to it."
@@ -83,10 +78,8 @@ def main(argv: Sequence[str]) -> None:
     raise UserError("--cases and --systems match nothing of what --only names.")
   hardware = machine.describe()
   if machine.is_busy(hardware):
-    print(
-      f"Other work is running (load {hardware['load_average']}): times will"
-      " scatter, PyTorch's most of all. Better wait until it is done."
-    )
+    load = f"Other work is running (load {hardware['load_average']})"
+    print(f"{load}: times will scatter, PyTorch's most of all. Better wait.")
   for path in (out, setup.log):
     path.write_text("")
   started = time.perf_counter()
@@ -102,10 +95,8 @@ def main(argv: Sequence[str]) -> None:
     "cases": [],
   }
   for number, case in enumerate(selected, start=1):
-    print(
-      f"\ncase {number} of {len(selected)}: {case.kind}, {case.name}",
-      flush=True,
-    )
+    title = f"case {number} of {len(selected)}: {case.kind}, {case.name}"
+    print(f"\n{title}", flush=True)
     result = runner.run_case(case, setup)
     print(results.case_table(result), flush=True)
     for row in result["systems"]:

@@ -67,7 +67,9 @@ def make_cases(
   `names` and `systems` are patterns as in a shell that select cases and their
   systems. With `quick` cases are small, to see that everything runs.
   """
-  made = [case for kind in kinds for case in _MAKERS[kind](device, quick)]
+  makers = (_steps, _augment, _input, _phase2, _nt_xent, _startup)
+  by_kind = dict(zip(UNITS, makers, strict=True))
+  made = [case for kind in kinds for case in by_kind[kind](device, quick)]
   found = {}
   for pattern, case in itertools.product(names, made):
     chosen = [s for s in case.systems if _matches(s.name, systems)]
@@ -194,8 +196,8 @@ def _input(device: str, quick: bool) -> list[Case]:
   ]
   with_step = [resident, peer("lightly", "lightly")]
   if device == "gpu":
-    with_step.append(peer("kornia", "kornia"))
-    with_step.append(peer("kornia, compiled", "kornia", compiles=True))
+    compiled = peer("kornia, compiled", "kornia", compiles=True)
+    with_step += [peer("kornia", "kornia"), compiled]
   cases = []
   for name, shared in _shapes(device, quick):
     plain = shared | {"work": "plain"}
@@ -208,9 +210,8 @@ def _input(device: str, quick: bool) -> list[Case]:
 
 
 def _phase2(device: str, quick: bool) -> list[Case]:
-  epochs, images, size, batch = (
-    (2, 128, 32, 16) if quick else (30, 2048, 48, 128)
-  )
+  full = (30, 2048, 48, 128)
+  epochs, images, size, batch = (2, 128, 32, 16) if quick else full
   settings = _settings(device, quick, size, batch) | {
     "images": images,
     "epochs": epochs,
@@ -255,12 +256,10 @@ def _startup(device: str, quick: bool) -> list[Case]:
     request = json.dumps({"do": "prepare", "settings": settings})
     return run(system.name, system.side, serve, system.work, request)
 
-  import_peers = (
-    f"import sys; sys.path.append({str(_PEERS)!r}); import torch_views"
-  )
+  peers = f"import sys; sys.path.append({str(_PEERS)!r}); import torch_views"
   imports = [
     run("dbl_jax", "ours", "-c", "import dbl_jax.train"),
-    run("PyTorch, lightly", "peers", "-c", import_peers),
+    run("PyTorch, lightly", "peers", "-c", peers),
     run("TensorFlow", "peers", "-c", "import tensorflow"),
   ]
   shown = [run("dbl_jax", "ours", "-m", "dbl_jax.main", "--help")]
@@ -276,13 +275,3 @@ def _startup(device: str, quick: bool) -> list[Case]:
     name = f"first step, 48 px, N=64, compile cache {cache}"
     cases.append(Case("startup", name, {"cache": cache}, steps))
   return cases
-
-
-_MAKERS = {
-  "step": _steps,
-  "augment": _augment,
-  "input": _input,
-  "phase2": _phase2,
-  "nt_xent": _nt_xent,
-  "startup": _startup,
-}

@@ -29,23 +29,16 @@ def prepare(settings: dict[str, Any], tuned: bool = True) -> dict[str, str]:
   found = jax.default_backend()
   if found != settings["device"]:
     raise RuntimeError(f"JAX runs on {found} here, not on {settings['device']}")
-  if not tuned:
-    return {"platform": found}
-  keep_memory()
-  return {"platform": found, "malloc": "keeps freed memory"}
+  if tuned:
+    keep_memory()
+  return {"platform": found, "malloc": "keeps freed memory" if tuned else ""}
 
 
 def step(settings: dict[str, Any], model: Any = None) -> dict[str, Any]:
   """A SimCLR training step on given views.
 
-  Args:
-    settings: stem, dtype, size in pixels, batch N, learning_rate, momentum,
-      weight_decay, temperature, steps_per_call.
-    model: module from images f32[2N, S, S, 3] to embeddings f32[2N, D]. By
-      default the project's encoder and projection head.
-
-  Returns:
-    The work.
+  `model` maps images f32[2N, S, S, 3] to embeddings f32[2N, D]; by default the
+  project's encoder and projection head.
   """
   project = model is None
   facts: dict[str, Any] = {"set": prepare(settings, tuned=project)}
@@ -85,8 +78,7 @@ def step(settings: dict[str, Any], model: Any = None) -> dict[str, Any]:
     jax.block_until_ready(loss)
 
   if settings["device"] == "gpu":
-    # Of the program before compilation, which may replace convolutions. On a
-    # GPU the project's layers are plain convolutions.
+    # Before compilation, which may replace the convolutions.
     flops = (lowered.cost_analysis() or {}).get("flops")
     facts |= _program_facts(program) | {"flops": flops}
   return {"run": run, "units": settings["steps_per_call"], "facts": facts}
@@ -94,12 +86,9 @@ def step(settings: dict[str, Any], model: Any = None) -> dict[str, Any]:
 
 def make_simclr(settings: dict[str, Any]) -> Any:
   """Returns the project's model: encoder and projection head."""
-  encoder = {"name": "resnet18", "stem": settings["stem"]}
-  return make_model(
-    encoder | {"dtype": settings["dtype"]},
-    {"name": "projection", "hidden": 512, "out": 128},
-    num_classes=7,
-  )
+  encoder = {"name": "resnet18"} | {k: settings[k] for k in ("stem", "dtype")}
+  head = {"name": "projection", "hidden": 512, "out": 128}
+  return make_model(encoder, head, num_classes=7)
 
 
 def _program_facts(program: jax.stages.Compiled) -> dict[str, Any]:
@@ -134,9 +123,8 @@ def nt_xent(
 def _family(settings: dict[str, Any]) -> dict[str, Any]:
   """Returns SimCLR's family, the blur in pixels of the view as peers have."""
   names = "crop_scale flip jitter_prob jitter_strength grey blur"
-  low, high = settings["blur_sigma"]
   scale = _BLUR_SIDE / settings["size"]
-  sigma = {"blur_sigma": (low * scale, high * scale)}
+  sigma = {"blur_sigma": tuple(scale * s for s in settings["blur_sigma"])}
   return {name: settings[name] for name in names.split()} | sigma
 
 
@@ -173,9 +161,8 @@ def augment(settings: dict[str, Any]) -> dict[str, Any]:
     drawn.block_until_ready()
 
   run()  # compiles
-  facts = {"set": found | {"images": "resident"}}
   units = count * batch * settings["views"]
-  return {"run": run, "units": units, "facts": facts}
+  return {"run": run, "units": units, "facts": {"set": found}}
 
 
 def _make_trainer(
@@ -233,8 +220,8 @@ def _timed(
 ) -> dict[str, Any]:
   """Returns work that reads `count` batches from an input, compiled.
 
-  `advance` takes a reader, which gives at most `most` batches at once, and a
-  number of batches. The first `dropped` batches are prefetched: no head start.
+  `advance` takes a reader, for at most `most` batches at once, and a number of
+  batches. It drops `dropped` batches first: prefetching gives no head start.
   """
   box: list[Any] = []
 

@@ -19,16 +19,9 @@ PEAKS = {
 def roofline(facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
   """Returns the share of its time a step would take at the device's limits.
 
-  FLOPs are the model's, counted on flax's layers before compilation. Bytes
-  are XLA's estimate for the compiled program. The share of the roofline is
-  the greater of the two shares.
-
-  Args:
-    facts: 'device_kind', 'flops' and 'compiled_bytes' of a step.
-    seconds: of a step.
-
-  Returns:
-    The shares; empty for a device not in `PEAKS`.
+  `facts` of a step have the 'device_kind', the model's 'flops' and XLA's
+  estimate of 'compiled_bytes'. The share of the roofline is the greater of the
+  two others. The result is empty for a device not in `PEAKS`.
   """
   kind = facts.get("device_kind", "")
   peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
@@ -74,6 +67,5 @@ def case_table(case: Mapping[str, Any]) -> str:
 
 def number(value: float) -> str:
   """Returns a number with about three significant digits and no exponent."""
-  if value >= 100:
-    return f"{value:,.0f}"
-  return f"{value:.{2 if value >= 1 or value == 0 else 4}f}"
+  digits = 0 if value >= 100 else 2 if value >= 1 or value == 0 else 4
+  return f"{value:,.{digits}f}"

@@ -55,10 +55,7 @@ class Entrant:
     self._process: Any = None
     self._pipe, self._far_end = Pipe()
 
-  def __enter__(self) -> "Entrant":
-    return self
-
-  def __exit__(self, *_: object) -> None:
+  def close(self) -> None:
     """Ends the process."""
     self._pipe.close()
     self._far_end.close()
@@ -149,24 +146,17 @@ def environment(device: str) -> dict[str, str]:
 
 
 def run_case(case: Case, setup: Setup) -> dict[str, Any]:
-  """Measures a case.
+  """Measures a case; returns it with a row for each system, ready for JSON.
 
   Each system has a process made for this case, so that its peak memory is its
   own. Unless `together`, they are prepared one by one, as some try out what is
   faster. The order is reversed in every second round: a machine that slows
   down slows all.
-
-  Args:
-    case: what to measure.
-    setup: where and how.
-
-  Returns:
-    The case with a row for each system, ready for JSON.
   """
   with ExitStack() as stack:
-    entrants = [
-      stack.enter_context(Entrant(system, setup)) for system in case.systems
-    ]
+    entrants = [Entrant(system, setup) for system in case.systems]
+    for entrant in entrants:
+      stack.callback(entrant.close)
     with ThreadPoolExecutor(len(entrants) if setup.together else 1) as pool:
       list(pool.map(lambda entrant: entrant.prepare(case.settings), entrants))
     for number in range(setup.rounds):

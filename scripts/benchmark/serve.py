@@ -17,8 +17,8 @@ Requests and answers are dicts on a `multiprocessing` connection, DESCRIPTOR:
   {"do": "prepare", "settings": {...}}  builds the work and runs it once
   {"do": "round", "calls": n}           runs it n times
 
-With a REQUEST, as JSON, the work is prepared and the process ends. This file
-runs in the peers' environment too and needs the standard library only.
+A REQUEST, as JSON, is prepared alone. The standard library must do: this file
+runs in the peers' environment too.
 """
 
 import contextlib
@@ -26,7 +26,6 @@ import importlib
 import importlib.metadata
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -36,6 +35,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 from typing import Any
 
 # Where JAX and PyTorch cache compiled programs.
@@ -156,17 +156,15 @@ def startup(settings: dict[str, Any]) -> dict[str, Any]:
   return {
     "run": run,
     "units": 1,
-    "peak": lambda: (
-      resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
-    ),
+    "peak": lambda: getrusage(RUSAGE_CHILDREN).ru_maxrss << 10,
     "close": lambda: shutil.rmtree(root, ignore_errors=True),
-    "facts": {"set": {"cache": cache}},
   }
 
 
 def main(argv: list[str]) -> None:
   """Answers requests until the connection is closed."""
-  sys.path.remove(str(Path(__file__).parent))  # Python put it first
+  here = str(Path(__file__).parent)  # Python puts it first
+  sys.path[:] = [entry for entry in sys.path if entry != here]
   worker = Worker(lambda settings: load(argv[1])(settings))
   if not argv[2].isdigit():
     worker.prepare(json.loads(argv[2])["settings"])
