@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,16 @@ def check(out: Path) -> None:
       for dtype in _DTYPES
       for name in names
     }
-    for future in concurrent.futures.as_completed(futures):
-      name, dtype = futures[future]
-      runs[name][dtype] = future.result()
-      if len(runs[name]) == len(_DTYPES):
-        runs[name] = _compare(runs[name])
-        print(f"check: {name}: {runs[name]['verdict']}", flush=True)
-      (out / "check.json").write_text(json.dumps(runs, indent=1) + "\n")
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        name, dtype = futures[future]
+        runs[name][dtype] = future.result()
+        if len(runs[name]) == len(_DTYPES):
+          runs[name] = _compare(runs[name])
+          print(f"check: {name}: {runs[name]['verdict']}", flush=True)
+        (out / "check.json").write_text(json.dumps(runs, indent=1) + "\n")
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
   bad = [name for name, run in runs.items() if run["verdict"] != "ok"]
   print(f"check: {len(names) - len(bad)} of {len(names)} ok", *bad)
 
@@ -215,17 +219,19 @@ def table(out: Path, seconds: float) -> None:
   finally:
     for worker in workers:
       worker.send_signal(signal.SIGINT)
-    for worker in workers:
-      _wait(worker, _RESERVE / 3)
-    _wait(subprocess.Popen([*command, "--notrain"]), _RESERVE / 2)
+    _wait(workers, _RESERVE / 3)
+    _wait([subprocess.Popen([*command, "--notrain"])], _RESERVE / 2)
     collect(out)
 
 
-def _wait(process: subprocess.Popen, seconds: float) -> None:
-  try:
-    process.wait(timeout=seconds)
-  except subprocess.TimeoutExpired:
-    process.kill()
+def _wait(processes: Sequence[subprocess.Popen], seconds: float) -> None:
+  """Waits for all processes, and kills those that take longer."""
+  end = time.monotonic() + seconds
+  for process in processes:
+    try:
+      process.wait(timeout=max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      process.kill()
 
 
 def collect(out: Path) -> None:
