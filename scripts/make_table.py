@@ -8,6 +8,7 @@ goes on where it stopped; with more systems or seeds it trains those alone.
 Several of the same command at once, with one --out, share the work.
 """
 
+import ast
 import re
 import shlex
 import sys
@@ -52,6 +53,12 @@ _BATCH_SIZE = flags.DEFINE_integer(
   "At most, where a config has more than the data have images; 0: as each"
   " config has it.",
   lower_bound=0,
+)
+_SET = flags.DEFINE_multi_string(
+  "set",
+  [],
+  "SYSTEM.FIELD=VALUE: a field of one system's config, such as"
+  " dbl.pretrain.epochs=400. May be repeated.",
 )
 _REFERENCE = flags.DEFINE_string(
   "reference", "basic", "The system that others are compared with."
@@ -131,7 +138,7 @@ def _systems(data: Mapping[str, object]) -> dict[str, ConfigDict]:
   """The configs of --systems on the data, with the budget of the flags."""
   from dbl_jax.compare import sweep
 
-  return {
+  systems = {
     name: sweep.with_budget(
       load_config(f"configs/{file}.py{colon}{variant}"),
       data,
@@ -142,6 +149,30 @@ def _systems(data: Mapping[str, object]) -> dict[str, ConfigDict]:
     for name in _SYSTEMS.value
     for file, colon, variant in [name.partition(":")]
   }
+  for text in _SET.value:
+    _set_field(systems, text)
+  return systems
+
+
+def _set_field(systems: Mapping[str, ConfigDict], text: str) -> None:
+  """Sets what a --set says."""
+  name, _, assignment = text.partition(".")
+  field, equals, value = assignment.partition("=")
+  if name not in systems or not equals:
+    raise UserError(
+      f"--set={text}: expected SYSTEM.FIELD=VALUE with a system among"
+      f" {', '.join(systems)}."
+    )
+  if field not in configs.field_names(systems[name]):
+    raise UserError(f"--set={text}: configs/{name}.py has no field {field!r}.")
+  try:
+    parsed = ast.literal_eval(value)
+  except (SyntaxError, ValueError):
+    parsed = value
+  try:
+    systems[name].update_from_flattened_dict({field: parsed})
+  except TypeError as error:
+    raise UserError(f"--set={text}: {error}.") from error
 
 
 def _data_in_words(changed: Mapping[str, object], name: str) -> str:

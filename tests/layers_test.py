@@ -25,7 +25,6 @@ ROOMS = [
   "cli",
   "compare",
   "main",
-  "benchmarks",
   "soak",
 ]
 

@@ -1,6 +1,7 @@
 """The table by one command, as a user gives it, and after it was killed."""
 
 import csv
+import json
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ def test_a_killed_table_goes_on_to_its_end(tmp_path):
     "--reference=dcnn",
     "--epochs=1",
     "--head_epochs=1",
+    "--set=dbl_plus.classify.batch_size=8",
     "--batch_size=16",
     "--data.num_train=60",
     "--data.num_test=20",
@@ -46,6 +48,9 @@ def test_a_killed_table_goes_on_to_its_end(tmp_path):
   # What they share was trained once, and counts for both.
   seconds = [float(row["training_seconds"]) for row in rows]
   assert 0 < seconds[0] < seconds[1]
+  phases = [json.loads(p.read_text()) for p in out.glob("stages/*/config.json")]
+  sizes = [(p.get("pretrain") or p["classify"])["batch_size"] for p in phases]
+  assert sorted(sizes) == [8, 16]  # --set, --batch_size
   text = (out / "table.md").read_text()
   assert "Missing" not in text
   assert "Encoder epochs: dcnn 1, dbl" in text

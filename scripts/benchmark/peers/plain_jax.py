@@ -1,19 +1,32 @@
-"""ResNet-18 and SimCLR's head as a reader of flax's manual would write them.
+"""What a reader of the manuals of JAX and flax would write.
 
-Only `flax.linen`'s own layers, laid out as `models.resnet` and `models.heads`
-are: what the convolutions and the max-pooling of this project are measured
-against, and what the FLOPs of a step are counted on.
+It runs in the environment of dbl_jax, without the project's layers, losses
+and malloc settings.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+import ours
+
+
+def step(settings: dict[str, Any]) -> dict[str, Any]:
+  """A SimCLR step of `flax.linen`'s own layers."""
+  dtype = jnp.dtype(settings["dtype"])
+  return ours.step(settings, PlainSimCLR(settings["stem"], dtype))
+
+
+def nt_xent(settings: dict[str, Any]) -> dict[str, Any]:
+  """NT-Xent by its definition."""
+  return ours.nt_xent(settings, plain_nt_xent)
+
 
 class PlainSimCLR(nn.Module):
-  """Encoder and projection head.
+  """ResNet-18 and SimCLR's head of `flax.linen`'s own layers.
 
   Attributes:
     stem: 'imagenet' or 'small', see `models.resnet.ResNet18`.
@@ -49,3 +62,14 @@ class PlainSimCLR(nn.Module):
     h = nn.relu(nn.BatchNorm(not train)(nn.Dense(512, use_bias=False)(h)))
     z = nn.Dense(128, use_bias=False)(h)
     return nn.BatchNorm(not train, use_bias=False)(z)
+
+
+def plain_nt_xent(z: jax.Array, temperature: float) -> jax.Array:
+  """Eq. (1)-(3) with the whole similarity matrix, f32[N, 2, D] -> f32[]."""
+  z = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+  positives = jnp.repeat((z[:, 0] * z[:, 1]).sum(-1), 2) / temperature
+  rows = z.reshape(-1, z.shape[-1])
+  similarities = jnp.matmul(rows, rows.T, precision="highest") / temperature
+  itself = jnp.eye(len(rows), dtype=bool)
+  similarities = jnp.where(itself, -jnp.inf, similarities)
+  return (jax.nn.logsumexp(similarities, axis=-1) - positives).mean()

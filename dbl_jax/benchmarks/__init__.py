@@ -1,1 +1,0 @@
-"""The benchmark: dbl_jax and its peers on the same work, in alternation."""

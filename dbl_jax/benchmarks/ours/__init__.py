@@ -1,1 +1,0 @@
-"""The work of the benchmark as dbl_jax does it; one module for each kind."""
