@@ -150,12 +150,12 @@ def _steps(device: str, quick: bool) -> list[Case]:
   if quick:
     shapes = [("imagenet", 32, 8, "flax")]
   eager = _peer("PyTorch", "step", compile=False)
-  jit_eval_step = _peer("PyTorch compiled", "step", compile=True)
+  compiled = _peer("PyTorch compiled", "step", compile=True)
   flax = _plain("flax as it comes", "step")
   cases = []
   for stem, size, batch, others in shapes:
     systems = [_ours("dbl_jax", "step"), eager]
-    systems += [jit_eval_step] if "compiled" in others else []
+    systems += [compiled] if "compiled" in others else []
     systems += [flax] if "flax" in others else []
     name = f"{stem} stem, {size} px, N={batch}"
     settings = _settings(device, quick, size, batch, stem)
@@ -196,8 +196,8 @@ def _input(device: str, quick: bool) -> list[Case]:
   ]
   with_step = [resident, peer("lightly", "lightly")]
   if device == "gpu":
-    jit_eval_step = peer("kornia, compiled", "kornia", compiles=True)
-    with_step += [peer("kornia", "kornia"), jit_eval_step]
+    compiled = peer("kornia, compiled", "kornia", compiles=True)
+    with_step += [peer("kornia", "kornia"), compiled]
   cases = []
   for name, shared in _shapes(device, quick):
     plain = shared | {"work": "plain"}

@@ -182,10 +182,8 @@ def test_devices_exchange_embeddings_and_logsumexps_only():
     (n, 2, dim), jnp.float32, sharding=sharding.batched(mesh)
   )
   with jax.set_mesh(mesh):
-    jit_eval_step = (
-      with_gradient(contrastive.loss_and_accuracy).lower(z).compile()
-    )
-  text = jit_eval_step.as_text()
+    compiled = with_gradient(contrastive.loss_and_accuracy).lower(z).compile()
+  text = compiled.as_text()
   gathers = re.findall(r"= (\S+?)\{[^ ]* all-gather(?:-start)?\(", text)
   assert sorted(gathers) == [f"f32[{2 * n},{dim}]", f"f32[{2 * n}]"]
   for shapes in re.findall(r"= (.*?) all-reduce(?:-start)?\(", text):

@@ -181,7 +181,7 @@ def test_batch_split_over_devices(case, chunk, monkeypatch):
   mesh = sharding.make_mesh()
   split, whole = sharding.batched(mesh), sharding.replicated(mesh)
   inputs = make_inputs(case)
-  jit_eval_step = (
+  compiled = (
     value_and_gradients(conv2d, case)
     .lower(
       *(
@@ -192,13 +192,13 @@ def test_batch_split_over_devices(case, chunk, monkeypatch):
     .compile()
   )
   if not chunk:
-    text = jit_eval_step.as_text()
+    text = compiled.as_text()
     assert "all-gather" not in text
     assert "all-to-all" not in text
-    y_sharding, dx_sharding, _ = jit_eval_step.output_shardings
+    y_sharding, dx_sharding, _ = compiled.output_shardings
     assert y_sharding.is_equivalent_to(split, 4)
     assert dx_sharding.is_equivalent_to(split, 4)
-  actual = jit_eval_step(*jax.device_put(inputs, [split, whole, split]))
+  actual = compiled(*jax.device_put(inputs, [split, whole, split]))
   expected = value_and_gradients(lax_conv, case)(*inputs)
   for ours, reference in zip(actual, expected, strict=True):
     assert_close(ours, reference, 1e-5)
