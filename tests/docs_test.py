@@ -27,8 +27,8 @@ def test_files_named_exist(page):
 
 
 def test_every_guarantee_names_its_tests():
-  guarantees, _ = (_ROOT / "docs/reliability.md").read_text().split(
-    "## Measurements"
+  guarantees, _ = (
+    (_ROOT / "docs/reliability.md").read_text().split("## Measurements")
   )
   rows = re.findall(r"^\| (.+) \| (.+) \|$", guarantees, re.MULTILINE)
   rows = [row for row in rows if row[0] != "guarantee"]
