@@ -2,14 +2,17 @@
 Locality-Preserving Learning for Expression Recognition in the Wild", table 1.
 """
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from dbl_jax.models.kernels.conv import Conv2D
+from dbl_jax.runtime.options import integer, one_of
 
-# Output channels of the convolutions; a pooling follows each group.
+# Output channels of the convolutions; each group ends in a pooling.
 _GROUPS = ((64,), (96,), (128, 128), (256, 256))
 # He et al. 2015, "Delving Deep into Rectifiers", eq. (10).
 _dense_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -22,17 +25,16 @@ class DCNN(nn.Module):
   channels, and 2x2 max-pooling after the first, second, fourth and sixth.
 
   Attributes:
-    width: features of the dense layer with ReLU that 'flatten' ends in.
-    pooling: 'flatten', the published network: the dense layer reads the whole
-      last map (19,634,736 parameters for images of 100 pixels, 3,250,736 for
-      32); or 'average', for class activation maps: no last pooling and no
-      dense layer, the features are averages over the last map (1,200,736
-      parameters).
-    dtype: of the computation; parameters stay float32.
+    width: units of the last dense layer, with pooling 'flatten'.
+    pooling: 'flatten', the published network, ends in a dense layer on the
+      whole last map (19,634,736 parameters for images of 100 pixels, 3,250,736
+      for 32). 'average', for class activation maps, has neither this layer nor
+      the last pooling and averages the last map (1,200,736 parameters).
+    dtype: of the computation; parameters are float32.
   """
 
-  width: int = 2000
-  pooling: str = "flatten"
+  width: Annotated[int, integer(1, 1_000_000)] = 2000
+  pooling: Annotated[str, one_of(("average", "flatten"))] = "flatten"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -42,16 +44,12 @@ class DCNN(nn.Module):
     Args:
       x: f32[B, H, W, 3], normalised, at least 16 pixels high and wide. An odd
         map loses its last row or column where it is pooled.
-      train: without effect; nothing here differs in training.
+      train: has no effect.
 
     Returns:
-      f32[B, width], or f32[B, 256] with pooling 'average'. The map they are
-      made of, [B, h, w, 256] of `dtype`, is sown as 'maps' in 'intermediates'.
+      f32[B, width], or f32[B, 256] with pooling 'average'. The last map,
+      [B, h, w, 256] of `dtype`, is sown as 'maps' in 'intermediates'.
     """
-    if self.pooling not in ("flatten", "average"):
-      raise ValueError(
-        f"pooling is {self.pooling!r}; expected 'flatten' or 'average'"
-      )
     layer = 0
     for group in _GROUPS:
       for place, features in enumerate(group, 1):
@@ -72,8 +70,8 @@ class DCNN(nn.Module):
 class _Convolution(nn.Module):
   """3x3 convolution, bias, ReLU and, if `pool`, max-pooling.
 
-  ReLU is monotone, so pooling may come first: the same values, and bias and
-  ReLU have a quarter of the pixels to do.
+  ReLU is monotone, so pooling first gives the same values, and bias and ReLU
+  are computed on a quarter of the pixels.
   """
 
   features: int
@@ -93,8 +91,8 @@ class _Convolution(nn.Module):
 def _max_pool(x: jax.Array) -> jax.Array:
   """2x2 max-pooling with stride 2, [B, H, W, C] -> [B, H // 2, W // 2, C].
 
-  By slices, along rows and then along columns: the gradient of
-  `lax.reduce_window`, select-and-scatter, is ten times as slow on CPU. Equal
+  Computed by slices along rows, then along columns: the gradient of
+  `lax.reduce_window`, select-and-scatter, is ten times slower on CPU. Equal
   pixels share the gradient.
   """
   for axis in (1, 2):

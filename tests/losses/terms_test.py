@@ -59,7 +59,7 @@ def term(name, **options):
 
 
 def memory_of(config):
-  return terms.start_memory(config, C, lambda: C)
+  return terms.start_loss_state(config, C, lambda: C)
 
 
 def summed(config, given, memory):
