@@ -383,10 +383,8 @@ def _fill(phase: ConfigDict, data: str) -> None:
   """Gives fields that are None their values for a data set."""
   rows = BY_DATA[phase.get("preset", "")]
   for path, value in rows.get(data, rows["other"]).items():
-    section, _, field = path.rpartition(".")
-    fields = _get(phase, section) if section else phase
-    if field in fields and fields[field] is None:
-      fields[field] = value
+    if _get(phase, path) is None:
+      phase.update_from_flattened_dict({path: value})
   if "preset" in phase:
     del phase.preset
 
@@ -396,7 +394,7 @@ def _declared(config: ConfigDict) -> dict[str, options.Option]:
   known: dict[str, options.Option] = {}
 
   def add(path: str, component: Callable[..., Any], required: bool) -> None:
-    _check_section(config, path)
+    _section(config, path)
     for name, option in options.of(component).items():
       if required and name not in ("preset", "blur_sigma"):
         option = dataclasses.replace(option, default=options.REQUIRED)
@@ -415,66 +413,57 @@ def _declared(config: ConfigDict) -> dict[str, options.Option]:
     add(f"{phase}.augment", views.augment, required=True)
     add(f"{phase}.optimizer", OptimizerFields, required=True)
     add_chosen(f"{phase}.head", HeadFields, model.HEADS)
-    losses = _get(config, f"{phase}.losses")
-    _check_section(config, f"{phase}.losses", required=True)
-    for loss in losses:
+    for loss in _section(config, f"{phase}.losses"):
       if loss not in TERMS:
         raise UserError(
           f"config.{phase}.losses names {loss!r}; there are"
           f" {', '.join(sorted(TERMS))}."
         )
-      add(f"{phase}.losses.{loss}", TermFields, required=False)
-      add(f"{phase}.losses.{loss}", TERMS[loss].loss, required=False)
+      for component in (TermFields, TERMS[loss].loss):
+        add(f"{phase}.losses.{loss}", component, required=False)
   return known
 
 
-def _check_section(
-  config: ConfigDict, path: str, required: bool = False
-) -> None:
+def _section(config: ConfigDict, path: str) -> ConfigDict:
+  """A section of the config, empty if it is absent."""
   section = _get(config, path) if path else config
-  if section is options.ABSENT and not required:
-    return  # its first field is missing
+  if section is options.ABSENT:
+    return ConfigDict()
   if not isinstance(section, ConfigDict):
-    shown = None if section is options.ABSENT else section
     raise UserError(
-      f"config.{path}={shown!r} is impossible. Expected options by name, as in"
+      f"config.{path}={section!r} is impossible. Expected options by name, as in"
       " docs/config.md."
     )
+  return section
 
 
-def _check_names(
-  config: ConfigDict, known: Mapping[str, options.Option]
-) -> None:
+def _check_names(config: ConfigDict, known: Mapping[str, Any]) -> None:
   """Raises UserError for a field that is not declared."""
   for path in field_names(config):
     if path in known:
       continue
     section, dot, _ = path.rpartition(".")
-    fields = [
-      name.rpartition(".")[2]
-      for name in known
-      if name.rpartition(".")[0] == section
-    ]
-    component = _get(config, f"{section}{dot}name")
-    named = "" if component is options.ABSENT else f" {component!r}"
+    named = _get(config, f"{section}{dot}name")
+    component = "" if named is options.ABSENT else f" {named!r}"
+    fields = [name.rpartition(".") for name in sorted(known)]
+    shown = ", ".join(name for other, _, name in fields if other == section)
     near = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(
       f"Unknown field config.{path}.{hint} The fields of"
-      f" config{dot}{section}{named} are {', '.join(sorted(fields))}."
+      f" config{dot}{section}{component} are {shown}."
     )
 
 
 def _check_losses(phase: ConfigDict, name: str) -> None:
   """Raises UserError for a loss that does not fit the phase or its head."""
-  losses, head = phase.losses, phase.head
+  losses, head = phase.get("losses", {}), phase.head
   for loss in losses:
     if phase.mixup and not TERMS[loss].mixes:
-      possible = sorted(key for key, term in TERMS.items() if term.mixes)
+      possible = ", ".join(sorted(k for k, t in TERMS.items() if t.mixes))
       raise UserError(
         f"config.{name}.mixup={phase.mixup} mixes labels, which the loss"
-        f" {loss!r} does not support. Set mixup=0, or use"
-        f" {', '.join(possible)}."
+        f" {loss!r} does not support. Set mixup=0, or use {possible}."
       )
   if "nt_xent" in losses and phase.views != 2:
     raise UserError(
@@ -587,20 +576,21 @@ def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """The fields in which two configs differ, one line each."""
-  before, after = (
-    {name: _get(config, name) for name in field_names(config)}
-    for config in (ConfigDict(old), ConfigDict(new))
-  )
-  lines = []
-  for name in sorted(before | after):
-    a, b = (fields.get(name, options.ABSENT) for fields in (before, after))
+
+  def flat(fields: dict[str, Any]) -> dict[str, Any]:
+    config = ConfigDict(fields)
+    values = {name: _get(config, name) for name in field_names(config)}
     # JSON turns tuples into lists.
-    if a != b and (list(a) if isinstance(a, tuple) else a) != (
-      list(b) if isinstance(b, tuple) else b
-    ):
-      shown = ["absent" if x is options.ABSENT else repr(x) for x in (a, b)]
-      lines.append(f"{name}: {' -> '.join(shown)}")
-  return lines
+    return {
+      k: list(v) if isinstance(v, tuple) else v for k, v in values.items()
+    }
+
+  before, after, absent = flat(old), flat(new), options.ABSENT
+  return [
+    f"{name}: {before.get(name, absent)!r} -> {after.get(name, absent)!r}"
+    for name in sorted(before | after)
+    if before.get(name, absent) != after.get(name, absent)
+  ]
 
 
 def _get(config: ConfigDict, path: str) -> Any:

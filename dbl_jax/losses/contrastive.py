@@ -141,19 +141,18 @@ _AXIS = "data"
 def loss_and_accuracy(
   z: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-  """NT-Xent, and how often the positive is the nearest view.
+  """Computes `nt_xent` and the share of views nearest to their positive.
 
-  It is computed in blocks of rows and does not overflow at any temperature. If
-  the context mesh (`jax.set_mesh`) has several devices and N is divisible by
-  their number, each computes the rows of its own examples.
+  It runs in blocks of rows and does not overflow at any temperature. If the
+  context mesh (`jax.set_mesh`) has several devices and N is divisible by their
+  number, each computes the rows of its own examples.
 
   Args:
     z: f32[N, 2, D], embeddings of two views of each of N examples.
     temperature: tau > 0.
 
   Returns:
-    The loss, f32[], the mean over all 2N views; and the share of views whose
-    positive is nearer than every other view, f32[] in 0..1. A tie is a miss.
+    The loss, f32[], and the share, f32[] in 0..1. A tie is a miss.
 
   Raises:
     ValueError: if there are not two views.

@@ -14,6 +14,8 @@ from dbl_jax.runtime.options import integer, one_of
 
 # Output channels of the convolutions; each group ends in a pooling.
 _GROUPS = ((64,), (96,), (128, 128), (256, 256))
+# Pooling -> whether the last group ends in one too.
+_POOLINGS = {"average": False, "flatten": True}
 # He et al. 2015, "Delving Deep into Rectifiers", eq. (10).
 _dense_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -34,7 +36,7 @@ class DCNN(nn.Module):
   """
 
   width: Annotated[int, integer(1, 1_000_000)] = 2000
-  pooling: Annotated[str, one_of(("average", "flatten"))] = "flatten"
+  pooling: Annotated[str, one_of(_POOLINGS)] = "flatten"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -50,15 +52,15 @@ class DCNN(nn.Module):
       f32[B, width], or f32[B, 256] with pooling 'average'. The last map,
       [B, h, w, 256] of `dtype`, is sown as 'maps' in 'intermediates'.
     """
-    layer = 0
+    layer, pool_last = 0, _POOLINGS[self.pooling]
     for group in _GROUPS:
       for place, features in enumerate(group, 1):
         layer += 1
         last = place == len(group)
-        pool = last and (group is not _GROUPS[-1] or self.pooling == "flatten")
+        pool = last and (pool_last or group is not _GROUPS[-1])
         x = _Convolution(features, pool, self.dtype, name=f"conv{layer}")(x)
     self.sow("intermediates", "maps", x)
-    if self.pooling == "average":
+    if not pool_last:
       return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     x = x.reshape(x.shape[0], -1)
     x = nn.Dense(

@@ -19,7 +19,14 @@ from typing import Any
 from dbl_jax.errors import UserError
 
 REQUIRED = inspect.Parameter.empty
-ABSENT = object()
+
+
+class _Absent:
+  def __repr__(self) -> str:
+    return "absent"
+
+
+ABSENT = _Absent()
 # Parameters that the data set determines.
 _GIVEN = ("num_classes", "out_size")
 # An entry of "Args:" or "Attributes:" in a docstring.
@@ -62,16 +69,6 @@ def integer(low: float = -math.inf, high: float = math.inf) -> Option:
     lambda value: isinstance(value, int) and inner.accepts(value),
     lambda: inner.expected().replace("number", "whole number"),
   )
-
-
-def boolean() -> Option:
-  """True and False."""
-  return Option(lambda value: isinstance(value, bool), lambda: "True or False")
-
-
-def text() -> Option:
-  """Strings."""
-  return Option(lambda value: isinstance(value, str), lambda: "text, or ''")
 
 
 def one_of(names: Collection[str]) -> Option:
@@ -117,7 +114,12 @@ def patterns() -> Option:
   return each(Option(accepts, lambda: words))
 
 
-_BY_TYPE = {bool: boolean(), int: integer(), float: number(), str: text()}
+_BY_TYPE = {
+  bool: Option(lambda value: isinstance(value, bool), lambda: "True or False"),
+  int: integer(),
+  float: number(),
+  str: Option(lambda value: isinstance(value, str), lambda: "text, or ''"),
+}
 
 
 def of(component: Callable[..., Any]) -> dict[str, Option]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from batches import assert_gradient, rows, run, seen, slopes
+from batches import assert_gradient, make_inputs, rows, run, slopes
 
 from dbl_jax.losses import contrastive
 
@@ -81,7 +81,7 @@ PROTOTYPES = np.random.default_rng(9).normal(size=(4, 4))
 
 
 def batch(z, labels=LABELS, prototypes=PROTOTYPES):
-  return seen(z, labels, counts=COUNTS, head={"prototypes": prototypes})
+  return make_inputs(z, labels, counts=COUNTS, head={"prototypes": prototypes})
 
 
 def float32(values):
@@ -143,11 +143,11 @@ def test_nt_xent_does_not_see_labels_and_counts_hits():
   # Both views of an image are alike, and unlike those of the others.
   z = np.repeat(embeddings(5)[:, :1], 2, axis=1)
   for labels in (LABELS, LABELS[::-1]):
-    value, figures, _ = run(
+    value, metrics, _ = run(
       contrastive.nt_xent_term, batch(z, labels), temperature=0.2
     )
     np.testing.assert_allclose(value, literal_nt_xent(z, 0.2), rtol=1e-5)
-    assert figures == {"contrastive_accuracy": 1}
+    assert metrics == {"contrastive_accuracy": 1}
 
 
 @pytest.mark.parametrize(("views", "temperature"), [(2, 0.07), (3, 0.5)])

@@ -1,4 +1,4 @@
-"""Batch norm with the ReLU behind it, in few passes over the activations."""
+"""Batch norm, with an optional ReLU, in few passes over the activations."""
 
 import functools
 
@@ -18,8 +18,8 @@ def batch_norm(
   """Normalises by the statistics of the batch.
 
   Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithm 1 and the
-  gradients of section 3. Against automatic differentiation nothing but x is
-  kept for the gradient, not x less its mean nor the signs for the ReLU.
+  gradients of section 3. Only x is stored for the gradient; automatic
+  differentiation also stores x less its mean and the signs for the ReLU.
 
   Args:
     x: float[..., C].
@@ -28,8 +28,8 @@ def batch_norm(
     relu: applies a ReLU to the result.
 
   Returns:
-    The result, of x's shape and dtype; mean and biased variance, f32[C], which
-    carry no gradient.
+    The result, of x's shape and dtype; mean and biased variance, f32[C],
+    without gradient.
   """
   return _batch_norm_forward(x, scale, bias, relu)[0]
 
@@ -79,15 +79,14 @@ def _broadcast(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class BatchNorm(nn.Module):
-  """`batch_norm`, with the names and the statistics of `flax.linen.BatchNorm`.
+  """`batch_norm` with the parameters and statistics of `flax.linen.BatchNorm`.
 
   Attributes:
-    use_running_average: normalises by the running statistics and leaves them.
+    use_running_average: normalises by the running statistics, unchanged.
     relu: applies a ReLU to the result.
-    dtype: of the output; arithmetic and statistics are float32, and the
-      statistics are of the whole batch on several devices. The running
-      variance is that of the batch over B, as flax has it; PyTorch multiplies
-      it by B / (B - 1).
+    dtype: of the output. Arithmetic and statistics are float32; statistics are
+      those of the whole batch, also on several devices. As in flax, the running
+      variance is the biased one; PyTorch multiplies it by B / (B - 1).
     scale_init: initialises the scale.
   """
 

@@ -1,4 +1,4 @@
-"""Batches in chunks, so that what is made of one stays in the cache."""
+"""Splits batches into chunks whose intermediate results fit in the cache."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +9,15 @@ from jax import lax
 
 
 def images_per_chunk(batch: int, size_per_image: int, budget: int) -> int:
-  """How many images to take at a time: about budget / size_per_image.
+  """Number of images per chunk: about budget / size_per_image.
 
-  On several devices all of them: a batch split over devices would otherwise
-  be gathered chunk by chunk, and each device's share is small. Likewise of a
-  batch whose size is not known yet.
+  On several devices it is the whole batch, which would otherwise be gathered
+  chunk by chunk. So is a batch of symbolic size.
 
   Args:
     batch: number of images.
-    size_per_image: what one image takes of the budget.
-    budget: for one chunk.
+    size_per_image: size of one image, in the unit of the budget.
+    budget: size of one chunk.
 
   Returns:
     The number, at least 1. It divides the batch, unless its divisors are less
@@ -28,7 +27,7 @@ def images_per_chunk(batch: int, size_per_image: int, budget: int) -> int:
     return batch
   most = min(batch, max(1, budget // size_per_image))
   divisors = [size for size in range(1, most + 1) if batch % size == 0]
-  # A divisor needs no padding, yet a much smaller one wastes more than that.
+  # A divisor needs no padding, but one much too small costs more.
   return divisors[-1] if 2 * divisors[-1] > most else most
 
 
@@ -43,7 +42,7 @@ def scan(
   Args:
     step: (carry, chunk of arrays) -> carry, array with one row for each of
       the chunk's.
-    carry: the first.
+    carry: initial carry.
     arrays: tree of arrays [B, ...].
     size: of a chunk.
 

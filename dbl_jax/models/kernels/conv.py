@@ -1,4 +1,4 @@
-"""Convolution, in the form that is fast on the platform it runs on."""
+"""Convolution by the implementation that is fast on the platform."""
 
 import functools
 
@@ -20,9 +20,9 @@ def conv2d(
 ) -> jax.Array:
   """Convolves a batch of images.
 
-  `lax.conv_general_dilated` (cuDNN) on accelerators, `cpu_conv` on CPU, to
-  the same values up to rounding. The choice falls when the program is
-  compiled for a platform, not when it is traced.
+  It is `lax.conv_general_dilated` (cuDNN) on accelerators and `cpu_conv` on
+  CPU, with the same values up to rounding. The choice is made when the program
+  is compiled for a platform, not when it is traced.
 
   Args:
     x: float[B, H, W, C].

@@ -1,15 +1,13 @@
 """Convolutions as chunked matrix products, for CPUs.
 
-XLA's own convolutions are slow on CPU, most of all the gradient with respect
-to the kernel (about 5 GFLOP/s, where matrix products reach 100). Here a
-convolution gathers windows of its input, multiplies them by matrices made of
-the kernel and puts the products in place. There are three forms, and the one
-with the least to compute is taken: `dense` for maps of a few pixels, `winograd`
-for other 3x3 kernels with stride 1 and padding 1, `im2col` for the rest. They
-work on chunks of the batch small enough for the windows to stay in the cache.
+XLA's convolutions are slow on CPU, above all the gradient with respect to the
+kernel (about 5 GFLOP/s, where matrix products reach 100). Here a convolution
+gathers windows of its input and multiplies them by matrices derived from the
+kernel. Of three forms the cheapest is chosen: `dense` for maps of a few pixels,
+`winograd` for other 3x3 kernels with stride 1 and padding 1, `im2col` for the
+rest. They process the batch in chunks whose windows fit in the cache.
 
-All arithmetic is float32, whatever the type of the inputs: bfloat16 products
-are no faster on CPU.
+All arithmetic is float32, since bfloat16 products are no faster on CPU.
 """
 
 import jax
@@ -22,12 +20,12 @@ from dbl_jax.models.kernels.winograd import Winograd
 
 Form = Dense | Im2Col | Winograd
 
-# Of windows, per chunk, so that they and their products fit the second-level
-# cache. Yet each chunk reads all matrices and adds to the gradient by them, so
-# its windows are never less than twice their size.
+# Size of the windows of a chunk, so that they and their products fit in the
+# second-level cache. Each chunk also reads all matrices and updates their
+# gradient, so its windows are at least twice as large as these.
 CHUNK_BYTES = 2 << 20
-# What Winograd's transforms cost for each number they make, in products. It
-# keeps first layers, of 3 channels, from it, and no others.
+# Cost of Winograd's transforms per output, in products. It only excludes first
+# layers, which have 3 channels.
 _TRANSFORM = 10
 
 
@@ -88,7 +86,7 @@ def backward(
 def choose_form(
   x: jax.Array, kernel: jax.Array, stride: int, padding: int
 ) -> Form:
-  """The form with the least to compute, for arguments as of `forward`."""
+  """Chooses the cheapest form; arguments are those of `forward`."""
   forms: list[Form] = [
     Dense(x.shape, kernel.shape, stride, padding),
     Im2Col(x.shape, kernel.shape, stride, padding),

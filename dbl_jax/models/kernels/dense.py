@@ -1,12 +1,11 @@
 """Convolution of maps of a few pixels, as one product with one matrix.
 
-With so few pixels, most of what a 3x3 window sees is padding. A matrix from
-all pixels of the input to all of the output leaves that out: 16 products of
-channels where windows of a 2x2 map take 36, and one where those of a single
-pixel take 9. All arrays are float32.
+With so few pixels, most of a 3x3 window is padding. A matrix from all pixels of
+the input to all pixels of the output omits it: 16 products of channels instead
+of 36 for a 2x2 map, and one instead of 9 for a single pixel. All arrays are
+float32.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -15,16 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbl_jax.models.kernels.layer_shapes import LayerShapes
+from dbl_jax.models.kernels.im2col import LayerShapes
 
 
-@dataclasses.dataclass(frozen=True)
 class Dense(LayerShapes):
-  """The convolution of one shape of images with one shape of kernels."""
+  """A convolution as one matrix, for given shapes of images and kernels."""
 
   @property
   def products(self) -> int:
-    """Of C by F numbers, for one image."""
+    """Number of products of C by F matrices for one image."""
     return math.prod(self.x_shape[1:3]) * math.prod(self.output_size)
 
   @property
@@ -72,7 +70,7 @@ class Dense(LayerShapes):
     return dx.reshape(dy.shape[0], *self.x_shape[1:])
 
   def _links(self) -> Iterator[tuple[int, int, tuple[int, ...] | None]]:
-    """Each pixel, each output, and the kernel's tap between them, if any."""
+    """All pairs (pixel, output), with the tap between them or None."""
     pixels = list(itertools.product(*map(range, self.x_shape[1:3])))
     outputs = list(itertools.product(*map(range, self.output_size)))
     for i, pixel in enumerate(pixels):

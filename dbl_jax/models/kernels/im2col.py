@@ -10,16 +10,37 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbl_jax.models.kernels.layer_shapes import LayerShapes
-
 
 @dataclasses.dataclass(frozen=True)
+class LayerShapes:
+  """Shapes of a convolution.
+
+  Attributes:
+    x_shape: (any, H, W, C).
+    kernel_shape: (K, K, C, F).
+    stride: step in both directions, in pixels.
+    padding: zeros on each of the four sides, in pixels.
+  """
+
+  x_shape: tuple[int, ...]
+  kernel_shape: tuple[int, ...]
+  stride: int
+  padding: int
+
+  @property
+  def output_size(self) -> tuple[int, int]:
+    """(H', W'), height and width of the output in pixels."""
+    room = 2 * self.padding - self.kernel_shape[0]
+    height, width = self.x_shape[1:3]
+    return (height + room) // self.stride + 1, (width + room) // self.stride + 1
+
+
 class Im2Col(LayerShapes):
-  """The convolution of one shape of images with one shape of kernels."""
+  """A convolution as one product, for given shapes of images and kernels."""
 
   @property
   def products(self) -> int:
-    """Of C by F numbers, for one image."""
+    """Number of products of C by F matrices for one image."""
     return math.prod(self.output_size) * self.kernel_shape[0] ** 2
 
   @property
@@ -51,9 +72,9 @@ class Im2Col(LayerShapes):
   ) -> jax.Array:
     """[B, H', W', F], [K * K * C, F] -> gradient by x, [B, H, W, C].
 
-    Pixels of x whose positions agree modulo the stride are reached by the
-    same taps of the kernel, so each such class is one product, without the
-    zeros that the transpose of a strided convolution is often stuffed with.
+    The same taps of the kernel reach all pixels of x whose positions agree
+    modulo the stride. Each such set is one product, without the zeros that
+    implementations of the transpose often insert.
     """
     _, height, width, channels = self.x_shape
     taps = matrices.reshape(self.kernel_shape)
@@ -88,9 +109,9 @@ class Im2Col(LayerShapes):
     )
 
   def _reach(self, start: int) -> list[tuple[int, int]]:
-    """Taps that reach pixels start, start + stride, ..., and from how far.
+    """Taps that reach pixels start, start + stride, ..., and their offsets.
 
-    Pixel start + stride * n meets tap t in the window of output n + offset.
+    Pixel start + stride * n is at tap t of the window of output n + offset.
     """
     offsets = {
       tap: divmod(start + self.padding - tap, self.stride)
@@ -101,7 +122,7 @@ class Im2Col(LayerShapes):
     ]
 
   def _windows(self, x: jax.Array) -> jax.Array:
-    """What each output pixel sees, [B * H' * W', K * K * C]."""
+    """Window of each output pixel, [B * H' * W', K * K * C]."""
     sides = (self.padding, self.padding)
     x = jnp.pad(x, ((0, 0), sides, sides, (0, 0)))
     size, stride = self.kernel_shape[0], self.stride
@@ -114,8 +135,7 @@ class Im2Col(LayerShapes):
       ]
       return jnp.stack(taps, axis=3)
 
-    # One direction, then the other: half the time to compile that all K * K
-    # slices at once take.
+    # One direction after the other compiles twice as fast as K * K slices.
     height, width = self.output_size
     windows = gather(gather(x, 2, width), 1, height)
     return windows.reshape(-1, size * size * x.shape[-1])

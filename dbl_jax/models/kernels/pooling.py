@@ -1,4 +1,4 @@
-"""Max-pooling whose gradient is fast on CPU."""
+"""Max-pooling with a gradient that is fast on CPU."""
 
 import functools
 
@@ -10,9 +10,9 @@ from jax import lax
 def max_pool(x: jax.Array) -> jax.Array:
   """Max-pooling over 3x3 windows with stride 2 and padding 1.
 
-  The maximum of shifted slices, along rows and then along columns: the
-  gradient of `lax.reduce_window`, select-and-scatter, is slow on CPU. Where
-  several pixels of a window are the largest, the first takes the gradient.
+  It is the maximum of shifted slices, along rows, then along columns: the
+  gradient of `lax.reduce_window`, select-and-scatter, is slow on CPU. If
+  several pixels of a window are the largest, the first gets the gradient.
 
   Args:
     x: float[B, H, W, C].
@@ -63,7 +63,7 @@ def _pool_axis_backward(
   even = jnp.where(at_centre, dy, zero)
   odd = jnp.where(at_before | at_centre, zero, dy)
   odd += _pad(jnp.where(at_before, dy, zero), axis, -1, 1, 0)
-  # Even and odd pixels side by side, less the one that completed a pair.
+  # Interleaves even and odd pixels; a pixel of padding is cut off.
   dx = jnp.stack([even, odd], axis + 1)
   dx = dx.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
   return (lax.slice_in_dim(dx, 0, x.shape[axis], 1, axis),)

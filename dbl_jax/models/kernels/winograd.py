@@ -6,15 +6,15 @@ n x n input pixels, n = m + 2, and a 3x3 kernel g come the m x m output pixels
 
   Y = A^T [(G g G^T) * (B^T d B)] A,
 
-with n^2 products where windows take 9 m^2: 25 for 81, 36 for 144. The products
+with n^2 products instead of 9 m^2: 25 for 81, 36 for 144. The products
 over all tiles and channels are n^2 matrix products. Both gradients are the
 transposes of these steps. The stride is 1, the padding 1, all arrays float32.
 
 In one direction this is polynomial multiplication by Toom and Cook's method:
 A and G evaluate at n - 1 points and infinity, B^T interpolates. Errors depend
-on the points; with these they are 1e-6 of the largest output, and 4 times that
-with Lavin and Gray's 0, 1, -1, 2, -2 (on this subject: Barabasz et al. 2020,
-"Error Analysis and Improving the Accuracy of Winograd Convolution").
+on the points; with these they are 1e-6 of the largest output, a quarter of
+those with Lavin and Gray's 0, 1, -1, 2, -2 (see Barabasz et al. 2020, "Error
+Analysis and Improving the Accuracy of Winograd Convolution").
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def transforms(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Winograd:
-  """The convolution of one shape of images with one shape of kernels.
+  """Winograd's convolution, for given shapes of images and kernels.
 
   Attributes:
     x_shape: (any, H, W, C).
@@ -65,7 +65,7 @@ class Winograd:
 
   @property
   def products(self) -> int:
-    """Of C by F numbers, for one image."""
+    """Number of products of C by F matrices for one image."""
     rows, columns = self._tiles
     return (self.tile + 2) ** 2 * rows * columns
 
@@ -120,8 +120,8 @@ class Winograd:
     g = transforms(self.tile)[2]
     return np.kron(g, g).astype(np.float32)
 
-  # Each transform works along one direction, then along the other. Stacking
-  # in between, not once at the end, halves the time to compile.
+  # Each transform is applied along one axis, then along the other. Stacking in
+  # between instead of once at the end halves the time to compile.
 
   def _windows(self, x: jax.Array) -> jax.Array:
     """B^T d B of all tiles: [B, H, W, C] -> [n^2, B * tiles, C]."""
@@ -145,7 +145,7 @@ class Winograd:
 
     def transform(windows: jax.Array, axis: int) -> jax.Array:
       first, *pixels, last = _combine(b, windows)
-      # Tiles overlap: these two lie on their neighbours.
+      # Tiles overlap: these two belong to the neighbours.
       pixels[-1] += _shift(first, -1, axis)
       pixels[0] += _shift(last, 1, axis)
       return jnp.stack(pixels, axis + 1)
@@ -176,7 +176,7 @@ class Winograd:
     return products.reshape(len(a) ** 2, -1, dy.shape[-1])
 
   def _pad_to_tiles(self, x: jax.Array, border: int) -> jax.Array:
-    """Adds a border of zeros, and at the end what completes the last tile."""
+    """Pads with a border of zeros, and at the end to complete the last tile."""
     _, height, width, _ = self.x_shape
     rows, columns = self._tiles
     down = (border, border + self.tile * rows - height)
@@ -191,7 +191,7 @@ class Winograd:
   ) -> jax.Array:
     """[n^2, B * tiles, C] -> [B, H, W, C]: transforms and joins tiles.
 
-    `transform` takes the leading axis to one behind the axis of tiles named.
+    `transform` moves the leading axis behind the given axis of tiles.
     """
     _, height, width, _ = self.x_shape
     rows, columns = self._tiles
@@ -217,7 +217,7 @@ def _combine(matrix: np.ndarray, parts: Iterable[jax.Array]) -> list[jax.Array]:
 
 
 def _shift(x: jax.Array, by: int, axis: int) -> jax.Array:
-  """x moved towards higher indices of an axis, zeros moving in."""
+  """Shifts x towards higher indices of an axis and fills with zeros."""
   edges = [(0, 0, 0)] * x.ndim
   edges[axis] = (by, -by, 0)
   return lax.pad(x, jnp.zeros((), x.dtype), edges)
