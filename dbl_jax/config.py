@@ -431,8 +431,8 @@ def _section(config: ConfigDict, path: str) -> ConfigDict:
     return ConfigDict()
   if not isinstance(section, ConfigDict):
     raise UserError(
-      f"config.{path}={section!r} is impossible. Expected options by name, as in"
-      " docs/config.md."
+      f"config.{path}={section!r} is impossible. Expected options by name, as"
+      " in docs/config.md."
     )
   return section
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 # A loss f32[] and metrics to log, each f32[].
-Value = tuple[jax.Array, dict[str, jax.Array]]
+Value = tuple[Array, dict[str, Array]]
 
 
 class LossInputs(NamedTuple):
@@ -26,37 +26,42 @@ class LossInputs(NamedTuple):
     head: parameters of the head.
   """
 
-  features: jax.Array
-  outputs: jax.Array
-  labels: jax.Array
-  targets: jax.Array
-  counts: jax.Array
-  progress: jax.Array
+  features: Array
+  outputs: Array
+  labels: Array
+  targets: Array
+  counts: Array
+  progress: Array
   head: Mapping[str, Any]
 
   @property
-  def embeddings(self) -> jax.Array:
+  def embeddings(self) -> Array:
     """f32[B, V, D], for contrastive losses."""
     if "projection" in self.head:
       return self.outputs[..., : -self.targets.shape[-1]]
     return self.outputs
 
   @property
-  def logits(self) -> jax.Array:
+  def logits(self) -> Array:
     """f32[B, V, C]."""
     return self.outputs[..., -self.targets.shape[-1] :]
 
   @property
-  def prototypes(self) -> jax.Array:
+  def prototypes(self) -> Array:
     """f32[C, D], of a head with the option `prototypes`."""
     return self.head.get("projection", self.head)["prototypes"]
 
 
-def as_rows(values: jax.Array) -> jax.Array:
+def as_rows(values: Array) -> Array:
   """[B, V, ...] -> [B * V, ...], views of one example next to each other."""
   return values.reshape(-1, *values.shape[2:])
 
 
-def labels_of_rows(inputs: LossInputs) -> jax.Array:
+def labels_of_rows(inputs: LossInputs) -> Array:
   """int32[B * V], the label of each row of `as_rows`."""
   return jnp.repeat(inputs.labels, inputs.outputs.shape[1])
+
+
+def matmul(a: Array, b: Array) -> Array:
+  """a @ b in full float32: low temperatures and differences magnify errors."""
+  return jnp.matmul(a, b, precision="highest")

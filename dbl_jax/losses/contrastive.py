@@ -5,15 +5,22 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import PartitionSpec
 
-from dbl_jax.losses.batch import LossInputs, Value, as_rows, labels_of_rows
+from dbl_jax.losses.batch import (
+  LossInputs,
+  Value,
+  as_rows,
+  labels_of_rows,
+  matmul,
+)
 from dbl_jax.runtime.options import number
 
 Temperature = Annotated[float, number(1e-3)]
 
 
-def nt_xent(z: jax.Array, temperature: float) -> jax.Array:
+def nt_xent(z: Array, temperature: float) -> Array:
   """Normalised temperature-scaled cross-entropy over pairs of views.
 
   Source: the paper's eq. (1)-(3); Chen et al. 2020, SimCLR. With rows numbered
@@ -66,7 +73,7 @@ def sup_con(inputs: LossInputs, *, temperature: Temperature) -> Value:
     The mean over all views and no metrics.
   """
   z, labels = _unit(as_rows(inputs.embeddings)), labels_of_rows(inputs)
-  logits = _similarities(z, z) / temperature
+  logits = matmul(z, z.T) / temperature
   other = ~jnp.eye(len(z), dtype=bool)
   log_p = logits - _logsumexp(logits, other)
   positive = (labels[:, None] == labels[None]) & other
@@ -101,7 +108,7 @@ def balanced_contrastive(
   num_classes = len(prototypes)
   columns = jnp.concatenate([labels, jnp.arange(num_classes)])
   points = jnp.concatenate([z, prototypes])
-  logits = _similarities(z, points) / temperature
+  logits = matmul(z, points.T) / temperature
   other = jnp.arange(len(columns))[None] != jnp.arange(len(z))[:, None]
   same = labels[:, None] == columns[None]
   members = jnp.bincount(columns, length=num_classes)[columns]
@@ -111,23 +118,18 @@ def balanced_contrastive(
   return -_mean_where(log_p, same & other).mean(), {}
 
 
-def _unit(z: jax.Array) -> jax.Array:
+def _unit(z: Array) -> Array:
   """Normalises rows; an all-zero row stays zero and its gradient finite."""
   z = z.astype(jnp.float32)
   squares = jnp.sum(z * z, axis=-1, keepdims=True)
   return z * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
-def _similarities(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a @ b.T in full float32, as a low temperature magnifies rounding."""
-  return jnp.matmul(a, b.T, precision="highest")
-
-
-def _logsumexp(logits: jax.Array, where: jax.Array) -> jax.Array:
+def _logsumexp(logits: Array, where: Array) -> Array:
   return jax.nn.logsumexp(logits, axis=1, keepdims=True, where=where)
 
 
-def _mean_where(values: jax.Array, where: jax.Array) -> jax.Array:
+def _mean_where(values: Array, where: Array) -> Array:
   total = jnp.sum(values, axis=1, where=where)
   return total / jnp.maximum(where.sum(axis=1), 1)
 
@@ -138,9 +140,7 @@ _BLOCK = 256
 _AXIS = "data"
 
 
-def loss_and_accuracy(
-  z: jax.Array, temperature: float
-) -> tuple[jax.Array, jax.Array]:
+def loss_and_accuracy(z: Array, temperature: float) -> tuple[Array, Array]:
   """Computes `nt_xent` and the share of views nearest to their positive.
 
   It runs in blocks of rows and does not overflow at any temperature. If the
@@ -168,20 +168,18 @@ def loss_and_accuracy(
 
 
 @jax.custom_vjp
-def _of_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _of_rows(rows: Array) -> tuple[Array, Array]:
   """Loss and share of hits of f32[2N, D], with partners in adjacent rows."""
   return _forward(rows)[0]
 
 
-def _forward(rows: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+def _forward(rows: Array) -> tuple[Any, tuple[Array, Array]]:
   numbers = jnp.arange(len(rows))
   log_sums, losses, hits = _map_rows(_forward_row, (rows, numbers), (rows,))
   return (losses.mean(), hits.mean()), (rows, log_sums)
 
 
-def _backward(
-  residuals: tuple[jax.Array, jax.Array], cotangents: Any
-) -> tuple[jax.Array]:
+def _backward(residuals: tuple[Array, Array], cotangents: Any) -> tuple[Array]:
   rows, log_sums = residuals
   numbers = jnp.arange(len(rows))
   pulls = _map_rows(_backward_row, (rows, numbers, log_sums), (rows, log_sums))
@@ -193,10 +191,10 @@ _of_rows.defvjp(_forward, _backward)
 
 
 def _forward_row(
-  row: jax.Array, number: jax.Array, rows: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+  row: Array, number: Array, rows: Array
+) -> tuple[Array, Array, Array]:
   """Logsumexp over all others, loss and hit of one row."""
-  similarities = _dot(row, rows.T)
+  similarities = matmul(row, rows.T)
   positive = similarities[number ^ 1]
   rest = similarities.at[number].set(-jnp.inf).at[number ^ 1].set(-jnp.inf)
   nearest = rest.max()
@@ -209,20 +207,12 @@ def _forward_row(
 
 
 def _backward_row(
-  row: jax.Array,
-  number: jax.Array,
-  log_sum: jax.Array,
-  rows: jax.Array,
-  log_sums: jax.Array,
-) -> jax.Array:
+  row: Array, number: Array, log_sum: Array, rows: Array, log_sums: Array
+) -> Array:
   """Sum of all other rows, weighted by both softmax probabilities."""
-  similarities = _dot(row, rows.T).at[number].set(-jnp.inf)
+  similarities = matmul(row, rows.T).at[number].set(-jnp.inf)
   weights = jnp.exp(similarities - log_sum) + jnp.exp(similarities - log_sums)
-  return _dot(weights, rows)
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+  return matmul(weights, rows)
 
 
 def _map_rows(

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.losses.batch import LossInputs, Value
 from dbl_jax.runtime.options import number, one_of
@@ -15,9 +16,7 @@ Fraction = Annotated[float, number(0, 1)]
 Smoothing = Annotated[float, number(0, 0.99)]
 
 
-def class_weights(
-  counts: jax.Array, weighting: str, beta: float = 0.9999
-) -> jax.Array:
+def class_weights(counts: Array, weighting: str, beta: float = 0.9999) -> Array:
   """Weight of an example of each class; the mean over classes is 1.
 
   * 'none': equal weights.
@@ -159,17 +158,17 @@ def label_aware_smoothing(
 
 def _deferred(
   inputs: LossInputs, weighting: str, beta: float, after: float
-) -> jax.Array:
+) -> Array:
   weights = class_weights(inputs.counts, weighting, beta)
   return jnp.where(inputs.progress >= after, weights, 1.0)
 
 
-def _soft(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def _soft(logits: Array, targets: Array) -> Array:
   """Mean over views and examples; logits f32[B, V, C], targets f32[B, C]."""
   log_p = jax.nn.log_softmax(logits)
   return -jnp.sum(targets[:, None, :] * log_p, axis=-1).mean()
 
 
-def _accuracy(inputs: LossInputs) -> dict[str, jax.Array]:
+def _accuracy(inputs: LossInputs) -> dict[str, Array]:
   hits = jnp.argmax(inputs.logits, axis=-1) == inputs.labels[:, None]
   return {"accuracy": jnp.mean(hits.astype(jnp.float32))}

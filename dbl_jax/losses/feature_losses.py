@@ -4,16 +4,21 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from dbl_jax.losses.batch import LossInputs, Value, as_rows, labels_of_rows
+from dbl_jax.losses.batch import (
+  LossInputs,
+  Value,
+  as_rows,
+  labels_of_rows,
+  matmul,
+)
 from dbl_jax.runtime.options import integer, number
 
 Rate = Annotated[float, number(0, 1)]
 
 
-def center(
-  inputs: LossInputs, centers: jax.Array, *, rate: Rate = 0.5
-) -> Value:
+def center(inputs: LossInputs, centers: Array, *, rate: Rate = 0.5) -> Value:
   """Center loss: half the mean squared distance to the class's centre.
 
   Wen et al. 2016, eq. (2), over the M rows: 1/(2M) sum_i |x_i - c_{y_i}|^2.
@@ -32,14 +37,14 @@ def center(
   return jnp.sum(away * away, axis=1).mean() / 2, {}
 
 
-def start_centers(num_classes: int, num_features: int) -> jax.Array:
+def start_centers(num_classes: int, num_features: int) -> Array:
   """Centres before the first step: zeros, f32[C, F]."""
   return jnp.zeros((num_classes, num_features))
 
 
 def move_centers(
-  inputs: LossInputs, centers: jax.Array, *, rate: Rate = 0.5
-) -> jax.Array:
+  inputs: LossInputs, centers: Array, *, rate: Rate = 0.5
+) -> Array:
   """Updates the centres after a batch: Wen et al. 2016, eq. (4).
 
     c_j <- c_j - rate x sum_{y_i = j} (c_j - x_i) / (1 + |{i: y_i = j}|)
@@ -54,7 +59,7 @@ def move_centers(
   """
   one_hot = jax.nn.one_hot(labels_of_rows(inputs), len(centers))
   count = one_hot.sum(axis=0)[:, None]
-  delta = (count * centers - _product(one_hot.T, as_rows(inputs.features))) / (
+  delta = (count * centers - matmul(one_hot.T, as_rows(inputs.features))) / (
     1 + count
   )
   return centers - rate * delta
@@ -80,7 +85,7 @@ def locality_preserving(
   """
   x, labels = as_rows(inputs.features), labels_of_rows(inputs)
   squares = jnp.sum(x * x, axis=1)
-  distances = squares[:, None] + squares[None] - 2 * _product(x, x.T)
+  distances = squares[:, None] + squares[None] - 2 * matmul(x, x.T)
   peers = (labels[:, None] == labels[None]) & ~jnp.eye(len(x), dtype=bool)
   k = min(neighbours, len(x) - 1)
   nearness = jnp.where(peers, -distances, -jnp.inf)
@@ -90,11 +95,6 @@ def locality_preserving(
   # As a product: gathering [M, k, F] would take k times the memory.
   rows = jnp.arange(len(x))[:, None]
   picked = jnp.zeros((len(x), len(x))).at[rows, nearest].add(chosen)
-  mean = jax.lax.stop_gradient(_product(picked, x)) / jnp.maximum(count, 1)
+  mean = jax.lax.stop_gradient(matmul(picked, x)) / jnp.maximum(count, 1)
   away = jnp.where(count > 0, x - mean, 0.0)
   return jnp.sum(away * away, axis=1).mean() / 2, {}
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a @ b in full float32, because close values are subtracted later."""
-  return jnp.matmul(a, b, precision="highest")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.losses import contrastive, cross_entropy, feature_losses
 from dbl_jax.losses.batch import LossInputs, Value
@@ -14,7 +15,7 @@ from dbl_jax.runtime.options import number
 # A config's losses: name in `TERMS` -> options, with an optional 'weight'.
 Terms = Mapping[str, Mapping[str, Any]]
 # Arrays that losses carry from step to step: name of the loss -> array.
-LossState = dict[str, jax.Array]
+LossState = dict[str, Array]
 
 
 @dataclasses.dataclass
@@ -43,8 +44,8 @@ class Term(NamedTuple):
   """
 
   loss: Callable[..., Value]
-  start: Callable[[int, int], jax.Array] | None = None
-  update: Callable[..., jax.Array] | None = None
+  start: Callable[[int, int], Array] | None = None
+  update: Callable[..., Array] | None = None
   mixes: bool = False
   reads: str = "logits"
 
@@ -95,7 +96,7 @@ def start_loss_state(
 
 def weighted_sum(
   terms: Terms, inputs: LossInputs, loss_state: LossState
-) -> tuple[jax.Array, dict[str, jax.Array], LossState]:
+) -> tuple[Array, dict[str, Array], LossState]:
   """Computes the loss of a config.
 
   Args:
@@ -108,7 +109,7 @@ def weighted_sum(
     The weighted sum, metrics with 'loss' among them, and the next state.
   """
   total = jnp.zeros(())
-  metrics: dict[str, jax.Array] = {}
+  metrics: dict[str, Array] = {}
   next_state: LossState = {}
   for name, options in terms.items():
     options = dict(options)

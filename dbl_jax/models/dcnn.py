@@ -5,9 +5,8 @@ Locality-Preserving Learning for Expression Recognition in the Wild", table 1.
 from typing import Annotated
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from dbl_jax.models.kernels.conv import Conv2D
 from dbl_jax.runtime.options import integer, one_of
@@ -40,7 +39,7 @@ class DCNN(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: Array, train: bool) -> Array:
     """Encodes images.
 
     Args:
@@ -81,7 +80,7 @@ class _Convolution(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array) -> Array:
     """[B, H, W, C] -> [B, H, W, features], half as high and wide if pooled."""
     x = Conv2D(self.features, kernel_size=3, dtype=self.dtype, name="conv")(x)
     if self.pool:
@@ -90,7 +89,7 @@ class _Convolution(nn.Module):
     return nn.relu(x + bias.astype(self.dtype)[None, None, None])
 
 
-def _max_pool(x: jax.Array) -> jax.Array:
+def _max_pool(x: Array) -> Array:
   """2x2 max-pooling with stride 2, [B, H, W, C] -> [B, H // 2, W // 2, C].
 
   Computed by slices along rows, then along columns: the gradient of

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.runtime.options import each, integer, number
 
@@ -44,7 +45,7 @@ class ProjectionHead(nn.Module):
   num_classes: int = 0
 
   @nn.compact
-  def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, h: Array, train: bool) -> Array:
     """Features f32[B, F] -> embeddings f32[B, out], not normalised."""
     if self.prototypes:
       shape = (self.num_classes, self.out)
@@ -80,7 +81,7 @@ class JointHead(nn.Module):
   prototypes: bool = False
 
   @nn.compact
-  def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, h: Array, train: bool) -> Array:
     """Features f32[B, F] -> embeddings and logits, f32[B, D + C]."""
     z = ProjectionHead(
       self.hidden,
@@ -115,7 +116,7 @@ class MLPHead(nn.Module):
   scaled: bool = False
 
   @nn.compact
-  def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, h: Array, train: bool) -> Array:
     """Features f32[B, F] -> logits f32[B, num_classes]."""
     for layer, width in enumerate(self.hidden, 1):
       h = nn.relu(nn.Dense(width, name=f"dense{layer}")(h))
@@ -136,12 +137,12 @@ class _Cosine(nn.Module):
   features: int
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Array) -> Array:
     shape = (h.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
     return _unit(h, 1) @ _unit(kernel, 0)
 
 
-def _unit(x: jax.Array, axis: int) -> jax.Array:
+def _unit(x: Array, axis: int) -> Array:
   squares = jnp.sum(x * x, axis=axis, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

@@ -6,6 +6,7 @@ from typing import Any, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
@@ -34,8 +35,8 @@ class Model(nn.Module):
   head: nn.Module
 
   def __call__(
-    self, inputs: jax.Array, train: bool, encoder: str = "trained"
-  ) -> tuple[jax.Array, jax.Array]:
+    self, inputs: Array, train: bool, encoder: str = "trained"
+  ) -> tuple[Array, Array]:
     """Runs encoder and head.
 
     Args:

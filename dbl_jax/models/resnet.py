@@ -4,8 +4,8 @@ import functools
 from typing import Annotated
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.models.kernels.batch_norm import BatchNorm
 from dbl_jax.models.kernels.conv import Conv2D
@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: Array, train: bool) -> Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
     conv = functools.partial(Conv2D, self.features, dtype=self.dtype)
     norm = functools.partial(BatchNorm, not train, dtype=self.dtype)
@@ -72,7 +72,7 @@ class ResNet18(nn.Module):
   frozen: tuple[str, ...] = ()
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: Array, train: bool) -> Array:
     """Encodes images.
 
     Args:

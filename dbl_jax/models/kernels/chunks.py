@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 
 def images_per_chunk(batch: int, size_per_image: int, budget: int) -> int:
@@ -32,11 +32,11 @@ def images_per_chunk(batch: int, size_per_image: int, budget: int) -> int:
 
 
 def scan(
-  step: Callable[[Any, Any], tuple[Any, jax.Array]],
+  step: Callable[[Any, Any], tuple[Any, Array]],
   carry: Any,
   arrays: Any,
   size: int,
-) -> tuple[Any, jax.Array]:
+) -> tuple[Any, Array]:
   """`lax.scan` over chunks of the leading axis, padded with zeros to fit.
 
   Args:
@@ -54,7 +54,7 @@ def scan(
     return step(carry, arrays)
   count = -(-batch // size)
 
-  def split(array: jax.Array) -> jax.Array:
+  def split(array: Array) -> Array:
     padding = [(0, count * size - batch)] + [(0, 0)] * (array.ndim - 1)
     return jnp.pad(array, padding).reshape(count, size, *array.shape[1:])
 

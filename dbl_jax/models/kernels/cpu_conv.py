@@ -10,8 +10,8 @@ rest. They process the batch in chunks whose windows fit in the cache.
 All arithmetic is float32, since bfloat16 products are no faster on CPU.
 """
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.models.kernels import chunks
 from dbl_jax.models.kernels.dense import Dense
@@ -29,9 +29,7 @@ CHUNK_BYTES = 2 << 20
 _TRANSFORM = 10
 
 
-def forward(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> jax.Array:
+def forward(x: Array, kernel: Array, stride: int, padding: int) -> Array:
   """Convolves a batch of images.
 
   Args:
@@ -46,7 +44,7 @@ def forward(
   form = choose_form(x, kernel, stride, padding)
   matrices = form.matrices(kernel.astype(jnp.float32))
 
-  def step(carry: None, chunk: jax.Array) -> tuple[None, jax.Array]:
+  def step(carry: None, chunk: Array) -> tuple[None, Array]:
     y = form.convolve(chunk.astype(jnp.float32), matrices)
     return carry, y.astype(x.dtype)
 
@@ -54,8 +52,8 @@ def forward(
 
 
 def backward(
-  x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, padding: int
-) -> tuple[jax.Array, jax.Array]:
+  x: Array, kernel: Array, dy: Array, stride: int, padding: int
+) -> tuple[Array, Array]:
   """Gradients of sum(dy * forward(x, kernel)) by x and by kernel.
 
   Args:
@@ -71,7 +69,7 @@ def backward(
   form = choose_form(x, kernel, stride, padding)
   matrices = form.matrices(kernel.astype(jnp.float32))
 
-  def step(total: jax.Array, chunk: tuple) -> tuple[jax.Array, jax.Array]:
+  def step(total: Array, chunk: tuple) -> tuple[Array, Array]:
     x_chunk, dy_chunk = (part.astype(jnp.float32) for part in chunk)
     total = total + form.matrices_gradient(x_chunk, dy_chunk)
     dx = form.convolve_transposed(dy_chunk, matrices)
@@ -83,9 +81,7 @@ def backward(
   return dx, form.kernel_gradient(total).astype(kernel.dtype)
 
 
-def choose_form(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> Form:
+def choose_form(x: Array, kernel: Array, stride: int, padding: int) -> Form:
   """Chooses the cheapest form; arguments are those of `forward`."""
   forms: list[Form] = [
     Dense(x.shape, kernel.shape, stride, padding),
@@ -102,6 +98,6 @@ def choose_form(
   return min(forms, key=cost)
 
 
-def _images_per_chunk(x: jax.Array, form: Form, matrices: jax.Array) -> int:
+def _images_per_chunk(x: Array, form: Form, matrices: Array) -> int:
   budget = max(CHUNK_BYTES, 2 * 4 * matrices.size)
   return chunks.images_per_chunk(x.shape[0], form.window_bytes, budget)

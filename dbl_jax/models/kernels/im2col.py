@@ -6,9 +6,8 @@ For kernels of any size, stride and padding. All arrays are float32.
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,27 +48,25 @@ class Im2Col(LayerShapes):
     height, width = self.output_size
     return 4 * height * width * math.prod(self.kernel_shape[:3])
 
-  def matrices(self, kernel: jax.Array) -> jax.Array:
+  def matrices(self, kernel: Array) -> Array:
     """Kernel [K, K, C, F] -> [K * K * C, F]."""
     return kernel.reshape(-1, kernel.shape[-1])
 
-  def kernel_gradient(self, matrices_gradient: jax.Array) -> jax.Array:
+  def kernel_gradient(self, matrices_gradient: Array) -> Array:
     """The transpose of `matrices`."""
     return matrices_gradient.reshape(self.kernel_shape)
 
-  def convolve(self, x: jax.Array, matrices: jax.Array) -> jax.Array:
+  def convolve(self, x: Array, matrices: Array) -> Array:
     """[B, H, W, C], [K * K * C, F] -> [B, H', W', F]."""
     y = jnp.matmul(self._windows(x), matrices)
     return y.reshape(x.shape[0], *self.output_size, -1)
 
-  def matrices_gradient(self, x: jax.Array, dy: jax.Array) -> jax.Array:
+  def matrices_gradient(self, x: Array, dy: Array) -> Array:
     """[B, H, W, C], [B, H', W', F] -> [K * K * C, F]."""
     dy = dy.reshape(-1, dy.shape[-1])
     return lax.dot_general(self._windows(x), dy, (((0,), (0,)), ((), ())))
 
-  def convolve_transposed(
-    self, dy: jax.Array, matrices: jax.Array
-  ) -> jax.Array:
+  def convolve_transposed(self, dy: Array, matrices: Array) -> Array:
     """[B, H', W', F], [K * K * C, F] -> gradient by x, [B, H, W, C].
 
     The same taps of the kernel reach all pixels of x whose positions agree
@@ -89,9 +86,7 @@ class Im2Col(LayerShapes):
     dx = dx.reshape(-1, rows * self.stride, columns * self.stride, channels)
     return dx[:, :height, :width]
 
-  def _pixels(
-    self, dy: jax.Array, taps: jax.Array, i: int, j: int
-  ) -> jax.Array:
+  def _pixels(self, dy: Array, taps: Array, i: int, j: int) -> Array:
     """Gradient by x[:, i::stride, j::stride]."""
     _, height, width, channels = self.x_shape
     rows, columns = -(-height // self.stride), -(-width // self.stride)
@@ -121,13 +116,13 @@ class Im2Col(LayerShapes):
       (tap, n) for tap, (n, remainder) in offsets.items() if not remainder
     ]
 
-  def _windows(self, x: jax.Array) -> jax.Array:
+  def _windows(self, x: Array) -> Array:
     """Window of each output pixel, [B * H' * W', K * K * C]."""
     sides = (self.padding, self.padding)
     x = jnp.pad(x, ((0, 0), sides, sides, (0, 0)))
     size, stride = self.kernel_shape[0], self.stride
 
-    def gather(x: jax.Array, axis: int, count: int) -> jax.Array:
+    def gather(x: Array, axis: int, count: int) -> Array:
       length = (count - 1) * stride + 1
       taps = [
         lax.slice_in_dim(x, tap, tap + length, stride, axis)
@@ -141,9 +136,7 @@ class Im2Col(LayerShapes):
     return windows.reshape(-1, size * size * x.shape[-1])
 
 
-def _shift(
-  dy: jax.Array, down: int, right: int, rows: int, columns: int
-) -> jax.Array:
+def _shift(dy: Array, down: int, right: int, rows: int, columns: int) -> Array:
   """dy[:, down : down + rows, right : right + columns], zero outside dy."""
   _, height, width, _ = dy.shape
   edges = (
