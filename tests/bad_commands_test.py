@@ -70,11 +70,7 @@ PATTERN = "Expected a tuple, each a regular expression"
 WIDTHS = "Expected a tuple of widths, each a whole number of at least 1"
 # Field, value, what is said.
 FIELDS = [
-  (
-    "seed",
-    "-1",
-    "whole number of at least 0 and at most 2147483647",
-  ),
+  ("seed", "-1", "whole number of at least 0 and at most 2147483647"),
   ("seed", "1.5", "seed=1.5"),
   ("seed", "99999999999999999999", "seed=99999999999999999999 is impossible"),
   ("data", "5", "Flag --config.data is provided after"),

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from dbl_jax.errors import UserError
+from dbl_jax.runtime.options import defaults
 from dbl_jax.training import optim
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
@@ -22,14 +23,9 @@ GRADS = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), PARAMS)
 
 
 def options(**changes):
-  return {
-    "name": "sgd",
-    "learning_rate": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 0.0,
-    "warmup": 0.0,
-    "clip_norm": 0.0,
-  } | changes
+  plain = {"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0}
+  plain |= {"warmup": 0.0}
+  return defaults(optim.OptimizerFields) | plain | changes
 
 
 def one_update(trained, **changes):
