@@ -116,6 +116,9 @@ def parse_flags(argv: Sequence[str]) -> None:
     print(flags.FLAGS.main_module_help())
     sys.exit(0)
   for argument in argv[1:]:
+    if argument.startswith("--help="):
+      print_help(argument.removeprefix("--help="))
+      sys.exit(0)
     _check_home(argument)
   path = _config_path(argv)
   if path is not None:
@@ -130,6 +133,13 @@ def parse_flags(argv: Sequence[str]) -> None:
     raise UserError(
       f"Unexpected argument {rest[1]!r}: flags are given as --name=value."
     )
+
+
+def print_help(section: str) -> None:
+  """Prints the fields of a section of the config, such as 'losses'."""
+  from dbl_jax import config as configs
+
+  print(configs.describe(section))
 
 
 def define_section(name: str, default: ConfigDict, words: str) -> Any:

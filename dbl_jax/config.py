@@ -1,18 +1,30 @@
-"""What a run is: defaults, the values left to the data set, and checks.
+"""The config of a run: its fields, presets for phases, and validation.
 
-A config is `ml_collections.ConfigDict` with `seed`, `init_from`, `data`,
-`model` and up to two phases, `pretrain` and `classify`. A phase says where on
-each axis a method lies: how many views, which augmentation, head and losses,
-the sampling exponent q, what is trained. The files in `configs/` fill it in.
+A config is an `ml_collections.ConfigDict` with `seed`, `init_from`, `data`,
+`model` and one to three phases, see `PHASES`. The fields of a phase are the
+axes on which methods differ: views, augmentation, head, losses, the sampling
+exponent q, the trained parameters. The files in `configs/` fill them in.
+
+Fields of the run, the data and the phase are declared here; the options of
+encoders, heads, losses, augmentation and optimizers where these are defined.
 """
 
-from typing import Any
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 from ml_collections import ConfigDict, config_dict
 
-from dbl_jax import config_checks
-from dbl_jax.data import sources
+from dbl_jax.augment import views
+from dbl_jax.data import pipeline, regions, sources, splits
 from dbl_jax.errors import UserError
+from dbl_jax.evaluation.predictors import OF_LOGITS, PREDICTORS
+from dbl_jax.losses.terms import TERMS, TermFields
+from dbl_jax.models import model
+from dbl_jax.runtime import options
+from dbl_jax.runtime.options import integer, number, one_of, patterns
+from dbl_jax.training.optim import OptimizerFields
 from dbl_jax.training.phase import PHASES as PHASES
 from dbl_jax.training.phase import phases as phases
 
@@ -24,29 +36,180 @@ FREE_FIELDS = (
   "steps_per_dispatch",
   "tensorboard",
 )
-# Fields added since runs were first kept, with what these runs did.
+# Fields that stored configs of older versions lack, and their values then.
 LATER_FIELDS = {"skip_nonfinite": False}
+
+_Seed = Annotated[int, integer(0, 2**31 - 1)]
+_Share = Annotated[float, number(0.01, 0.9)]
+
+
+@dataclasses.dataclass
+class RunFields:
+  """Fields of a run.
+
+  Attributes:
+    seed: seed of initial parameters, batches and views.
+    init_from: workdir of a run whose model the first phase starts from.
+    skip_nonfinite: whether a step whose loss or gradient is not finite is
+      skipped and counted; otherwise it ends the run.
+    log_every: steps between two entries of the log.
+    steps_per_dispatch: steps that the device runs per call; 0 selects a number
+      that suits the device.
+    tensorboard: whether files for TensorBoard are written.
+  """
+
+  seed: _Seed = 0
+  init_from: str = ""
+  skip_nonfinite: bool = False
+  log_every: Annotated[int, integer(1)] = 10
+  steps_per_dispatch: Annotated[int, integer(0, 10_000)] = 0
+  tensorboard: bool = True
+
+
+@dataclasses.dataclass
+class DataFields:
+  """The data set and its splits.
+
+  Attributes:
+    name: the data set.
+    dir: folder, zip file, .csv file of fer2013 or prepared .npz file; none for
+      synthetic faces.
+    image_size: height and width in pixels; None is that of the data set.
+    validation_fraction: share of the training split to validate on, if the
+      data set has no validation split.
+    test_fraction: share to test on, if it has no test split.
+    split_seed: seed of the splits, apart from `seed`: all seeds are compared
+      on the same splits.
+    region: region to which aligned faces are cut.
+    cache_dir: folder for prepared images; '' is the user's cache.
+    input: 'resident' holds the images on the device, 'tf_data' streams them.
+    long_tail: reduces the training split, 'raf_db' to that set's class counts,
+      'exponential' from the largest class down to 1/imbalance of it.
+    imbalance: largest class over smallest, for 'exponential'.
+    num_train: training images; synthetic faces only.
+    num_test: test images; synthetic faces only.
+    image_seed: seed of the images; synthetic faces only.
+  """
+
+  name: Annotated[str, one_of(sources.SOURCES)] = "synthetic_faces"
+  dir: str = ""
+  image_size: Annotated[int | None, integer(16, 1024)] = None
+  validation_fraction: _Share = 0.1
+  test_fraction: _Share = 0.2
+  split_seed: _Seed = 0
+  region: Annotated[str, one_of(regions.REGIONS)] = "face"
+  cache_dir: str = ""
+  input: Annotated[str, one_of(pipeline.FORMS)] = "auto"
+  long_tail: Annotated[str, one_of(("", *splits.KINDS))] = ""
+  imbalance: Annotated[float, number(1, 1e6)] = 100.0
+  num_train: Annotated[int, integer(14, 10_000_000)] = 5000
+  num_test: Annotated[int, integer(7, 10_000_000)] = 1200
+  image_seed: _Seed = 1
+
+
+@dataclasses.dataclass
+class ModelFields:
+  """The encoder; each has options of its own.
+
+  Attributes:
+    name: the encoder.
+    dtype: of the computation; 'auto' is bfloat16 on accelerators and float32
+      on CPU. Parameters and statistics are float32.
+  """
+
+  name: Annotated[str, one_of(model.ENCODERS)] = "resnet18"
+  dtype: Annotated[str, one_of(("auto", "bfloat16", "float32"))] = "auto"
+
+
+# Defaults that depend on the data set: preset, name of the data set or
+# 'other', field of the phase. They replace fields that are None.
+BY_DATA: dict[str, dict[str, dict[str, Any]]] = {
+  "": {"other": {}},
+  "simclr": {
+    # Milder views: training is short, and 20 % of a drawn face can be a cheek.
+    "synthetic_faces": {
+      "epochs": 3,
+      "augment.crop_scale": (0.6, 1.0),
+      "augment.jitter_strength": 0.3,
+      "augment.blur": 0.2,
+    },
+    "other": {
+      "epochs": 200,
+      "augment.crop_scale": (0.2, 1.0),
+      "augment.jitter_strength": 0.5,
+      "augment.blur": 0.5,
+    },
+  },
+  "supervised": {"synthetic_faces": {"epochs": 6}, "other": {"epochs": 60}},
+  "classifier": {"synthetic_faces": {"epochs": 4}, "other": {"epochs": 30}},
+}
+
+
+@dataclasses.dataclass
+class PhaseFields:
+  """Fields of a phase, next to augment, head, losses and optimizer.
+
+  Attributes:
+    preset: row of `config.BY_DATA` that replaces fields that are None.
+    epochs: passes over as many images as the training split holds; None
+      depends on the data set, and 0 trains nothing.
+    batch_size: images per step over all devices.
+    views: augmented views of each image.
+    q: sampling exponent: a class of n images is drawn with probability
+      proportional to n^q. 1 is instance sampling, 0 class-balanced sampling.
+    cached_views: views of each image whose features are computed once, for a
+      frozen encoder; the first is the image itself. 0 augments and encodes at
+      every step.
+    mixup: alpha of Beta(alpha, alpha); 0 is no mixup.
+    inherit: parameters taken from the phase, or the run, before; all others
+      are initialised.
+    trained: parameters that are trained.
+    predictor: how validation and the report classify.
+    evaluate_every: epochs between two validations, each with a checkpoint.
+    keep: the checkpoint that the next phase and the report use.
+  """
+
+  preset: Annotated[str, one_of(BY_DATA)] = ""
+  epochs: Annotated[float | None, number(0, 1e6)] = None
+  batch_size: Annotated[int, integer(2, 10_000_000)] = 128
+  views: Annotated[int, integer(1, 8)] = 1
+  q: Annotated[float, number(0, 1)] = 1.0
+  cached_views: Annotated[int, integer(0, 64)] = 0
+  mixup: Annotated[float, number(0, 10)] = 0.0
+  inherit: Annotated[tuple[str, ...], patterns()] = ("encoder",)
+  trained: Annotated[tuple[str, ...], patterns()] = ("encoder", "head")
+  predictor: Annotated[str, one_of(PREDICTORS)] = "head"
+  evaluate_every: Annotated[float, number(0.01)] = 1.0
+  keep: Annotated[str, one_of(("best", "latest"))] = "best"
+
+
+@dataclasses.dataclass
+class HeadFields:
+  """The head; each has options of its own.
+
+  Attributes:
+    name: the head.
+  """
+
+  name: Annotated[str, one_of(model.HEADS)]
 
 
 # SimCLR's family (Chen et al. 2020, appendix A) and the rotation of the
-# paper's section 3. How strong is in `simclr`, by data set.
+# paper's section 3. Its strength depends on the data, see `BY_DATA`.
 def strong_augmentation() -> dict[str, Any]:
-  """Made anew each time: what is set in a placeholder is set for all of it."""
-  return {
+  """New for each phase: all users of a placeholder share its value."""
+  return WEAK_AUGMENTATION | {
     "crop_scale": config_dict.placeholder(tuple),
     "crop_ratio": (3 / 4, 4 / 3),
-    "flip": 0.5,
-    "jitter_prob": 0.8,
     "jitter_strength": config_dict.placeholder(float),
     "grey": 0.2,
     "blur": config_dict.placeholder(float),
-    "rotation": 10.0,
   }
 
 
-# For a classifier on frozen features: little, since features of heavily
-# augmented faces are not those the classifier will meet.
-LIGHT_AUGMENTATION = {
+# For a classifier on frozen features: weak, since features of heavily
+# augmented faces differ from those that the classifier is applied to.
+LIGHT_AUGMENTATION: dict[str, Any] = {
   "crop_scale": (0.9, 1.0),
   "crop_ratio": (0.95, 1.05),
   "flip": 0.5,
@@ -56,161 +219,89 @@ LIGHT_AUGMENTATION = {
   "blur": 0.0,
   "rotation": 0.0,
 }
-# For supervised training: what leaves the expression easy to read.
-WEAK_AUGMENTATION = {
+# For supervised training: the expression stays easy to recognise.
+WEAK_AUGMENTATION = LIGHT_AUGMENTATION | {
   "crop_scale": (0.6, 1.0),
   "crop_ratio": (0.9, 1.1),
-  "flip": 0.5,
   "jitter_prob": 0.8,
   "jitter_strength": 0.25,
-  "grey": 0.0,
-  "blur": 0.0,
   "rotation": 10.0,
 }
 
 
 def base() -> ConfigDict:
-  """What all systems share. Fields left None depend on the data set."""
+  """What all systems share; `data.image_size` depends on the data set."""
+  data = {"image_size": config_dict.placeholder(int)}
   return ConfigDict(
-    {
-      "seed": 0,
-      "init_from": "",  # workdir of a run whose model to start from
-      # A step whose loss or gradient is not finite: True leaves it out and
-      # counts it, False ends the run.
-      "skip_nonfinite": False,
-      "data": {
-        "name": "synthetic_faces",
-        # Folder, zip, .csv of fer2013, prepared .npz; not for synthetic faces.
-        "dir": "",
-        "image_size": config_dict.placeholder(int),
-        "validation_fraction": 0.1,  # of the training part, if it has none
-        "test_fraction": 0.2,  # of the whole, if it has no test part
-        "split_seed": 0,  # not `seed`: seeds are compared on one split
-        "region": "face",  # or a part of aligned faces, see `data.regions`
-        "cache_dir": "",  # where prepared files go; the user's cache if empty
-        "input": "auto",  # 'resident', 'tf_data'
-        # Cuts the training part: 'raf_db' to that set's class counts,
-        # 'exponential' from the largest class down to 1/imbalance of it.
-        "long_tail": "",
-        "imbalance": 100.0,
-        "num_train": 5000,  # these three: synthetic faces only
-        "num_test": 1200,
-        "image_seed": 1,
-      },
-      "model": {
-        "name": "resnet18",
-        "stem": "imagenet",  # 'small': 3x3 stride 1, no pooling
-        # Of computation: 'float32', 'bfloat16'; 'auto': bfloat16 where it is
-        # faster, on accelerators. Parameters and statistics are float32.
-        "dtype": "auto",
-      },
-      "log_every": 10,  # steps
-      "steps_per_dispatch": 0,  # 0: as many as suit the device
-      "tensorboard": True,
+    options.defaults(RunFields)
+    | {
+      "data": options.defaults(DataFields) | data,
+      "model": options.defaults(ModelFields) | {"stem": "imagenet"},
     }
+  )
+
+
+def _phase(preset: str, learning_rate: float, **fields: Any) -> ConfigDict:
+  """A phase with the defaults of its fields, except those given."""
+  rate = {"learning_rate": learning_rate}
+  return ConfigDict(
+    options.defaults(PhaseFields)
+    | {"preset": preset, "epochs": config_dict.placeholder(int)}
+    | {"optimizer": options.defaults(OptimizerFields) | rate}
+    | fields
   )
 
 
 def simclr() -> ConfigDict:
   """Phase 1, disentangled features: the paper's section 4.1, eq. (1)-(3)."""
-  return ConfigDict(
-    {
-      "epochs": config_dict.placeholder(int),
-      # For fields left None. Drawn faces get milder views, as their training
-      # is short: a fifth of a face can be a cheek.
-      "by_data": {
-        "synthetic_faces": {
-          "epochs": 3,
-          "augment": {
-            "crop_scale": (0.6, 1.0),
-            "jitter_strength": 0.3,
-            "blur": 0.2,
-          },
-        },
-        "other": {
-          "epochs": 200,
-          "augment": {
-            "crop_scale": (0.2, 1.0),
-            "jitter_strength": 0.5,
-            "blur": 0.5,
-          },
-        },
-      },
-      "batch_size": 64,
-      "views": 2,
-      "q": 1.0,
-      "augment": strong_augmentation(),
-      "cached_views": 0,  # see `classifier`
-      "mixup": 0.0,
-      "head": {"name": "projection", "hidden": 512, "out": 128},
-      "losses": {"nt_xent": {"temperature": 0.1}},
-      "inherit": ("encoder",),
-      "trained": ("encoder", "head"),
-      "optimizer": {
-        "name": "adamw",
-        "learning_rate": 6e-3,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "warmup": 0.1,
-        "clip_norm": 0.0,
-      },
-      "predictor": "knn",  # how validation and the report classify
-      "evaluate_every": 2.0,  # epochs; checkpoints are saved then
-      "keep": "latest",  # the checkpoint that goes on: 'latest' or 'best'
-    }
+  return _phase(
+    "simclr",
+    learning_rate=6e-3,
+    batch_size=64,
+    views=2,
+    augment=strong_augmentation(),
+    head={"name": "projection", "hidden": 512, "out": 128},
+    losses={"nt_xent": {"temperature": 0.1}},
+    predictor="knn",
+    evaluate_every=2.0,
+    keep="latest",
   )
 
 
 def classifier() -> ConfigDict:
   """Phase 2, balanced classifier: section 4.2, eq. (4)-(7)."""
-  return ConfigDict(
-    {
-      "epochs": config_dict.placeholder(int),
-      "by_data": {"synthetic_faces": {"epochs": 4}, "other": {"epochs": 30}},
-      "batch_size": 128,
-      "views": 1,
-      "q": 0.0,
-      "augment": dict(LIGHT_AUGMENTATION),
-      # Frozen features are extracted once: of the plain image, and of this
-      # many views less one. 0: augment and encode at every step.
-      "cached_views": 1,
-      "mixup": 0.0,  # alpha of Beta(alpha, alpha); 0: examples are not mixed
-      "head": {"name": "mlp", "hidden": (256,)},
-      "losses": {"cross_entropy": {}},  # see `losses.terms`
-      # What is taken over from the phase, or the run, before; the rest starts
-      # fresh. Like `trained`, patterns of parameter paths.
-      "inherit": ("encoder",),
-      "trained": ("head",),
-      "optimizer": {
-        "name": "adamw",
-        "learning_rate": 4e-3,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "warmup": 0.1,
-        "clip_norm": 0.0,
-      },
-      "predictor": "head",  # see `predictors`
-      "evaluate_every": 1.0,
-      "keep": "best",
-    }
+  return _phase(
+    "classifier",
+    learning_rate=4e-3,
+    q=0.0,
+    cached_views=1,
+    trained=("head",),
+    augment=dict(LIGHT_AUGMENTATION),
+    head={"name": "mlp", "hidden": (256,)},
+    losses={"cross_entropy": {}},
   )
 
 
 def supervised() -> ConfigDict:
-  """A classifier trained end to end: the axes of `classifier`, all trained."""
-  config = classifier()
-  config.by_data.synthetic_faces.epochs = 6
-  config.by_data.other.epochs = 60
-  config.q = 1.0
-  config.augment.update(WEAK_AUGMENTATION)
-  config.cached_views = 0
-  config.head.hidden = ()
-  config.trained = ("encoder", "head")
+  """A linear classifier and its encoder, trained end to end with labels."""
+  return _phase(
+    "supervised",
+    learning_rate=4e-3,
+    augment=dict(WEAK_AUGMENTATION),
+    head={"name": "mlp", "hidden": ()},
+    losses={"cross_entropy": {}},
+  )
+
+
+def finetune() -> ConfigDict:
+  """`supervised`, from the encoder of the phase, or the run, before."""
+  config = supervised()
+  config.inherit = ("encoder",)
   return config
 
 
 def untrained(predictor: str) -> ConfigDict:
-  """A last phase that trains nothing: the model before, another predictor."""
+  """A last phase that trains nothing and classifies by another predictor."""
   config = classifier()
   config.inherit = ("encoder", "head")
   config.epochs = 0
@@ -236,7 +327,7 @@ def supervised_dcnn() -> ConfigDict:
 
 
 def from_dict(fields: dict[str, Any]) -> ConfigDict:
-  """A resolved config read back from JSON, which has no tuples."""
+  """A resolved config read from JSON, which has no tuples."""
 
   def restored(value: Any) -> Any:
     if isinstance(value, dict):
@@ -247,45 +338,229 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-  """Fills in what depends on the data set, and checks every field.
+  """Fills in what depends on the data set, and validates every field.
 
   Args:
-    config: as the config file and the flags left it; not changed.
+    config: as the config file and the flags set it; not changed.
 
   Returns:
-    A locked copy without empty fields.
+    A locked copy in which every field has a value, without `preset`.
 
   Raises:
-    UserError: naming the first impossible field, its value and what it may be.
+    UserError: the first invalid field, its value and what is expected.
   """
   config = ConfigDict(config).copy_and_resolve_references()
+  if not phases(config):
+    raise UserError(
+      f"The config has no phase. Give it one or more of {', '.join(PHASES)}."
+    )
+  known = _declared(config)
+  _check_names(config, known)
+  _validate(config, "data.name", known)
   with config.unlocked():
-    if not phases(config):
-      raise UserError(
-        "The config has no phase: give it `pretrain`, `classify` or both."
-      )
-    config_checks.check_fields(config, phases(config))
-    config_checks.check_data_name(config)
-    name = config.data.name
-    if config.data.image_size is None:
-      config.data.image_size = sources.SOURCES[name].image_size
+    if _get(config, "data.image_size") is None:
+      config.data.image_size = sources.SOURCES[config.data.name].image_size
     for phase in phases(config):
-      config_checks.check_by_data(config, phase)
-      by_data = config[phase].by_data
-      _fill(config[phase], by_data.get(name, by_data.other))
-  config_checks.check(config, phases(config))
+      _validate(config, f"{phase}.preset", known)
+      _fill(config[phase], config.data.name)
+  for path in known:
+    _validate(config, path, known)
+  for phase in phases(config):
+    _check_losses(config[phase], phase)
+    _check_phase(config[phase], phase)
   return config
 
 
-def _fill(fields: ConfigDict, values: ConfigDict) -> None:
-  """Gives fields that are None their values."""
-  for name, value in values.items():
-    if name not in fields:  # `validation.check` says so
+def _validate(
+  config: ConfigDict, path: str, known: Mapping[str, options.Option]
+) -> None:
+  value = _get(config, path)
+  value = value.to_dict() if isinstance(value, ConfigDict) else value
+  options.validate(path, value, known[path])
+
+
+def _fill(phase: ConfigDict, data: str) -> None:
+  """Gives fields that are None their values for a data set."""
+  rows = BY_DATA[phase.get("preset", "")]
+  for path, value in rows.get(data, rows["other"]).items():
+    if _get(phase, path) is None:
+      phase.update_from_flattened_dict({path: value})
+  if "preset" in phase:
+    del phase.preset
+
+
+def _declared(config: ConfigDict) -> dict[str, options.Option]:
+  """Every field the config may have, given its encoder, heads and losses."""
+  known: dict[str, options.Option] = {}
+
+  def add(path: str, component: Callable[..., Any], required: bool) -> None:
+    _section(config, path)
+    for name, option in options.of(component).items():
+      if required and name not in ("preset", "blur_sigma"):
+        option = dataclasses.replace(option, default=options.REQUIRED)
+      known.setdefault(f"{path}.{name}".lstrip("."), option)
+
+  def add_chosen(path: str, fields: Any, registry: Mapping[str, Any]) -> None:
+    add(path, fields, required=True)
+    _validate(config, f"{path}.name", known)
+    add(path, registry[_get(config, f"{path}.name")], required=False)
+
+  add("", RunFields, required=True)
+  add("data", DataFields, required=True)
+  add_chosen("model", ModelFields, model.ENCODERS)
+  for phase in phases(config):
+    add(phase, PhaseFields, required=True)
+    add(f"{phase}.augment", views.augment, required=True)
+    add(f"{phase}.optimizer", OptimizerFields, required=True)
+    add_chosen(f"{phase}.head", HeadFields, model.HEADS)
+    for loss in _section(config, f"{phase}.losses"):
+      if loss not in TERMS:
+        raise UserError(
+          f"config.{phase}.losses names {loss!r}; there are"
+          f" {', '.join(sorted(TERMS))}."
+        )
+      for component in (TermFields, TERMS[loss].loss):
+        add(f"{phase}.losses.{loss}", component, required=False)
+  return known
+
+
+def _section(config: ConfigDict, path: str) -> ConfigDict:
+  """A section of the config, empty if it is absent."""
+  section = _get(config, path) if path else config
+  if section is options.ABSENT:
+    return ConfigDict()
+  if not isinstance(section, ConfigDict):
+    raise UserError(
+      f"config.{path}={section!r} is impossible. Expected options by name, as"
+      " in docs/config.md."
+    )
+  return section
+
+
+def _check_names(config: ConfigDict, known: Mapping[str, Any]) -> None:
+  """Raises UserError for a field that is not declared."""
+  for path in field_names(config):
+    if path in known:
       continue
-    if isinstance(value, ConfigDict):
-      _fill(fields[name], value)
-    elif fields[name] is None:
-      fields[name] = value
+    section, dot, _ = path.rpartition(".")
+    named = _get(config, f"{section}{dot}name")
+    component = "" if named is options.ABSENT else f" {named!r}"
+    fields = [name.rpartition(".") for name in sorted(known)]
+    shown = ", ".join(name for other, _, name in fields if other == section)
+    near = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(
+      f"Unknown field config.{path}.{hint} The fields of"
+      f" config{dot}{section}{component} are {shown}."
+    )
+
+
+def _check_losses(phase: ConfigDict, name: str) -> None:
+  """Raises UserError for a loss that does not fit the phase or its head."""
+  losses, head = phase.get("losses", {}), phase.head
+  for loss in losses:
+    if phase.mixup and not TERMS[loss].mixes:
+      possible = ", ".join(sorted(k for k, t in TERMS.items() if t.mixes))
+      raise UserError(
+        f"config.{name}.mixup={phase.mixup} mixes labels, which the loss"
+        f" {loss!r} does not support. Set mixup=0, or use {possible}."
+      )
+  if "nt_xent" in losses and phase.views != 2:
+    raise UserError(
+      f"config.{name}.views={phase.views}: the loss 'nt_xent' compares two"
+      " views of each image. Set views=2, or another loss."
+    )
+  if "balanced_contrastive" in losses and not head.get("prototypes", False):
+    raise UserError(
+      f"config.{name}.losses.balanced_contrastive compares with prototypes,"
+      " which the head has not. Set head.prototypes=True."
+    )
+  # LDAM's margins are in units of the cosine, times the scale of the head.
+  scale, cosine = losses.get("ldam", {}).get("scale", 30.0), head.get("cosine")
+  if "ldam" in losses and head.name == "mlp" and scale != cosine:
+    raise UserError(
+      f"config.{name}.losses.ldam has scale={scale}, but its logits are"
+      f" head.cosine={cosine or 0.0} times cosines. Set both alike, such as to"
+      " 30.0."
+    )
+  weights = [fields.get("weight", 1.0) for fields in losses.values()]
+  if phase.epochs and not any(weights):
+    raise UserError(
+      f"config.{name} has no loss, or none of weight above 0, so it cannot"
+      f" learn. Give it one of {', '.join(sorted(TERMS))}, or epochs=0."
+    )
+
+
+def _check_phase(phase: ConfigDict, name: str) -> None:
+  """Raises UserError where valid fields of a phase do not fit together."""
+  head = phase.head.name
+  # A head of the user's without this attribute may give either.
+  gives = getattr(model.HEADS[head], "gives", ("embeddings", "logits"))
+  readers = {f"losses.{loss}": TERMS[loss].reads for loss in phase.losses}
+  if phase.predictor in OF_LOGITS:
+    readers[f"predictor={phase.predictor!r}"] = "logits"
+  for reader, what in readers.items():
+    if what not in ("features", *gives):
+      others = [
+        other
+        for other in sorted(model.HEADS)
+        if what in getattr(model.HEADS[other], "gives", ())
+      ]
+      raise UserError(
+        f"config.{name}.{reader} reads {what}, but head.name={head!r} gives"
+        f" {' and '.join(gives)}. Set head.name to {' or '.join(others)}, or"
+        " change the other field."
+      )
+  if phase.epochs and not phase.trained:
+    raise UserError(
+      f"config.{name}.trained=() trains nothing. Name what to train, such as"
+      " ('head',), or set epochs=0."
+    )
+
+
+def describe(section: str) -> str:
+  """Describes the fields of a section from their declarations.
+
+  Args:
+    section: one of `SECTIONS`.
+
+  Returns:
+    Markdown that a terminal can show.
+
+  Raises:
+    UserError: if there is no such section.
+  """
+  if section not in SECTIONS:
+    raise UserError(f"--help={section}: expected one of {', '.join(SECTIONS)}.")
+  shared, registry = SECTIONS[section]
+  own = {name: getattr(one, "loss", one) for name, one in registry.items()}
+  return f"## {section.capitalize()}\n" + options.describe(shared | own)
+
+
+# Section of `--help=<section>` -> heading -> shared fields; components.
+SECTIONS: dict[str, tuple[dict[str, Any], Mapping[str, Any]]] = {
+  "run": ({"config": RunFields}, {}),
+  "data": ({"config.data": DataFields}, {}),
+  "encoders": ({"config.model": ModelFields}, model.ENCODERS),
+  "phase": ({"config.<phase>": PhaseFields}, {}),
+  "augment": ({"config.<phase>.augment": views.augment}, {}),
+  "heads": ({"config.<phase>.head": HeadFields}, model.HEADS),
+  "losses": ({"config.<phase>.losses.<name>": TermFields}, TERMS),
+  "optimizers": ({"config.<phase>.optimizer": OptimizerFields}, {}),
+}
+
+
+def markdown() -> str:
+  """The page docs/config.md, made from the declarations of all fields."""
+  return (
+    "# Fields of a config\n\nSet them by flags, such as"
+    " `--config.classify.q=0.5`, or in a file of `configs/`.\n`<phase>` is"
+    f" one of {', '.join(PHASES)}. `python -m dbl_jax.main --help=losses`\n"
+    "shows a section in the terminal.\n\nMade from the declarations in the"
+    ' code:\n`python -c "from dbl_jax import config;'
+    ' print(config.markdown())" > docs/config.md`.\n\n'
+    + "\n".join(map(describe, SECTIONS))
+  )
 
 
 def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -301,24 +576,28 @@ def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """The fields in which two configs differ, one line each."""
-  old, new = ConfigDict(old), ConfigDict(new)
-  flat_old = {name: _get(old, name) for name in field_names(old)}
-  flat_new = {name: _get(new, name) for name in field_names(new)}
-  absent = object()
-  lines = []
-  for name in sorted(flat_old | flat_new):
-    a, b = flat_old.get(name, absent), flat_new.get(name, absent)
-    if _plain(a) != _plain(b):
-      shown = ["absent" if value is absent else repr(value) for value in (a, b)]
-      lines.append(f"{name}: {shown[0]} -> {shown[1]}")
-  return lines
+
+  def flat(fields: dict[str, Any]) -> dict[str, Any]:
+    config = ConfigDict(fields)
+    values = {name: _get(config, name) for name in field_names(config)}
+    # JSON turns tuples into lists.
+    return {
+      k: list(v) if isinstance(v, tuple) else v for k, v in values.items()
+    }
+
+  before, after, absent = flat(old), flat(new), options.ABSENT
+  return [
+    f"{name}: {before.get(name, absent)!r} -> {after.get(name, absent)!r}"
+    for name in sorted(before | after)
+    if before.get(name, absent) != after.get(name, absent)
+  ]
 
 
-def _get(config: ConfigDict, name: str) -> Any:
-  for part in name.split("."):
-    config = config[part]
-  return config
-
-
-def _plain(value: Any) -> Any:
-  return list(value) if isinstance(value, tuple) else value
+def _get(config: ConfigDict, path: str) -> Any:
+  """A field or section, `options.ABSENT` where there is none."""
+  value: Any = config
+  for part in path.split("."):
+    if not isinstance(value, ConfigDict) or part not in value:
+      return options.ABSENT
+    value = value[part]
+  return value

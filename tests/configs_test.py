@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Annotated
 
 import mains
 import numpy as np
@@ -13,6 +14,9 @@ from dbl_jax import cli
 from dbl_jax import config as configs
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
+from dbl_jax.losses import terms
+from dbl_jax.models import model
+from dbl_jax.runtime import options
 
 FOLDER = Path(__file__).parents[1] / "configs"
 VARIANTS = [
@@ -121,21 +125,101 @@ def test_fields_left_open_depend_on_the_data():
   assert configs.resolve(config).pretrain.augment.crop_scale == (0.4, 1.0)
 
 
-def test_options_that_do_not_fit_are_refused():
+@pytest.mark.parametrize("phases", [("finetune",), ("pretrain", "finetune")])
+def test_a_run_may_finetune(phases):
+  config = configs.base()
+  config.finetune = configs.finetune()
+  if "pretrain" in phases:
+    config.pretrain = configs.simclr()
+  resolved = configs.resolve(config)
+  assert configs.phases(resolved) == list(phases)
+  assert resolved.finetune.epochs == 6
+  assert "preset" not in resolved.finetune
+
+
+MISFITS = {
+  r"mixes labels.*balanced_softmax": {"losses": {"ldam": {}}, "mixup": 0.2},
+  r"cross_entropy\.strength.*weighting": {
+    "losses": {"cross_entropy": {"strength": 1.0}}
+  },
+  r"one of effective, inverse, none": {
+    "losses": {"cross_entropy": {"weighting": "odd"}}
+  },
+  r"losses\.theirs\.slope=-1\.0 .*at least 0": {
+    "losses": {"theirs": {"slope": -1.0}}
+  },
+  r"losses\.theirs\.depth='a' .*whole number": {
+    "losses": {"theirs": {"slope": 1.0, "depth": "a"}}
+  },
+  r"losses\.theirs\.slope is missing": {"losses": {"theirs": {}}},
+  r"theirs\.slpe. Did you mean .*theirs\.slope.* are depth, slope, weight": {
+    "losses": {"theirs": {"slpe": 1.0}}
+  },
+}
+
+
+def theirs(
+  inputs, *, slope: Annotated[float, options.number(0)], depth: int = 2
+):
+  """A loss of the user's.
+
+  Args:
+    inputs: with logits.
+    slope: how steep
+      it is.
+    depth: how deep.
+  """
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_options_that_do_not_fit_are_refused(message, monkeypatch):
+  monkeypatch.setitem(terms.TERMS, "theirs", terms.Term(theirs))
   config = tiny.get_config()
-  config.classify.mixup = 0.2
-  config.classify.losses = {"ldam": {}}
-  with pytest.raises(UserError, match=r"mixes labels.*balanced_softmax"):
+  config.classify.losses = MISFITS[message]["losses"]
+  config.classify.mixup = MISFITS[message].get("mixup", 0.0)
+  with pytest.raises(UserError, match=message):
     configs.resolve(config)
-  config.classify.mixup = 0.0
-  config.classify.losses = {"cross_entropy": {"strength": 1.0}}
-  with pytest.raises(UserError, match=r"no option 'strength'.*weighting"):
-    configs.resolve(config)
-  config.classify.losses = {"cross_entropy": {"weighting": "odd"}}
-  with pytest.raises(UserError, match=r"one of effective, inverse, none"):
-    configs.resolve(config)
+
+
+def test_a_loss_of_the_user_s_is_a_function_and_an_entry(monkeypatch):
+  monkeypatch.setitem(terms.TERMS, "theirs", terms.Term(theirs))
   config = tiny.get_config()
-  config.model.stem = "imagenet"
+  config.classify.losses = {"theirs": {"slope": 0.5, "weight": 2.0}}
+  assert configs.resolve(config).classify.losses.theirs.slope == 0.5
+  assert (
+    "### theirs\n\nA loss of the user's.\n\n- **slope** (a number of at least"
+    " 0; required): How steep it is.\n"
+  ) in configs.describe("losses")
+
+
+def test_options_of_another_encoder_are_refused():
+  config = tiny.get_config()
   config.model.name = "dcnn"
-  with pytest.raises(UserError, match=r"model\.stem is not for .*'dcnn'"):
+  with pytest.raises(
+    UserError, match=r"config\.model\.stem.* 'dcnn' .*pooling"
+  ):
     configs.resolve(config)
+
+
+@pytest.mark.parametrize("section", configs.SECTIONS)
+def test_help_describes_every_option_of_a_section(section, monkeypatch):
+  monkeypatch.delitem(model.ENCODERS, "tiny")
+  done = mains.run("main", [f"--help={section}"])
+  assert done.status == 0
+  described = re.findall(
+    r"^- \*\*\w+\*\* \(.+\): (.*)$", done.out, re.MULTILINE
+  )
+  assert described
+  assert all(described)
+
+
+def test_help_of_an_unknown_section_names_the_sections():
+  done = mains.run("main", ["--help=loses"])
+  assert done.status == 2
+  assert "--help=loses: expected one of run, data" in done.err
+
+
+def test_the_page_of_fields_is_up_to_date(monkeypatch):
+  monkeypatch.delitem(model.ENCODERS, "tiny")
+  page = FOLDER.parent / "docs" / "config.md"
+  assert page.read_text() == configs.markdown() + "\n", "see its first lines"

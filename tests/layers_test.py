@@ -17,7 +17,6 @@ ROOMS = [
   "losses",
   "evaluation",
   "training",
-  "config_checks",
   "config",
   "workdirs",
   "evaluate",

@@ -12,16 +12,16 @@ clipping in between.
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from dbl_jax.augment import ops
-from dbl_jax.errors import UserError
+from dbl_jax.runtime.options import interval, number
 
-# A key of its own for each decision: to turn one off does not change others.
+# Each decision has its own key, so that switching one off changes no other.
 _DRAWS = (
   "rotation",
   "crop",
@@ -32,10 +32,12 @@ _DRAWS = (
   "factors",
   "grey",
 )
-# The side of the view that SimCLR states its blur for.
+# The side of the views for which SimCLR states its blur, in pixels.
 _BLUR_SIDE = 224
 # Full float32 on accelerators too, where the default is fewer bits.
 _EXACT = jax.lax.Precision.HIGHEST
+
+Amount = Annotated[float, number(0, 1)]
 
 
 def split_key(key: Array) -> dict[str, Array]:
@@ -48,15 +50,18 @@ def augment(
   images: Array,
   *,
   out_size: int,
-  crop_scale: ops.Range | None = (0.08, 1.0),
-  crop_ratio: ops.Range = (3 / 4, 4 / 3),
-  flip: float = 0.5,
-  jitter_prob: float = 0.8,
-  jitter_strength: float = 0.5,
-  grey: float = 0.2,
-  blur: float = 0.5,
-  blur_sigma: ops.Range = (0.1, 2.0),
-  rotation: float = 0.0,
+  crop_scale: Annotated[ops.Range | None, interval(0.01, 1, optional=True)] = (
+    0.08,
+    1.0,
+  ),
+  crop_ratio: Annotated[ops.Range, interval(0.1, 10)] = (3 / 4, 4 / 3),
+  flip: Amount = 0.5,
+  jitter_prob: Amount = 0.8,
+  jitter_strength: Amount = 0.5,
+  grey: Amount = 0.2,
+  blur: Amount = 0.5,
+  blur_sigma: Annotated[ops.Range, interval(0.01, 112)] = (0.1, 2.0),
+  rotation: Annotated[float, number(0, 180)] = 0.0,
 ) -> Array:
   """A random view of each image: SimCLR's family, and rotation.
 
@@ -69,35 +74,22 @@ def augment(
     keys: typed keys [B].
     images: uint8[B, H, W, 3].
     out_size: side of the views in pixels.
-    crop_scale: range of the crop's area as a fraction of the image; None keeps
+    crop_scale: range of the crop's area as a fraction of the image; None is
       the whole image.
     crop_ratio: range of the crop's width / height.
     flip: probability of mirroring.
     jitter_prob: probability of colour jitter.
     jitter_strength: its strength s, see `ops.sample_jitter`.
-    grey: probability of losing the colour.
+    grey: probability of conversion to grey.
     blur: probability of Gaussian blur.
-    blur_sigma: range of its sigma, in pixels of a view of 224, and scaled by
-      out_size / 224: SimCLR states 0.1 to 2 at 224, and its kernel as a share
-      of the side. So all sizes lose the same details of a face; at 48 pixels
-      2.0 would wipe out a mouth.
-    rotation: greatest angle in degrees, uniform to both sides.
+    blur_sigma: range of the blur's sigma in pixels of a view of 224, scaled by
+      out_size / 224 so that all sizes lose the same details; at 48 pixels an
+      unscaled 2.0 would erase a mouth.
+    rotation: largest angle in degrees; angles are uniform in both directions.
 
   Returns:
     f32[B, out_size, out_size, 3] in [0, 1].
-
-  Raises:
-    UserError: a probability or a range is impossible.
   """
-  _check_amount("flip", flip, 1)
-  _check_amount("jitter_prob", jitter_prob, 1)
-  _check_amount("jitter_strength", jitter_strength, 2.5)
-  _check_amount("grey", grey, 1)
-  _check_amount("blur", blur, 1)
-  _check_amount("rotation", rotation, 180)
-  _check_range("crop_scale", crop_scale or (1.0, 1.0), 1)
-  _check_range("crop_ratio", crop_ratio)
-  _check_range("blur_sigma", blur_sigma)
   _, height, width, _ = images.shape
 
   def view(key: Array, image: Array) -> Array:
@@ -150,9 +142,6 @@ def make_views(
 
   Returns:
     f32[V, B, out_size, out_size, 3] in [0, 1].
-
-  Raises:
-    UserError: as `augment`.
   """
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, ids)
 
@@ -237,22 +226,3 @@ def _colour(
 
 def _matmul(a: Array, b: Array) -> Array:
   return jnp.matmul(a, b, precision=_EXACT)
-
-
-def _check_amount(name: str, value: float, highest: float) -> None:
-  if not 0 <= value <= highest:
-    raise UserError(
-      f"Augmentation option {name} is {value!r}: set it to a number from 0"
-      f" (off) to {highest}."
-    )
-
-
-def _check_range(name: str, value: Any, highest: float = math.inf) -> None:
-  match value:
-    case (low, high) if 0 < low <= high <= highest:
-      return
-  limit = "" if highest == math.inf else f" <= {highest}"
-  raise UserError(
-    f"Augmentation option {name} is {value!r}: set it to a pair (low, high)"
-    f" with 0 < low <= high{limit}."
-  )

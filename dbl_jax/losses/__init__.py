@@ -1,1 +1,1 @@
-"""Losses, as terms a config names and weighs; `terms` lists them."""
+"""Losses: functions of a batch; `terms` lists them."""

@@ -1,60 +1,67 @@
-"""What a loss term may look at."""
+"""The inputs of a loss."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
-# A loss f32[] and figures worth a look.
-Value = tuple[jax.Array, dict[str, jax.Array]]
+# A loss f32[] and metrics to log, each f32[].
+Value = tuple[Array, dict[str, Array]]
 
 
 class LossInputs(NamedTuple):
-  """One batch, as the model saw it: B examples, V views of each, C classes.
+  """A batch of B examples, V views of each, and the model's outputs.
+
+  C is the number of classes.
 
   Attributes:
-    features: f32[B, V, F], of the encoder.
-    outputs: f32[B, V, K], of the head: embeddings, or logits (K = C), or of a
-      `JointHead` both.
+    features: f32[B, V, F], outputs of the encoder.
+    outputs: f32[B, V, K], outputs of the head: embeddings, or logits (K = C),
+      or both of a `JointHead`.
     labels: int32[B].
     targets: f32[B, C], rows summing to 1; one-hot unless examples were mixed.
     counts: f32[C], training images of each class.
-    progress: f32[], the share of the phase's steps that is done.
-    head: the head's parameters.
+    progress: f32[], fraction of the phase's steps that are done.
+    head: parameters of the head.
   """
 
-  features: jax.Array
-  outputs: jax.Array
-  labels: jax.Array
-  targets: jax.Array
-  counts: jax.Array
-  progress: jax.Array
+  features: Array
+  outputs: Array
+  labels: Array
+  targets: Array
+  counts: Array
+  progress: Array
   head: Mapping[str, Any]
 
   @property
-  def embeddings(self) -> jax.Array:
-    """f32[B, V, D], what contrastive losses compare."""
+  def embeddings(self) -> Array:
+    """f32[B, V, D], for contrastive losses."""
     if "projection" in self.head:
       return self.outputs[..., : -self.targets.shape[-1]]
     return self.outputs
 
   @property
-  def logits(self) -> jax.Array:
+  def logits(self) -> Array:
     """f32[B, V, C]."""
     return self.outputs[..., -self.targets.shape[-1] :]
 
   @property
-  def prototypes(self) -> jax.Array:
-    """f32[C, D], of a head with the option of this name."""
+  def prototypes(self) -> Array:
+    """f32[C, D], of a head with the option `prototypes`."""
     return self.head.get("projection", self.head)["prototypes"]
 
 
-def as_rows(values: jax.Array) -> jax.Array:
-  """[B, V, ...] -> [B * V, ...], views of one example side by side."""
+def as_rows(values: Array) -> Array:
+  """[B, V, ...] -> [B * V, ...], views of one example next to each other."""
   return values.reshape(-1, *values.shape[2:])
 
 
-def labels_of_rows(seen: LossInputs) -> jax.Array:
+def labels_of_rows(inputs: LossInputs) -> Array:
   """int32[B * V], the label of each row of `as_rows`."""
-  return jnp.repeat(seen.labels, seen.outputs.shape[1])
+  return jnp.repeat(inputs.labels, inputs.outputs.shape[1])
+
+
+def matmul(a: Array, b: Array) -> Array:
+  """a @ b in full float32: low temperatures and differences magnify errors."""
+  return jnp.matmul(a, b, precision="highest")

@@ -1,77 +1,91 @@
-"""Losses that draw the features of a class together."""
+"""Losses that reduce distances between features of one class."""
+
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from dbl_jax.losses.batch import LossInputs, Value, as_rows, labels_of_rows
+from dbl_jax.losses.batch import (
+  LossInputs,
+  Value,
+  as_rows,
+  labels_of_rows,
+  matmul,
+)
+from dbl_jax.runtime.options import integer, number
+
+Rate = Annotated[float, number(0, 1)]
 
 
-def center(seen: LossInputs, centers: jax.Array, *, rate: float = 0.5) -> Value:
+def center(inputs: LossInputs, centers: Array, *, rate: Rate = 0.5) -> Value:
   """Center loss: half the mean squared distance to the class's centre.
 
   Wen et al. 2016, eq. (2), over the M rows: 1/(2M) sum_i |x_i - c_{y_i}|^2.
   The centres are not learned by gradient; see `move_centers`.
 
   Args:
-    seen: of its features, the distance is taken.
+    inputs: with features.
     centers: f32[C, F].
-    rate: of `move_centers`, unused here.
+    rate: how fast the centres move, see `move_centers`; unused here.
 
   Returns:
-    The loss and no figures.
+    The loss and no metrics.
   """
   del rate
-  away = as_rows(seen.features) - centers[labels_of_rows(seen)]
+  away = as_rows(inputs.features) - centers[labels_of_rows(inputs)]
   return jnp.sum(away * away, axis=1).mean() / 2, {}
 
 
-def start_centers(num_classes: int, num_features: int) -> jax.Array:
-  """f32[C, F], centres before the first step: zero."""
+def start_centers(num_classes: int, num_features: int) -> Array:
+  """Centres before the first step: zeros, f32[C, F]."""
   return jnp.zeros((num_classes, num_features))
 
 
 def move_centers(
-  seen: LossInputs, centers: jax.Array, *, rate: float = 0.5
-) -> jax.Array:
-  """Centres after a batch: Wen et al. 2016, eq. (4).
+  inputs: LossInputs, centers: Array, *, rate: Rate = 0.5
+) -> Array:
+  """Updates the centres after a batch: Wen et al. 2016, eq. (4).
 
     c_j <- c_j - rate x sum_{y_i = j} (c_j - x_i) / (1 + |{i: y_i = j}|)
 
   Args:
-    seen: the batch.
+    inputs: the batch.
     centers: f32[C, F].
     rate: alpha, 0 to 1.
 
   Returns:
     f32[C, F].
   """
-  one_hot = jax.nn.one_hot(labels_of_rows(seen), len(centers))
+  one_hot = jax.nn.one_hot(labels_of_rows(inputs), len(centers))
   count = one_hot.sum(axis=0)[:, None]
-  delta = (count * centers - _product(one_hot.T, as_rows(seen.features))) / (
+  delta = (count * centers - matmul(one_hot.T, as_rows(inputs.features))) / (
     1 + count
   )
   return centers - rate * delta
 
 
-def locality_preserving(seen: LossInputs, *, neighbours: int = 20) -> Value:
-  """Locality-preserving loss of DLP-CNN: features near their own kind.
+def locality_preserving(
+  inputs: LossInputs, *, neighbours: Annotated[int, integer(1)] = 20
+) -> Value:
+  """Locality-preserving loss of DLP-CNN, on distances to class neighbours.
 
   Li and Deng 2019, eq. (4) and (5): 1/2 |x_i - 1/k sum of its k nearest
   neighbours of the same class|^2, here averaged over the M rows. Neighbours
-  are looked for in the batch, and k is at most what it holds of the class
-  besides x_i; a row alone of its class costs nothing. As in eq. (5), the
-  gradient takes the neighbours as given.
+  come from the batch; if it holds fewer than k others of the class, all of
+  them. A row without neighbours has loss 0. As in eq. (5), no gradient flows
+  through the neighbours.
 
   Args:
-    seen: of its features, the distance is taken.
-    neighbours: k.
+    inputs: with features.
+    neighbours: k, the number of neighbours.
 
   Returns:
-    The loss and no figures.
+    The loss and no metrics.
   """
-  x, labels = as_rows(seen.features), labels_of_rows(seen)
+  x, labels = as_rows(inputs.features), labels_of_rows(inputs)
   squares = jnp.sum(x * x, axis=1)
-  distances = squares[:, None] + squares[None] - 2 * _product(x, x.T)
+  distances = squares[:, None] + squares[None] - 2 * matmul(x, x.T)
   peers = (labels[:, None] == labels[None]) & ~jnp.eye(len(x), dtype=bool)
   k = min(neighbours, len(x) - 1)
   nearness = jnp.where(peers, -distances, -jnp.inf)
@@ -81,11 +95,6 @@ def locality_preserving(seen: LossInputs, *, neighbours: int = 20) -> Value:
   # As a product: gathering [M, k, F] would take k times the memory.
   rows = jnp.arange(len(x))[:, None]
   picked = jnp.zeros((len(x), len(x))).at[rows, nearest].add(chosen)
-  mean = jax.lax.stop_gradient(_product(picked, x)) / jnp.maximum(count, 1)
+  mean = jax.lax.stop_gradient(matmul(picked, x)) / jnp.maximum(count, 1)
   away = jnp.where(count > 0, x - mean, 0.0)
   return jnp.sum(away * away, axis=1).mean() / 2, {}
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a @ b in full float32: differences of near values are taken of it."""
-  return jnp.matmul(a, b, precision="highest")

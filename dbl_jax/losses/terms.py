@@ -1,37 +1,51 @@
-"""The loss a config describes: a weighted sum of named terms."""
+"""The losses by name, and their weighted sum."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.losses import contrastive, cross_entropy, feature_losses
 from dbl_jax.losses.batch import LossInputs, Value
+from dbl_jax.runtime.options import number
 
 # A config's losses: name in `TERMS` -> options, with an optional 'weight'.
 Terms = Mapping[str, Mapping[str, Any]]
-# What terms remember from step to step: name of the term -> array.
-Memory = dict[str, jax.Array]
+# Arrays that losses carry from step to step: name of the loss -> array.
+LossState = dict[str, Array]
+
+
+@dataclasses.dataclass
+class TermFields:
+  """Options of every loss, next to its own.
+
+  Attributes:
+    weight: factor of the loss in the sum.
+  """
+
+  weight: Annotated[float, number(0)] = 1.0
 
 
 class Term(NamedTuple):
   """A loss.
 
   Attributes:
-    loss: (seen, **options) -> value; one that remembers gets what it does as
-      second argument.
-    start: (num_classes, num_features) -> what it remembers before the first
-      step; None if it remembers nothing.
-    update: (seen, memory, **options) -> what it remembers after the step.
-    mixes: whether it heeds mixed targets.
-    reads: of the model, 'features', 'embeddings' or 'logits'; see
-      `models.heads` for which head gives which.
+    loss: (inputs, **options) -> value, or (inputs, state, **options) -> value
+      for a loss with state. Its keyword-only parameters are the options of the
+      loss in a config; see `runtime.options` for how to declare their range.
+    start: (num_classes, num_features) -> initial state; None without state.
+    update: (inputs, state, **options) -> state after the step.
+    mixes: whether it supports mixed targets.
+    reads: 'features', 'embeddings' or 'logits'; see `models.heads` for which
+      head gives which.
   """
 
   loss: Callable[..., Value]
-  start: Callable[[int, int], jax.Array] | None = None
-  update: Callable[..., jax.Array] | None = None
+  start: Callable[[int, int], Array] | None = None
+  update: Callable[..., Array] | None = None
   mixes: bool = False
   reads: str = "logits"
 
@@ -60,10 +74,19 @@ TERMS: dict[str, Term] = {
 }
 
 
-def start_memory(
+def start_loss_state(
   terms: Terms, num_classes: int, num_features: Callable[[], int]
-) -> Memory:
-  """What the terms remember before the first step; few ask for the width."""
+) -> LossState:
+  """The state of all losses before the first step.
+
+  Args:
+    terms: the losses of a config.
+    num_classes: C.
+    num_features: returns F; called only if a loss has state.
+
+  Returns:
+    Name of each loss with state -> array.
+  """
   return {
     name: start(num_classes, num_features())
     for name in terms
@@ -72,33 +95,32 @@ def start_memory(
 
 
 def weighted_sum(
-  terms: Terms, seen: LossInputs, memory: Memory
-) -> tuple[jax.Array, dict[str, jax.Array], Memory]:
-  """The loss a config describes.
+  terms: Terms, inputs: LossInputs, loss_state: LossState
+) -> tuple[Array, dict[str, Array], LossState]:
+  """Computes the loss of a config.
 
   Args:
-    terms: name of a term in `TERMS` -> its options, with an optional 'weight'
+    terms: name of a loss in `TERMS` -> its options, with an optional 'weight'
       (default 1).
-    seen: the batch.
-    memory: what the terms remember.
+    inputs: the batch.
+    loss_state: state of the losses.
 
   Returns:
-    The weighted sum, all figures of the terms with the loss among them, and
-    what the terms remember now.
+    The weighted sum, metrics with 'loss' among them, and the next state.
   """
   total = jnp.zeros(())
-  figures: dict[str, jax.Array] = {}
-  remembered: Memory = {}
+  metrics: dict[str, Array] = {}
+  next_state: LossState = {}
   for name, options in terms.items():
     options = dict(options)
     weight = options.pop("weight", 1.0)
     term = TERMS[name]
-    given = (memory[name],) if name in memory else ()
-    value, extra = term.loss(seen, *given, **options)
-    if given and term.update:
-      remembered[name] = jax.lax.stop_gradient(
-        term.update(seen, *given, **options)
+    state = (loss_state[name],) if name in loss_state else ()
+    value, extra = term.loss(inputs, *state, **options)
+    if state and term.update:
+      next_state[name] = jax.lax.stop_gradient(
+        term.update(inputs, *state, **options)
       )
     total = total + weight * value
-    figures |= extra | ({name: value} if len(terms) > 1 else {})
-  return total, {"loss": total} | figures, remembered
+    metrics |= extra | ({name: value} if len(terms) > 1 else {})
+  return total, {"loss": total} | metrics, next_state

@@ -2,15 +2,19 @@
 Locality-Preserving Learning for Expression Recognition in the Wild", table 1.
 """
 
+from typing import Annotated
+
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from dbl_jax.models.kernels.conv import Conv2D
+from dbl_jax.runtime.options import integer, one_of
 
-# Output channels of the convolutions; a pooling follows each group.
+# Output channels of the convolutions; each group ends in a pooling.
 _GROUPS = ((64,), (96,), (128, 128), (256, 256))
+# Pooling -> whether the last group ends in one too.
+_POOLINGS = {"average": False, "flatten": True}
 # He et al. 2015, "Delving Deep into Rectifiers", eq. (10).
 _dense_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -22,45 +26,40 @@ class DCNN(nn.Module):
   channels, and 2x2 max-pooling after the first, second, fourth and sixth.
 
   Attributes:
-    width: features of the dense layer with ReLU that 'flatten' ends in.
-    pooling: 'flatten', the published network: the dense layer reads the whole
-      last map (19,634,736 parameters for images of 100 pixels, 3,250,736 for
-      32); or 'average', for class activation maps: no last pooling and no
-      dense layer, the features are averages over the last map (1,200,736
-      parameters).
-    dtype: of the computation; parameters stay float32.
+    width: units of the last dense layer, with pooling 'flatten'.
+    pooling: 'flatten', the published network, ends in a dense layer on the
+      whole last map (19,634,736 parameters for images of 100 pixels, 3,250,736
+      for 32). 'average', for class activation maps, has neither this layer nor
+      the last pooling and averages the last map (1,200,736 parameters).
+    dtype: of the computation; parameters are float32.
   """
 
-  width: int = 2000
-  pooling: str = "flatten"
+  width: Annotated[int, integer(1, 1_000_000)] = 2000
+  pooling: Annotated[str, one_of(_POOLINGS)] = "flatten"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: Array, train: bool) -> Array:
     """Encodes images.
 
     Args:
       x: f32[B, H, W, 3], normalised, at least 16 pixels high and wide. An odd
         map loses its last row or column where it is pooled.
-      train: without effect; nothing here differs in training.
+      train: has no effect.
 
     Returns:
-      f32[B, width], or f32[B, 256] with pooling 'average'. The map they are
-      made of, [B, h, w, 256] of `dtype`, is sown as 'maps' in 'intermediates'.
+      f32[B, width], or f32[B, 256] with pooling 'average'. The last map,
+      [B, h, w, 256] of `dtype`, is sown as 'maps' in 'intermediates'.
     """
-    if self.pooling not in ("flatten", "average"):
-      raise ValueError(
-        f"pooling is {self.pooling!r}; expected 'flatten' or 'average'"
-      )
-    layer = 0
+    layer, pool_last = 0, _POOLINGS[self.pooling]
     for group in _GROUPS:
       for place, features in enumerate(group, 1):
         layer += 1
         last = place == len(group)
-        pool = last and (group is not _GROUPS[-1] or self.pooling == "flatten")
+        pool = last and (pool_last or group is not _GROUPS[-1])
         x = _Convolution(features, pool, self.dtype, name=f"conv{layer}")(x)
     self.sow("intermediates", "maps", x)
-    if self.pooling == "average":
+    if not pool_last:
       return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     x = x.reshape(x.shape[0], -1)
     x = nn.Dense(
@@ -72,8 +71,8 @@ class DCNN(nn.Module):
 class _Convolution(nn.Module):
   """3x3 convolution, bias, ReLU and, if `pool`, max-pooling.
 
-  ReLU is monotone, so pooling may come first: the same values, and bias and
-  ReLU have a quarter of the pixels to do.
+  ReLU is monotone, so pooling first gives the same values, and bias and ReLU
+  are computed on a quarter of the pixels.
   """
 
   features: int
@@ -81,7 +80,7 @@ class _Convolution(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array) -> Array:
     """[B, H, W, C] -> [B, H, W, features], half as high and wide if pooled."""
     x = Conv2D(self.features, kernel_size=3, dtype=self.dtype, name="conv")(x)
     if self.pool:
@@ -90,11 +89,11 @@ class _Convolution(nn.Module):
     return nn.relu(x + bias.astype(self.dtype)[None, None, None])
 
 
-def _max_pool(x: jax.Array) -> jax.Array:
+def _max_pool(x: Array) -> Array:
   """2x2 max-pooling with stride 2, [B, H, W, C] -> [B, H // 2, W // 2, C].
 
-  By slices, along rows and then along columns: the gradient of
-  `lax.reduce_window`, select-and-scatter, is ten times as slow on CPU. Equal
+  Computed by slices along rows, then along columns: the gradient of
+  `lax.reduce_window`, select-and-scatter, is ten times slower on CPU. Equal
   pixels share the gradient.
   """
   for axis in (1, 2):

@@ -1,15 +1,23 @@
-"""What follows the encoder: a projection for phase 1, a classifier for phase 2.
+"""Heads: what follows the encoder, a projection or a classifier.
 
-They compute in float32: they are small, and losses want the precision. What a
-head gives, embeddings or logits or both, is what losses and predictors may
-read.
+They compute in float32, because they are small and losses need the precision.
+The attribute `gives` names what losses and predictors can read: embeddings,
+logits or both.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
+
+from dbl_jax.runtime.options import each, integer, number
+
+Width = Annotated[int, integer(1, 1_000_000)]
+Widths = Annotated[
+  tuple[int, ...], each(integer(1, 1_000_000), "a tuple of widths")
+]
 
 
 class ProjectionHead(nn.Module):
@@ -17,27 +25,27 @@ class ProjectionHead(nn.Module):
 
   As in `projection_head` of google-research/simclr (model_util.py): every
   dense layer has batch norm and no bias; after the last there is no ReLU, and
-  its batch norm has a scale alone. Initial weights are flax's, not a normal
-  of deviation 0.01; batch norm makes the first outputs the same.
+  its batch norm has no bias either. Initial weights are flax's, not normal with
+  deviation 0.01; because of batch norm the first outputs are the same.
 
   Attributes:
     hidden: width of all layers but the last.
     out: width of the last.
     layers: number of dense layers, at least 1.
-    prototypes: whether it has a parameter 'prototypes' f32[num_classes, out],
-      for losses that compare embeddings with learned points, one a class.
+    prototypes: adds the parameter 'prototypes' f32[num_classes, out], one
+      learned embedding per class, for losses that use them.
     num_classes: C.
   """
 
   gives: ClassVar = ("embeddings",)
-  hidden: int = 512
-  out: int = 128
-  layers: int = 2
+  hidden: Width = 512
+  out: Width = 128
+  layers: Annotated[int, integer(1, 100)] = 2
   prototypes: bool = False
   num_classes: int = 0
 
   @nn.compact
-  def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, h: Array, train: bool) -> Array:
     """Features f32[B, F] -> embeddings f32[B, out], not normalised."""
     if self.prototypes:
       shape = (self.num_classes, self.out)
@@ -55,26 +63,26 @@ class ProjectionHead(nn.Module):
 
 
 class JointHead(nn.Module):
-  """A projection and a linear classifier side by side, on the same features.
+  """A projection and a linear classifier on the same features.
 
-  For phases with contrastive losses and cross-entropy at once.
+  For phases with both a contrastive loss and cross-entropy.
 
   Attributes:
     num_classes: C.
-    hidden: of the projection, as `out` and `prototypes`.
-    out: D.
-    prototypes: see `ProjectionHead`.
+    hidden: width of the projection's first layer.
+    out: D, width of the embeddings.
+    prototypes: adds one learned embedding per class, see `ProjectionHead`.
   """
 
   gives: ClassVar = ("embeddings", "logits")
   num_classes: int
-  hidden: int = 512
-  out: int = 128
+  hidden: Width = 512
+  out: Width = 128
   prototypes: bool = False
 
   @nn.compact
-  def __call__(self, h: jax.Array, train: bool) -> jax.Array:
-    """Features f32[B, F] -> embeddings, then logits, f32[B, D + C]."""
+  def __call__(self, h: Array, train: bool) -> Array:
+    """Features f32[B, F] -> embeddings and logits, f32[B, D + C]."""
     z = ProjectionHead(
       self.hidden,
       self.out,
@@ -92,23 +100,23 @@ class MLPHead(nn.Module):
   Attributes:
     num_classes: width of the last layer.
     hidden: widths of the layers before it; () makes the classifier linear.
-    dropout: probability of dropping an input of the last layer in training,
-      which then draws from the random stream 'dropout'.
-    cosine: if not 0, logits are this many times the cosine between the last
-      layer's inputs and each class's weights, which then have no bias.
-    scaled: whether each class's logit is multiplied by a parameter 'scale',
-      at first 1 (learnable weight scaling, Kang et al. 2020, eq. (3)).
+    dropout: probability of dropping an input of the last layer in training;
+      it uses the random stream 'dropout'.
+    cosine: factor of the cosines between the last layer's inputs and the
+      weights of each class, which are the logits; 0 is a linear layer.
+    scaled: multiplies each logit by a parameter 'scale', initially 1 (learnable
+      weight scaling, Kang et al. 2020, eq. (3)).
   """
 
   gives: ClassVar = ("logits",)
   num_classes: int
-  hidden: tuple[int, ...] = (256,)
-  dropout: float = 0.0
-  cosine: float = 0.0
+  hidden: Widths = (256,)
+  dropout: Annotated[float, number(0, 0.99)] = 0.0
+  cosine: Annotated[float, number(0, 10_000)] = 0.0
   scaled: bool = False
 
   @nn.compact
-  def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, h: Array, train: bool) -> Array:
     """Features f32[B, F] -> logits f32[B, num_classes]."""
     for layer, width in enumerate(self.hidden, 1):
       h = nn.relu(nn.Dense(width, name=f"dense{layer}")(h))
@@ -129,12 +137,12 @@ class _Cosine(nn.Module):
   features: int
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Array) -> Array:
     shape = (h.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
     return _unit(h, 1) @ _unit(kernel, 0)
 
 
-def _unit(x: jax.Array, axis: int) -> jax.Array:
+def _unit(x: Array, axis: int) -> Array:
   squares = jnp.sum(x * x, axis=axis, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

@@ -1,4 +1,4 @@
-"""An encoder and a head, made from a config."""
+"""The model of a config: an encoder and a head."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -6,6 +6,7 @@ from typing import Any, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
@@ -18,12 +19,12 @@ HEADS: dict[str, Any] = {
   "projection": ProjectionHead,
 }
 
-# Pixels from 0 to 1 are brought near zero mean and unit deviation.
+# Normalisation of pixels in [0, 1]: about zero mean and unit deviation.
 _MEAN, _DEVIATION = 0.5, 0.25
 
 
 class Model(nn.Module):
-  """Encoder f, then head g or classifier.
+  """Encoder f, then a head: projection g or classifier.
 
   Attributes:
     encoder: images -> features f32[B, F].
@@ -34,17 +35,17 @@ class Model(nn.Module):
   head: nn.Module
 
   def __call__(
-    self, inputs: jax.Array, train: bool, encoder: str = "trained"
-  ) -> tuple[jax.Array, jax.Array]:
+    self, inputs: Array, train: bool, encoder: str = "trained"
+  ) -> tuple[Array, Array]:
     """Runs encoder and head.
 
     Args:
       inputs: images f32[B, H, W, 3] from 0 to 1, or features f32[B, F].
-      train: batch norm uses the batch's statistics and updates its own.
-      encoder: 'trained'; 'frozen': it runs as for evaluation whatever `train`
-        says (masks alone would let its running statistics drift), and no
-        gradient reaches it, so the compiler drops its backward pass; or
-        'cached': the inputs are its features, and it does not run.
+      train: batch norm uses the statistics of the batch and updates its own.
+      encoder: 'trained'; 'frozen': it runs as for evaluation even if `train`,
+        so that its running statistics do not change, and gets no gradient, so
+        that the compiler removes its backward pass; 'cached': the inputs are
+        its features, and it does not run.
 
     Returns:
       Features f32[B, F] and outputs f32[B, K].
@@ -59,9 +60,9 @@ class Model(nn.Module):
     return features, self.head(features, train)
 
   def with_frozen(self, names: tuple[str, ...]) -> Self:
-    """The same model; these modules of its encoder run as for evaluation.
+    """A copy in which these modules of the encoder run as for evaluation.
 
-    An encoder without batch norm runs alike anyway, and has no such field.
+    An encoder without batch norm has no field `frozen` and is unchanged.
     """
     if "frozen" not in type(self.encoder).__dataclass_fields__:
       return self
@@ -71,13 +72,13 @@ class Model(nn.Module):
 def make_model(
   encoder: Mapping[str, Any], head: Mapping[str, Any], num_classes: int
 ) -> Model:
-  """Builds the model a config describes.
+  """Builds the model of a config.
 
   Args:
-    encoder: the config's `model`: name, dtype ('float32', 'bfloat16', or 'auto'
-      for what is faster here) and the encoder's own options.
+    encoder: the config's `model`: name, dtype ('float32', 'bfloat16' or 'auto',
+      the faster one on this device) and the encoder's own options.
     head: the phase's `head`: name and the head's own options.
-    num_classes: outputs of a classifier head.
+    num_classes: number of classes C.
 
   Returns:
     The model.

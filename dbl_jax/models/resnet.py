@@ -1,17 +1,19 @@
 """ResNet-18: He et al. 2016, "Deep Residual Learning", table 1."""
 
 import functools
+from typing import Annotated
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.models.kernels.batch_norm import BatchNorm
 from dbl_jax.models.kernels.conv import Conv2D
 from dbl_jax.models.kernels.pooling import max_pool
+from dbl_jax.runtime.options import one_of
 
 # Kernel size and stride of the first convolution.
-_STEMS = {"imagenet": (7, 2), "small": (3, 1)}
+_STEMS = {"imagenet": (7, 2), "medium": (3, 2), "small": (3, 1)}
 
 
 class ResidualBlock(nn.Module):
@@ -20,8 +22,8 @@ class ResidualBlock(nn.Module):
   Attributes:
     features: output channels.
     strides: of the first convolution, in pixels.
-    zero_init_residual: the last batch norm's scale starts at zero, so that the
-      block starts as its shortcut (Goyal et al. 2017, section 5.1).
+    zero_init_residual: initialises the last batch norm's scale to zero, so
+      that the block starts as its shortcut (Goyal et al. 2017, section 5.1).
     dtype: of the computation and the output.
   """
 
@@ -31,7 +33,7 @@ class ResidualBlock(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: Array, train: bool) -> Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
     conv = functools.partial(Conv2D, self.features, dtype=self.dtype)
     norm = functools.partial(BatchNorm, not train, dtype=self.dtype)
@@ -54,21 +56,23 @@ class ResNet18(nn.Module):
   """The encoder: images to features.
 
   Attributes:
-    stem: 'imagenet', a 7x7 convolution with stride 2 and max-pooling, which
-      divides height and width by 4 (11,176,512 parameters); or 'small', one
-      3x3 convolution, for images of about 32 pixels (11,168,832 parameters).
-    zero_init_residual: see `ResidualBlock`.
-    dtype: of the computation; parameters and statistics stay float32.
-    frozen: names of modules that run as for evaluation whatever `train` says.
+    stem: first layers. 'imagenet', a 7x7 convolution with stride 2 and
+      max-pooling, divides height and width by 4 (11,176,512 parameters);
+      'medium', a 3x3 convolution with stride 2, for images of 32 to 64 pixels,
+      by 2; 'small', a 3x3 convolution with stride 1, for about 32 pixels, not
+      at all (both 11,168,832 parameters).
+    zero_init_residual: starts each block as its shortcut, see `ResidualBlock`.
+    dtype: of the computation; parameters and statistics are float32.
+    frozen: names of modules that always run as for evaluation.
   """
 
-  stem: str = "imagenet"
+  stem: Annotated[str, one_of(_STEMS)] = "imagenet"
   zero_init_residual: bool = False
   dtype: jnp.dtype = jnp.float32
   frozen: tuple[str, ...] = ()
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: Array, train: bool) -> Array:
     """Encodes images.
 
     Args:

@@ -1,17 +1,19 @@
-"""Schedules, optimizers and freezing, all described by a config."""
+"""Schedules, optimizers and freezing, as a config sets them."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
 
 from dbl_jax.errors import UserError
 from dbl_jax.runtime import trees
+from dbl_jax.runtime.options import number, one_of
 
-# How a config names an optimizer, and what of its options is passed on.
-_OPTIMIZERS = {
+# Name -> (schedule, options, mask of matrices) -> optimizer.
+OPTIMIZERS = {
   "sgd": lambda rate, options, matrices: optax.chain(
     optax.add_decayed_weights(options["weight_decay"], mask=matrices),
     optax.sgd(rate, momentum=options["momentum"], nesterov=True),
@@ -27,7 +29,27 @@ _OPTIMIZERS = {
     momentum=options["momentum"],
   ),
 }
-NAMES = tuple(sorted(_OPTIMIZERS))
+
+
+@dataclasses.dataclass
+class OptimizerFields:
+  """The optimizer of a phase.
+
+  Attributes:
+    name: sgd has Nesterov momentum; lars is You et al. 2017.
+    learning_rate: peak for batches of 256; it scales with the batch size.
+    momentum: of sgd and lars.
+    weight_decay: applies to kernels, not to biases and normalisation.
+    warmup: fraction of the steps in which the rate rises from 0, linearly.
+    clip_norm: greatest norm of the gradient; 0 is no clipping.
+  """
+
+  name: Annotated[str, one_of(OPTIMIZERS)] = "adamw"
+  learning_rate: Annotated[float, number(1e-6)] = 4e-3
+  momentum: Annotated[float, number(0, 0.9999)] = 0.9
+  weight_decay: Annotated[float, number(0)] = 1e-4
+  warmup: Annotated[float, number(0, 0.9)] = 0.1
+  clip_norm: Annotated[float, number(0)] = 0.0
 
 
 def make_schedule(
@@ -36,11 +58,10 @@ def make_schedule(
   """Linear warm-up, then a cosine to zero.
 
   The peak is options['learning_rate'] x batch_size / 256 (Goyal et al. 2017),
-  so that one config serves batches of 128 to 512.
+  so that one config suits batches of 128 to 512.
 
   Args:
-    options: the phase's `optimizer`: learning_rate, warmup (a fraction of all
-      steps).
+    options: the phase's `optimizer`, of `OptimizerFields`.
     total_steps: steps of the phase, warm-up included.
     batch_size: images per step over all devices.
 
@@ -56,7 +77,7 @@ def make_schedule(
 
 
 def trained_mask(params: Any, patterns: Sequence[str]) -> Any:
-  """Which leaves a phase trains.
+  """Selects the leaves that a phase trains.
 
   Args:
     params: a tree of parameters.
@@ -90,15 +111,14 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
 def make_optimizer(
   options: Mapping[str, Any], schedule: optax.Schedule, trained: Any
 ) -> optax.GradientTransformation:
-  """The optimizer of a phase, with the rest of the model frozen.
+  """Makes the optimizer of a phase; the rest of the model is frozen.
 
-  Weight decay and LARS's trust ratio apply to matrices and kernels alone, not
-  to biases or batch norm. Frozen leaves have no optimizer state, and their
-  gradients are set to zero: `optax.masked` by itself would let them through.
+  Weight decay and LARS's trust ratio apply to matrices and kernels only, not
+  to biases or batch norm. Frozen leaves have no optimizer state. Their updates
+  are set to zero, because `optax.masked` passes gradients through.
 
   Args:
-    options: the phase's `optimizer`: name ('sgd', 'adamw', 'lars'),
-      weight_decay, momentum, clip_norm (0 for none).
+    options: the phase's `optimizer`, of `OptimizerFields`.
     schedule: step -> learning rate.
     trained: tree of bool, as made by `trained_mask`.
 
@@ -109,7 +129,7 @@ def make_optimizer(
   def matrices(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-  optimizer = _OPTIMIZERS[options["name"]](schedule, options, matrices)
+  optimizer = OPTIMIZERS[options["name"]](schedule, options, matrices)
   if options["clip_norm"]:
     clip = optax.clip_by_global_norm(options["clip_norm"])
     optimizer = optax.chain(clip, optimizer)

@@ -146,7 +146,7 @@ def make_phase(
     options.optimizer, num_steps, options.batch_size
   )
   optimizer = optim.make_optimizer(options.optimizer, schedule, trained)
-  loss_state = terms.start_memory(
+  loss_state = terms.start_loss_state(
     options.losses,
     num_classes,
     lambda: steps.num_features(model, variables, size),

@@ -9,7 +9,7 @@ import numpy as np
 from dbl_jax.losses.batch import LossInputs
 
 
-def seen(
+def make_inputs(
   outputs, labels, *, counts, features=None, targets=None, progress=1, head=()
 ):
   """A batch of arrays of any float, [B, V, ...], as the losses get it."""
@@ -30,11 +30,11 @@ def seen(
 
 
 def run(loss, given, **options):
-  """A loss, its figures, and its gradients by features, outputs and head."""
+  """A loss, its metrics, and its gradients by features, outputs and head."""
   parts = {key: getattr(given, key) for key in ("features", "outputs", "head")}
   program = _program(loss, tuple(options.items()))
-  (value, figures), gradients = program(parts, given)
-  return value, figures, gradients
+  (value, metrics), gradients = program(parts, given)
+  return value, metrics, gradients
 
 
 @functools.cache

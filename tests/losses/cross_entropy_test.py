@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from batches import assert_gradient, run, seen, slopes
+from batches import assert_gradient, make_inputs, run, slopes
 
 from dbl_jax.losses import cross_entropy as losses
 
@@ -123,7 +123,7 @@ MIXING = [name for name in CASES if "ldam" not in name]
 
 def batch(**changes):
   given = {"outputs": OUTPUTS, "labels": LABELS, "counts": COUNTS} | changes
-  return seen(**given)
+  return make_inputs(**given)
 
 
 def value(loss, given=None, **options):
@@ -195,66 +195,48 @@ def test_weights_of_cross_entropy_hold_from_the_start_unless_deferred():
   given = batch(progress=0)
   found = value(losses.cross_entropy, given, weighting="inverse")
   np.testing.assert_allclose(
-    found,
-    literal_cross_entropy(OUTPUTS, TARGETS, COUNTS, "inverse"),
-    rtol=1e-5,
+    found, literal_cross_entropy(OUTPUTS, TARGETS, COUNTS, "inverse"), rtol=1e-5
   )
 
 
 def test_cross_entropy_of_two_known_rows():
   logits = np.array([[[2.0, 0.0, -1.0]], [[0.0, 0.0, 0.0]]])
-  given = seen(logits, [0, 2], counts=[1, 1, 1])
-  loss, figures, _ = run(losses.cross_entropy, given)
+  given = make_inputs(logits, [0, 2], counts=[1, 1, 1])
+  loss, metrics, _ = run(losses.cross_entropy, given)
   expected = [np.log(np.exp(2) + 1 + np.exp(-1)) - 2, np.log(3)]
   np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-6)
-  assert figures["accuracy"] == 0.5
-
-
-def test_balanced_softmax_of_alike_classes_is_cross_entropy():
-  np.testing.assert_allclose(
-    value(losses.balanced_softmax, batch(counts=[7, 7, 7, 7])),
-    value(losses.cross_entropy),
-    rtol=1e-6,
-  )
-  np.testing.assert_allclose(
-    value(losses.balanced_softmax, strength=0.0),
-    value(losses.cross_entropy),
-    rtol=1e-6,
-  )
-
-
-def test_ldam_without_margin_is_weighted_cross_entropy():
-  for progress in (0.5, 1):
-    given = batch(progress=progress)
-    found = value(losses.ldam, given, margin=0.0)
-    expected = value(
-      losses.cross_entropy, given, weighting="effective", after=0.8
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+  assert metrics["accuracy"] == 0.5
 
 
 def test_ldam_lowers_the_rarest_class_by_the_whole_margin():
   # Equal logits, but for 6 x 0.5 off the rare and half of it off the other.
   for label, lowered in ((1, 3.0), (0, 1.5)):
-    given = seen(np.zeros((1, 1, 2)), [label], counts=[16, 1])
+    given = make_inputs(np.zeros((1, 1, 2)), [label], counts=[16, 1])
     found = value(losses.ldam, given, margin=0.5, scale=6.0, weighting="none")
     np.testing.assert_allclose(found, np.log1p(np.exp(lowered)), rtol=1e-6)
 
 
-def test_the_rarest_class_keeps_its_label():
-  rare = batch(labels=[3] * 6)
-  np.testing.assert_allclose(
-    value(losses.label_aware_smoothing, rare),
-    value(losses.cross_entropy, rare),
-    rtol=1e-6,
-  )
+ALIKE = {"counts": [7, 7, 7, 7]}
+DEFERRED = {"weighting": "effective", "after": 0.8}
+# Loss, its options, changes of the batch, options of cross-entropy.
+SPECIAL = {
+  "equal classes": (losses.balanced_softmax, {}, ALIKE, {}),
+  "strength 0": (losses.balanced_softmax, {"strength": 0.0}, {}, {}),
+  "no margin, before": (
+    losses.ldam, {"margin": 0.0}, {"progress": 0.5}, DEFERRED
+  ),
+  "no margin, after": (losses.ldam, {"margin": 0.0}, {"progress": 1}, DEFERRED),
+  "rarest class": (losses.label_aware_smoothing, {}, {"labels": [3] * 6}, {}),
+  "smoothed equal classes": (losses.label_aware_smoothing, {}, ALIKE, {}),
+}  # fmt: skip
 
 
-def test_alike_classes_are_smoothed_like_the_rarest():
-  alike = batch(counts=[7, 7, 7, 7])
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_cases_are_cross_entropy(name):
+  loss, given, changes, expected = SPECIAL[name]
   np.testing.assert_allclose(
-    value(losses.label_aware_smoothing, alike),
-    value(losses.cross_entropy, alike),
+    value(loss, batch(**changes), **given),
+    value(losses.cross_entropy, batch(**changes), **expected),
     rtol=1e-6,
   )
 
@@ -265,5 +247,5 @@ def test_accuracy_is_of_the_logits_as_they_are_at_test_time(name):
   outputs = np.tile(0.01 * TARGETS[:, None], (1, 2, 1))
   outputs[0, 1] *= -1
   loss, _, options = CASES[name]
-  _, figures, _ = run(loss, batch(outputs=outputs), **options)
-  np.testing.assert_allclose(figures["accuracy"], 11 / 12, rtol=1e-6)
+  _, metrics, _ = run(loss, batch(outputs=outputs), **options)
+  np.testing.assert_allclose(metrics["accuracy"], 11 / 12, rtol=1e-6)

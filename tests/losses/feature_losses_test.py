@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from batches import assert_gradient, rows, run, seen, slopes
+from batches import assert_gradient, make_inputs, rows, run, slopes
 
 from dbl_jax.losses import feature_losses
 
@@ -19,7 +19,7 @@ CENTERS = RNG.normal(size=(4, 3))
 
 def batch(features=FEATURES, labels=LABELS):
   outputs = np.zeros((*features.shape[:2], 4))
-  return seen(outputs, labels, counts=COUNTS, features=features)
+  return make_inputs(outputs, labels, counts=COUNTS, features=features)
 
 
 def literal_center(features, centers):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from batches import run, seen
+from batches import make_inputs, run
 
 from dbl_jax.losses import terms
 from dbl_jax.losses.terms import TERMS
@@ -43,28 +43,28 @@ def options_of(name):
 def batch(case="random", **changes):
   values, labels, prototypes = HARD[case]
   given = {"counts": COUNTS, "head": {"prototypes": prototypes}} | changes
-  return seen(values, list(labels), **given)
+  return make_inputs(values, list(labels), **given)
 
 
 @functools.cache
 def term(name, **options):
-  """The term as a loss without memory, at a low temperature."""
+  """The term as a loss without state, at a low temperature."""
   config = {name: options_of(name) | options}
 
   def loss(given):
-    value, figures, _ = terms.weighted_sum(config, given, memory_of(config))
-    return value, figures
+    value, metrics, _ = terms.weighted_sum(config, given, state_of(config))
+    return value, metrics
 
   return loss
 
 
-def memory_of(config):
-  return terms.start_memory(config, C, lambda: C)
+def state_of(config):
+  return terms.start_loss_state(config, C, lambda: C)
 
 
-def summed(config, given, memory):
+def summed(config, given, state):
   """`weighted_sum`, compiled."""
-  return jax.jit(functools.partial(terms.weighted_sum, config))(given, memory)
+  return jax.jit(functools.partial(terms.weighted_sum, config))(given, state)
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -118,26 +118,26 @@ def test_a_term_mixes_if_it_says_so(name):
 
 def test_weighted_sum_adds_terms_by_weight():
   config = {"cross_entropy": {"weight": 2.0}, "nt_xent": {"temperature": 1.0}}
-  loss, figures, remembered = summed(config, batch(), {})
+  loss, metrics, after = summed(config, batch(), {})
   np.testing.assert_allclose(
-    loss, 2 * figures["cross_entropy"] + figures["nt_xent"], rtol=1e-6
+    loss, 2 * metrics["cross_entropy"] + metrics["nt_xent"], rtol=1e-6
   )
-  np.testing.assert_array_equal(figures["loss"], loss)
-  assert figures.keys() == {
+  np.testing.assert_array_equal(metrics["loss"], loss)
+  assert metrics.keys() == {
     "loss",
     "cross_entropy",
     "nt_xent",
     "accuracy",
     "contrastive_accuracy",
   }
-  assert remembered == {}
+  assert after == {}
 
 
 def test_a_term_alone_is_the_loss_and_gets_its_options():
   options = {"weighting": "inverse"}
   given = batch()
-  loss, figures, _ = summed({"cross_entropy": options}, given, {})
-  assert figures.keys() == {"loss", "accuracy"}
+  loss, metrics, _ = summed({"cross_entropy": options}, given, {})
+  assert metrics.keys() == {"loss", "accuracy"}
   expected, _, _ = run(TERMS["cross_entropy"].loss, given, **options)
   plain, _, _ = run(TERMS["cross_entropy"].loss, given)
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
@@ -147,33 +147,33 @@ def test_a_term_alone_is_the_loss_and_gets_its_options():
 CENTER = {"cross_entropy": {}, "center": {"weight": 0.5, "rate": 0.25}}
 
 
-def test_memory_is_of_the_terms_that_remember():
-  memory = memory_of(CENTER)
-  assert jax.tree.map(jnp.shape, memory) == {"center": (C, C)}
-  assert memory_of({"cross_entropy": {}}) == {}
+def test_only_losses_with_state_have_one():
+  state = state_of(CENTER)
+  assert jax.tree.map(jnp.shape, state) == {"center": (C, C)}
+  assert state_of({"cross_entropy": {}}) == {}
 
 
-def test_memory_moves_after_the_loss_by_the_terms_rate():
-  given, memory = batch(), memory_of(CENTER)
+def test_state_is_updated_after_the_loss():
+  given, state = batch(), state_of(CENTER)
   center = TERMS["center"]
   for _ in range(2):
-    _, figures, after = summed(CENTER, given, memory)
-    expected, _ = center.loss(given, memory["center"])
-    np.testing.assert_allclose(figures["center"], expected, rtol=1e-6)
+    _, metrics, after = summed(CENTER, given, state)
+    expected, _ = center.loss(given, state["center"])
+    np.testing.assert_allclose(metrics["center"], expected, rtol=1e-6)
     assert after.keys() == {"center"}
-    moved = center.update(given, memory["center"], rate=0.25)
+    moved = center.update(given, state["center"], rate=0.25)
     np.testing.assert_allclose(after["center"], moved, rtol=1e-5, atol=1e-7)
-    memory = after
+    state = after
 
 
-def test_no_gradient_flows_through_memory():
-  given, memory = batch(), memory_of(CENTER)
+def test_no_gradient_flows_through_the_state():
+  given, state = batch(), state_of(CENTER)
 
   @jax.jit
   @jax.grad
   def slope(features):
-    seen = given._replace(features=features)
-    return terms.weighted_sum(CENTER, seen, memory)[2]["center"].sum()
+    inputs = given._replace(features=features)
+    return terms.weighted_sum(CENTER, inputs, state)[2]["center"].sum()
 
   np.testing.assert_array_equal(slope(given.features), 0)
 
@@ -184,19 +184,19 @@ def test_a_joint_head_gives_each_loss_its_part():
   logits = rng.normal(size=(6, 2, 3))
   labels = np.array([0, 1, 2, 0, 0, 1])
   counts = [9, 5, 2]
-  both = seen(
+  both = make_inputs(
     np.concatenate([embeddings, logits], axis=-1), labels, counts=counts
   )._replace(head={"projection": {}})
-  together, figures, _ = terms.weighted_sum(
+  together, metrics, _ = terms.weighted_sum(
     {"balanced_softmax": {}, "sup_con": {"temperature": 0.3, "weight": 0.5}},
     both,
     {},
   )
-  of_logits = seen(logits, labels, counts=counts)
-  of_embeddings = seen(embeddings, labels, counts=counts)
+  of_logits = make_inputs(logits, labels, counts=counts)
+  of_embeddings = make_inputs(embeddings, labels, counts=counts)
   alone, _, _ = terms.weighted_sum({"balanced_softmax": {}}, of_logits, {})
   apart, _, _ = terms.weighted_sum(
     {"sup_con": {"temperature": 0.3}}, of_embeddings, {}
   )
   np.testing.assert_allclose(together, alone + 0.5 * apart, rtol=1e-6)
-  np.testing.assert_allclose(figures["balanced_softmax"], alone, rtol=1e-6)
+  np.testing.assert_allclose(metrics["balanced_softmax"], alone, rtol=1e-6)

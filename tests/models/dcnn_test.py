@@ -202,5 +202,5 @@ def test_maps_reach_the_caller_of_a_model():
 
 
 def test_pooling_is_one_of_two():
-  with pytest.raises(ValueError, match="'max'; expected 'flatten' or"):
+  with pytest.raises(KeyError, match="max"):
     count(DCNN(pooling="max"), 32)

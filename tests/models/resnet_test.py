@@ -60,13 +60,25 @@ def assert_trees_close(actual, expected, tolerance):
 
 
 @pytest.mark.parametrize(
-  ("stem", "parameters"), [("imagenet", 11_176_512), ("small", 11_168_832)]
+  ("stem", "parameters", "side"),
+  [
+    ("imagenet", 11_176_512, 2),
+    ("medium", 11_168_832, 4),
+    ("small", 11_168_832, 8),
+  ],
 )
-def test_parameter_count_is_the_published_one(stem, parameters):
+def test_parameters_and_last_map_of_each_stem(stem, parameters, side):
   # torchvision: 11,689,512 with the 513,000 of its 1000-class layer.
-  variables = shapes(ResNet18(stem=stem))
+  model, images = ResNet18(stem=stem), IMAGES[:1].repeat(2, 1).repeat(2, 2)
+  variables = shapes(model)
   assert count(variables["params"]) == parameters
   assert count(variables["batch_stats"]) == 9600
+  features, sown = jax.eval_shape(
+    lambda v: model.apply(v, images, False, mutable=["intermediates"]),
+    variables,
+  )
+  assert features.shape == (1, 512)
+  assert sown["intermediates"]["maps"][0].shape == (1, side, side, 512)
 
 
 def test_parameters_have_stable_names():

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from dbl_jax.errors import UserError
+from dbl_jax.runtime.options import defaults
 from dbl_jax.training import optim
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
@@ -22,14 +23,9 @@ GRADS = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), PARAMS)
 
 
 def options(**changes):
-  return {
-    "name": "sgd",
-    "learning_rate": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 0.0,
-    "warmup": 0.0,
-    "clip_norm": 0.0,
-  } | changes
+  plain = {"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0}
+  plain |= {"warmup": 0.0}
+  return defaults(optim.OptimizerFields) | plain | changes
 
 
 def one_update(trained, **changes):
@@ -40,7 +36,7 @@ def one_update(trained, **changes):
   return optax.apply_updates(PARAMS, updates), state
 
 
-@pytest.mark.parametrize("name", optim.NAMES)
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
 def test_frozen_leaves_stay_and_cost_no_state(name):
   params, state = one_update(("head",), name=name, weight_decay=0.1)
   for old, new in zip(
@@ -55,7 +51,7 @@ def test_frozen_leaves_stay_and_cost_no_state(name):
   assert shapes <= {(), (3, 2), (2,)}
 
 
-@pytest.mark.parametrize("name", optim.NAMES)
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
 def test_decay_is_for_matrices_alone(name):
   zero = jax.tree.map(jnp.zeros_like, PARAMS)
   mask = optim.trained_mask(PARAMS, (".*",))

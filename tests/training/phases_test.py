@@ -89,7 +89,7 @@ WRONG = {
   ),
   "a number for a loss": (
     {"classify.losses": {"cross_entropy": 1.0}},
-    r"classify.losses={'cross_entropy': 1.0} is impossible. Expected options",
+    r"classify.losses.cross_entropy=1.0 is impossible. Expected options",
   ),
   "a word for yes or no": (
     {"classify.head": {"name": "mlp", "hidden": (), "scaled": "no"}},

@@ -1,11 +1,11 @@
-"""Batch norm with the ReLU behind it, in few passes over the activations."""
+"""Batch norm, with an optional ReLU, in few passes over the activations."""
 
 import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 # torchvision's.
 _MOMENTUM, _EPSILON = 0.9, 1e-5
@@ -13,13 +13,13 @@ _MOMENTUM, _EPSILON = 0.9, 1e-5
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_norm(
-  x: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+  x: Array, scale: Array, bias: Array, relu: bool
+) -> tuple[Array, Array, Array]:
   """Normalises by the statistics of the batch.
 
   Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithm 1 and the
-  gradients of section 3. Against automatic differentiation nothing but x is
-  kept for the gradient, not x less its mean nor the signs for the ReLU.
+  gradients of section 3. Only x is stored for the gradient; automatic
+  differentiation also stores x less its mean and the signs for the ReLU.
 
   Args:
     x: float[..., C].
@@ -28,15 +28,15 @@ def batch_norm(
     relu: applies a ReLU to the result.
 
   Returns:
-    The result, of x's shape and dtype; mean and biased variance, f32[C], which
-    carry no gradient.
+    The result, of x's shape and dtype; mean and biased variance, f32[C],
+    without gradient.
   """
   return _batch_norm_forward(x, scale, bias, relu)[0]
 
 
 def _batch_norm_forward(
-  x: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+  x: Array, scale: Array, bias: Array, relu: bool
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
   wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
   mean = wide.mean(axes)
   # Both means in one pass; rounding must not make the difference negative.
@@ -49,8 +49,8 @@ def _batch_norm_forward(
 
 
 def _batch_norm_backward(
-  relu: bool, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+  relu: bool, saved: tuple[Array, ...], gradients: tuple[Array, ...]
+) -> tuple[Array, Array, Array]:
   x, scale, bias, mean, deviation = saved
   axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
   dy = gradients[0].astype(jnp.float32)
@@ -67,27 +67,24 @@ def _batch_norm_backward(
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
-def _affine(
-  x: jax.Array, mean: jax.Array, slope: jax.Array, bias: jax.Array
-) -> jax.Array:
+def _affine(x: Array, mean: Array, slope: Array, bias: Array) -> Array:
   centred = x.astype(jnp.float32) - _broadcast(mean, x)
   return centred * _broadcast(slope, x) + _broadcast(bias, x)
 
 
-def _broadcast(vector: jax.Array, x: jax.Array) -> jax.Array:
+def _broadcast(vector: Array, x: Array) -> Array:
   return lax.broadcast_in_dim(vector, x.shape, (x.ndim - 1,))
 
 
 class BatchNorm(nn.Module):
-  """`batch_norm`, with the names and the statistics of `flax.linen.BatchNorm`.
+  """`batch_norm` with the parameters and statistics of `flax.linen.BatchNorm`.
 
   Attributes:
-    use_running_average: normalises by the running statistics and leaves them.
+    use_running_average: normalises by the running statistics, unchanged.
     relu: applies a ReLU to the result.
-    dtype: of the output; arithmetic and statistics are float32, and the
-      statistics are of the whole batch on several devices. The running
-      variance is that of the batch over B, as flax has it; PyTorch multiplies
-      it by B / (B - 1).
+    dtype: of the output. Arithmetic and statistics are float32; statistics are
+      those of the whole batch, also on several devices. As in flax, the running
+      variance is the biased one; PyTorch multiplies it by B / (B - 1).
     scale_init: initialises the scale.
   """
 
@@ -97,7 +94,7 @@ class BatchNorm(nn.Module):
   scale_init: nn.initializers.Initializer = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array) -> Array:
     """Normalises x, [..., C], over all axes but the last."""
     shape = x.shape[-1:]
     scale = self.param("scale", self.scale_init, shape)

@@ -1,24 +1,23 @@
-"""Batches in chunks, so that what is made of one stays in the cache."""
+"""Splits batches into chunks whose intermediate results fit in the cache."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 
 def images_per_chunk(batch: int, size_per_image: int, budget: int) -> int:
-  """How many images to take at a time: about budget / size_per_image.
+  """Number of images per chunk: about budget / size_per_image.
 
-  On several devices all of them: a batch split over devices would otherwise
-  be gathered chunk by chunk, and each device's share is small. Likewise of a
-  batch whose size is not known yet.
+  On several devices it is the whole batch, which would otherwise be gathered
+  chunk by chunk. So is a batch of symbolic size.
 
   Args:
     batch: number of images.
-    size_per_image: what one image takes of the budget.
-    budget: for one chunk.
+    size_per_image: size of one image, in the unit of the budget.
+    budget: size of one chunk.
 
   Returns:
     The number, at least 1. It divides the batch, unless its divisors are less
@@ -28,22 +27,22 @@ def images_per_chunk(batch: int, size_per_image: int, budget: int) -> int:
     return batch
   most = min(batch, max(1, budget // size_per_image))
   divisors = [size for size in range(1, most + 1) if batch % size == 0]
-  # A divisor needs no padding, yet a much smaller one wastes more than that.
+  # A divisor needs no padding, but one much too small costs more.
   return divisors[-1] if 2 * divisors[-1] > most else most
 
 
 def scan(
-  step: Callable[[Any, Any], tuple[Any, jax.Array]],
+  step: Callable[[Any, Any], tuple[Any, Array]],
   carry: Any,
   arrays: Any,
   size: int,
-) -> tuple[Any, jax.Array]:
+) -> tuple[Any, Array]:
   """`lax.scan` over chunks of the leading axis, padded with zeros to fit.
 
   Args:
     step: (carry, chunk of arrays) -> carry, array with one row for each of
       the chunk's.
-    carry: the first.
+    carry: initial carry.
     arrays: tree of arrays [B, ...].
     size: of a chunk.
 
@@ -55,7 +54,7 @@ def scan(
     return step(carry, arrays)
   count = -(-batch // size)
 
-  def split(array: jax.Array) -> jax.Array:
+  def split(array: Array) -> Array:
     padding = [(0, count * size - batch)] + [(0, 0)] * (array.ndim - 1)
     return jnp.pad(array, padding).reshape(count, size, *array.shape[1:])
 

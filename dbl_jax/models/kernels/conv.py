@@ -1,11 +1,11 @@
-"""Convolution, in the form that is fast on the platform it runs on."""
+"""Convolution by the implementation that is fast on the platform."""
 
 import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from dbl_jax.models.kernels import cpu_conv
 
@@ -15,14 +15,12 @@ kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv2d(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> jax.Array:
+def conv2d(x: Array, kernel: Array, stride: int, padding: int) -> Array:
   """Convolves a batch of images.
 
-  `lax.conv_general_dilated` (cuDNN) on accelerators, `cpu_conv` on CPU, to
-  the same values up to rounding. The choice falls when the program is
-  compiled for a platform, not when it is traced.
+  It is `lax.conv_general_dilated` (cuDNN) on accelerators and `cpu_conv` on
+  CPU, with the same values up to rounding. The choice is made when the program
+  is compiled for a platform, not when it is traced.
 
   Args:
     x: float[B, H, W, C].
@@ -41,9 +39,7 @@ def conv2d(
   )
 
 
-def _lax_conv(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> jax.Array:
+def _lax_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -54,21 +50,21 @@ def _lax_conv(
 
 
 def _lax_backward(
-  x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, padding: int
-) -> tuple[jax.Array, jax.Array]:
+  x: Array, kernel: Array, dy: Array, stride: int, padding: int
+) -> tuple[Array, Array]:
   convolve = functools.partial(_lax_conv, stride=stride, padding=padding)
   return jax.vjp(convolve, x, kernel)[1](dy)
 
 
 def _conv2d_forward(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  x: Array, kernel: Array, stride: int, padding: int
+) -> tuple[Array, tuple[Array, Array]]:
   return conv2d(x, kernel, stride, padding), (x, kernel)
 
 
 def _conv2d_backward(
-  stride: int, padding: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+  stride: int, padding: int, saved: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
   return lax.platform_dependent(
     *saved,
     dy,
@@ -99,7 +95,7 @@ class Conv2D(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array) -> Array:
     """Convolves x, [B, H, W, C]."""
     size = self.kernel_size
     kernel = self.param(

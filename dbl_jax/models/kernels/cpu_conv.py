@@ -1,19 +1,17 @@
 """Convolutions as chunked matrix products, for CPUs.
 
-XLA's own convolutions are slow on CPU, most of all the gradient with respect
-to the kernel (about 5 GFLOP/s, where matrix products reach 100). Here a
-convolution gathers windows of its input, multiplies them by matrices made of
-the kernel and puts the products in place. There are three forms, and the one
-with the least to compute is taken: `dense` for maps of a few pixels, `winograd`
-for other 3x3 kernels with stride 1 and padding 1, `im2col` for the rest. They
-work on chunks of the batch small enough for the windows to stay in the cache.
+XLA's convolutions are slow on CPU, above all the gradient with respect to the
+kernel (about 5 GFLOP/s, where matrix products reach 100). Here a convolution
+gathers windows of its input and multiplies them by matrices derived from the
+kernel. Of three forms the cheapest is chosen: `dense` for maps of a few pixels,
+`winograd` for other 3x3 kernels with stride 1 and padding 1, `im2col` for the
+rest. They process the batch in chunks whose windows fit in the cache.
 
-All arithmetic is float32, whatever the type of the inputs: bfloat16 products
-are no faster on CPU.
+All arithmetic is float32, since bfloat16 products are no faster on CPU.
 """
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dbl_jax.models.kernels import chunks
 from dbl_jax.models.kernels.dense import Dense
@@ -22,18 +20,16 @@ from dbl_jax.models.kernels.winograd import Winograd
 
 Form = Dense | Im2Col | Winograd
 
-# Of windows, per chunk, so that they and their products fit the second-level
-# cache. Yet each chunk reads all matrices and adds to the gradient by them, so
-# its windows are never less than twice their size.
+# Size of the windows of a chunk, so that they and their products fit in the
+# second-level cache. Each chunk also reads all matrices and updates their
+# gradient, so its windows are at least twice as large as these.
 CHUNK_BYTES = 2 << 20
-# What Winograd's transforms cost for each number they make, in products. It
-# keeps first layers, of 3 channels, from it, and no others.
+# Cost of Winograd's transforms per output, in products. It only excludes first
+# layers, which have 3 channels.
 _TRANSFORM = 10
 
 
-def forward(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> jax.Array:
+def forward(x: Array, kernel: Array, stride: int, padding: int) -> Array:
   """Convolves a batch of images.
 
   Args:
@@ -48,7 +44,7 @@ def forward(
   form = choose_form(x, kernel, stride, padding)
   matrices = form.matrices(kernel.astype(jnp.float32))
 
-  def step(carry: None, chunk: jax.Array) -> tuple[None, jax.Array]:
+  def step(carry: None, chunk: Array) -> tuple[None, Array]:
     y = form.convolve(chunk.astype(jnp.float32), matrices)
     return carry, y.astype(x.dtype)
 
@@ -56,8 +52,8 @@ def forward(
 
 
 def backward(
-  x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, padding: int
-) -> tuple[jax.Array, jax.Array]:
+  x: Array, kernel: Array, dy: Array, stride: int, padding: int
+) -> tuple[Array, Array]:
   """Gradients of sum(dy * forward(x, kernel)) by x and by kernel.
 
   Args:
@@ -73,7 +69,7 @@ def backward(
   form = choose_form(x, kernel, stride, padding)
   matrices = form.matrices(kernel.astype(jnp.float32))
 
-  def step(total: jax.Array, chunk: tuple) -> tuple[jax.Array, jax.Array]:
+  def step(total: Array, chunk: tuple) -> tuple[Array, Array]:
     x_chunk, dy_chunk = (part.astype(jnp.float32) for part in chunk)
     total = total + form.matrices_gradient(x_chunk, dy_chunk)
     dx = form.convolve_transposed(dy_chunk, matrices)
@@ -85,10 +81,8 @@ def backward(
   return dx, form.kernel_gradient(total).astype(kernel.dtype)
 
 
-def choose_form(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> Form:
-  """The form with the least to compute, for arguments as of `forward`."""
+def choose_form(x: Array, kernel: Array, stride: int, padding: int) -> Form:
+  """Chooses the cheapest form; arguments are those of `forward`."""
   forms: list[Form] = [
     Dense(x.shape, kernel.shape, stride, padding),
     Im2Col(x.shape, kernel.shape, stride, padding),
@@ -104,6 +98,6 @@ def choose_form(
   return min(forms, key=cost)
 
 
-def _images_per_chunk(x: jax.Array, form: Form, matrices: jax.Array) -> int:
+def _images_per_chunk(x: Array, form: Form, matrices: Array) -> int:
   budget = max(CHUNK_BYTES, 2 * 4 * matrices.size)
   return chunks.images_per_chunk(x.shape[0], form.window_bytes, budget)

@@ -1,30 +1,27 @@
 """Convolution of maps of a few pixels, as one product with one matrix.
 
-With so few pixels, most of what a 3x3 window sees is padding. A matrix from
-all pixels of the input to all of the output leaves that out: 16 products of
-channels where windows of a 2x2 map take 36, and one where those of a single
-pixel take 9. All arrays are float32.
+With so few pixels, most of a 3x3 window is padding. A matrix from all pixels of
+the input to all pixels of the output omits it: 16 products of channels instead
+of 36 for a 2x2 map, and one instead of 9 for a single pixel. All arrays are
+float32.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
-from dbl_jax.models.kernels.layer_shapes import LayerShapes
+from dbl_jax.models.kernels.im2col import LayerShapes
 
 
-@dataclasses.dataclass(frozen=True)
 class Dense(LayerShapes):
-  """The convolution of one shape of images with one shape of kernels."""
+  """A convolution as one matrix, for given shapes of images and kernels."""
 
   @property
   def products(self) -> int:
-    """Of C by F numbers, for one image."""
+    """Number of products of C by F matrices for one image."""
     return math.prod(self.x_shape[1:3]) * math.prod(self.output_size)
 
   @property
@@ -32,22 +29,22 @@ class Dense(LayerShapes):
     """Size of an image."""
     return 4 * math.prod(self.x_shape[1:])
 
-  def matrices(self, kernel: jax.Array) -> jax.Array:
+  def matrices(self, kernel: Array) -> Array:
     """Kernel [K, K, C, F] -> [H * W * C, H' * W' * F]."""
     zeros = jnp.zeros(self.kernel_shape[2:], kernel.dtype)
     pixels = math.prod(self.x_shape[1:3])
-    rows: list[list[jax.Array]] = [[] for _ in range(pixels)]
+    rows: list[list[Array]] = [[] for _ in range(pixels)]
     for pixel, _, tap in self._links():
       rows[pixel].append(kernel[tap] if tap else zeros)
     return jnp.concatenate([jnp.concatenate(row, axis=-1) for row in rows])
 
-  def kernel_gradient(self, matrices_gradient: jax.Array) -> jax.Array:
+  def kernel_gradient(self, matrices_gradient: Array) -> Array:
     """The transpose of `matrices`."""
     size, _, channels, features = self.kernel_shape
     blocks = matrices_gradient.reshape(
       math.prod(self.x_shape[1:3]), channels, -1, features
     )
-    taps: dict[tuple[int, ...], list[jax.Array]] = {
+    taps: dict[tuple[int, ...], list[Array]] = {
       tap: [] for tap in itertools.product(range(size), repeat=2)
     }
     for pixel, output, tap in self._links():
@@ -57,22 +54,22 @@ class Dense(LayerShapes):
     sums = [sum(parts, zeros) for parts in taps.values()]
     return jnp.stack(sums).reshape(self.kernel_shape)
 
-  def convolve(self, x: jax.Array, matrix: jax.Array) -> jax.Array:
+  def convolve(self, x: Array, matrix: Array) -> Array:
     """[B, H, W, C], [H * W * C, H' * W' * F] -> [B, H', W', F]."""
     y = jnp.matmul(_flat(x), matrix)
     return y.reshape(x.shape[0], *self.output_size, self.kernel_shape[3])
 
-  def matrices_gradient(self, x: jax.Array, dy: jax.Array) -> jax.Array:
+  def matrices_gradient(self, x: Array, dy: Array) -> Array:
     """[B, H, W, C], [B, H', W', F] -> [H * W * C, H' * W' * F]."""
     return lax.dot_general(_flat(x), _flat(dy), (((0,), (0,)), ((), ())))
 
-  def convolve_transposed(self, dy: jax.Array, matrix: jax.Array) -> jax.Array:
+  def convolve_transposed(self, dy: Array, matrix: Array) -> Array:
     """[B, H', W', F], [H * W * C, H' * W' * F] -> [B, H, W, C]."""
     dx = lax.dot_general(_flat(dy), matrix, (((1,), (1,)), ((), ())))
     return dx.reshape(dy.shape[0], *self.x_shape[1:])
 
   def _links(self) -> Iterator[tuple[int, int, tuple[int, ...] | None]]:
-    """Each pixel, each output, and the kernel's tap between them, if any."""
+    """All pairs (pixel, output), with the tap between them or None."""
     pixels = list(itertools.product(*map(range, self.x_shape[1:3])))
     outputs = list(itertools.product(*map(range, self.output_size)))
     for i, pixel in enumerate(pixels):
@@ -85,5 +82,5 @@ class Dense(LayerShapes):
         yield i, j, tap if inside else None
 
 
-def _flat(x: jax.Array) -> jax.Array:
+def _flat(x: Array) -> Array:
   return x.reshape(x.shape[0], math.prod(x.shape[1:]))

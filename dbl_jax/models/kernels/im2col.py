@@ -6,20 +6,40 @@ For kernels of any size, stride and padding. All arrays are float32.
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
-from jax import lax
-
-from dbl_jax.models.kernels.layer_shapes import LayerShapes
+from jax import Array, lax
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerShapes:
+  """Shapes of a convolution.
+
+  Attributes:
+    x_shape: (any, H, W, C).
+    kernel_shape: (K, K, C, F).
+    stride: step in both directions, in pixels.
+    padding: zeros on each of the four sides, in pixels.
+  """
+
+  x_shape: tuple[int, ...]
+  kernel_shape: tuple[int, ...]
+  stride: int
+  padding: int
+
+  @property
+  def output_size(self) -> tuple[int, int]:
+    """(H', W'), height and width of the output in pixels."""
+    room = 2 * self.padding - self.kernel_shape[0]
+    height, width = self.x_shape[1:3]
+    return (height + room) // self.stride + 1, (width + room) // self.stride + 1
+
+
 class Im2Col(LayerShapes):
-  """The convolution of one shape of images with one shape of kernels."""
+  """A convolution as one product, for given shapes of images and kernels."""
 
   @property
   def products(self) -> int:
-    """Of C by F numbers, for one image."""
+    """Number of products of C by F matrices for one image."""
     return math.prod(self.output_size) * self.kernel_shape[0] ** 2
 
   @property
@@ -28,32 +48,30 @@ class Im2Col(LayerShapes):
     height, width = self.output_size
     return 4 * height * width * math.prod(self.kernel_shape[:3])
 
-  def matrices(self, kernel: jax.Array) -> jax.Array:
+  def matrices(self, kernel: Array) -> Array:
     """Kernel [K, K, C, F] -> [K * K * C, F]."""
     return kernel.reshape(-1, kernel.shape[-1])
 
-  def kernel_gradient(self, matrices_gradient: jax.Array) -> jax.Array:
+  def kernel_gradient(self, matrices_gradient: Array) -> Array:
     """The transpose of `matrices`."""
     return matrices_gradient.reshape(self.kernel_shape)
 
-  def convolve(self, x: jax.Array, matrices: jax.Array) -> jax.Array:
+  def convolve(self, x: Array, matrices: Array) -> Array:
     """[B, H, W, C], [K * K * C, F] -> [B, H', W', F]."""
     y = jnp.matmul(self._windows(x), matrices)
     return y.reshape(x.shape[0], *self.output_size, -1)
 
-  def matrices_gradient(self, x: jax.Array, dy: jax.Array) -> jax.Array:
+  def matrices_gradient(self, x: Array, dy: Array) -> Array:
     """[B, H, W, C], [B, H', W', F] -> [K * K * C, F]."""
     dy = dy.reshape(-1, dy.shape[-1])
     return lax.dot_general(self._windows(x), dy, (((0,), (0,)), ((), ())))
 
-  def convolve_transposed(
-    self, dy: jax.Array, matrices: jax.Array
-  ) -> jax.Array:
+  def convolve_transposed(self, dy: Array, matrices: Array) -> Array:
     """[B, H', W', F], [K * K * C, F] -> gradient by x, [B, H, W, C].
 
-    Pixels of x whose positions agree modulo the stride are reached by the
-    same taps of the kernel, so each such class is one product, without the
-    zeros that the transpose of a strided convolution is often stuffed with.
+    The same taps of the kernel reach all pixels of x whose positions agree
+    modulo the stride. Each such set is one product, without the zeros that
+    implementations of the transpose often insert.
     """
     _, height, width, channels = self.x_shape
     taps = matrices.reshape(self.kernel_shape)
@@ -68,9 +86,7 @@ class Im2Col(LayerShapes):
     dx = dx.reshape(-1, rows * self.stride, columns * self.stride, channels)
     return dx[:, :height, :width]
 
-  def _pixels(
-    self, dy: jax.Array, taps: jax.Array, i: int, j: int
-  ) -> jax.Array:
+  def _pixels(self, dy: Array, taps: Array, i: int, j: int) -> Array:
     """Gradient by x[:, i::stride, j::stride]."""
     _, height, width, channels = self.x_shape
     rows, columns = -(-height // self.stride), -(-width // self.stride)
@@ -88,9 +104,9 @@ class Im2Col(LayerShapes):
     )
 
   def _reach(self, start: int) -> list[tuple[int, int]]:
-    """Taps that reach pixels start, start + stride, ..., and from how far.
+    """Taps that reach pixels start, start + stride, ..., and their offsets.
 
-    Pixel start + stride * n meets tap t in the window of output n + offset.
+    Pixel start + stride * n is at tap t of the window of output n + offset.
     """
     offsets = {
       tap: divmod(start + self.padding - tap, self.stride)
@@ -100,13 +116,13 @@ class Im2Col(LayerShapes):
       (tap, n) for tap, (n, remainder) in offsets.items() if not remainder
     ]
 
-  def _windows(self, x: jax.Array) -> jax.Array:
-    """What each output pixel sees, [B * H' * W', K * K * C]."""
+  def _windows(self, x: Array) -> Array:
+    """Window of each output pixel, [B * H' * W', K * K * C]."""
     sides = (self.padding, self.padding)
     x = jnp.pad(x, ((0, 0), sides, sides, (0, 0)))
     size, stride = self.kernel_shape[0], self.stride
 
-    def gather(x: jax.Array, axis: int, count: int) -> jax.Array:
+    def gather(x: Array, axis: int, count: int) -> Array:
       length = (count - 1) * stride + 1
       taps = [
         lax.slice_in_dim(x, tap, tap + length, stride, axis)
@@ -114,16 +130,13 @@ class Im2Col(LayerShapes):
       ]
       return jnp.stack(taps, axis=3)
 
-    # One direction, then the other: half the time to compile that all K * K
-    # slices at once take.
+    # One direction after the other compiles twice as fast as K * K slices.
     height, width = self.output_size
     windows = gather(gather(x, 2, width), 1, height)
     return windows.reshape(-1, size * size * x.shape[-1])
 
 
-def _shift(
-  dy: jax.Array, down: int, right: int, rows: int, columns: int
-) -> jax.Array:
+def _shift(dy: Array, down: int, right: int, rows: int, columns: int) -> Array:
   """dy[:, down : down + rows, right : right + columns], zero outside dy."""
   _, height, width, _ = dy.shape
   edges = (

@@ -1,18 +1,18 @@
-"""Max-pooling whose gradient is fast on CPU."""
+"""Max-pooling with a gradient that is fast on CPU."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 
-def max_pool(x: jax.Array) -> jax.Array:
+def max_pool(x: Array) -> Array:
   """Max-pooling over 3x3 windows with stride 2 and padding 1.
 
-  The maximum of shifted slices, along rows and then along columns: the
-  gradient of `lax.reduce_window`, select-and-scatter, is slow on CPU. Where
-  several pixels of a window are the largest, the first takes the gradient.
+  It is the maximum of shifted slices, along rows, then along columns: the
+  gradient of `lax.reduce_window`, select-and-scatter, is slow on CPU. If
+  several pixels of a window are the largest, the first gets the gradient.
 
   Args:
     x: float[B, H, W, C].
@@ -24,12 +24,12 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _pool_axis(x: jax.Array, axis: int) -> jax.Array:
+def _pool_axis(x: Array, axis: int) -> Array:
   before, centre, after = _windows(x, axis)
   return jnp.maximum(jnp.maximum(before, centre), after)
 
 
-def _windows(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _windows(x: Array, axis: int) -> tuple[Array, Array, Array]:
   """Pixels 2i - 1, 2i and 2i + 1 along an axis, -inf outside x."""
   centre = lax.slice_in_dim(x, 0, None, 2, axis)
   x = _pad(x, axis, 0, x.shape[axis] % 2, -jnp.inf)
@@ -37,24 +37,22 @@ def _windows(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   return _pad(after, axis, 1, -1, -jnp.inf), centre, after
 
 
-def _pad(
-  x: jax.Array, axis: int, low: int, high: int, value: float
-) -> jax.Array:
+def _pad(x: Array, axis: int, low: int, high: int, value: float) -> Array:
   edges = [(0, 0, 0)] * x.ndim
   edges[axis] = (low, high, 0)
   return lax.pad(x, jnp.array(value, x.dtype), edges)
 
 
 def _pool_axis_forward(
-  x: jax.Array, axis: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  x: Array, axis: int
+) -> tuple[Array, tuple[Array, Array]]:
   y = _pool_axis(x, axis)
   return y, (x, y)
 
 
 def _pool_axis_backward(
-  axis: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array]:
+  axis: int, saved: tuple[Array, Array], dy: Array
+) -> tuple[Array]:
   x, y = saved
   before, centre, _ = _windows(x, axis)
   at_before = before == y
@@ -63,7 +61,7 @@ def _pool_axis_backward(
   even = jnp.where(at_centre, dy, zero)
   odd = jnp.where(at_before | at_centre, zero, dy)
   odd += _pad(jnp.where(at_before, dy, zero), axis, -1, 1, 0)
-  # Even and odd pixels side by side, less the one that completed a pair.
+  # Interleaves even and odd pixels; a pixel of padding is cut off.
   dx = jnp.stack([even, odd], axis + 1)
   dx = dx.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
   return (lax.slice_in_dim(dx, 0, x.shape[axis], 1, axis),)

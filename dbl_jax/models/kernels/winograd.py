@@ -6,25 +6,24 @@ n x n input pixels, n = m + 2, and a 3x3 kernel g come the m x m output pixels
 
   Y = A^T [(G g G^T) * (B^T d B)] A,
 
-with n^2 products where windows take 9 m^2: 25 for 81, 36 for 144. The products
+with n^2 products instead of 9 m^2: 25 for 81, 36 for 144. The products
 over all tiles and channels are n^2 matrix products. Both gradients are the
 transposes of these steps. The stride is 1, the padding 1, all arrays float32.
 
 In one direction this is polynomial multiplication by Toom and Cook's method:
 A and G evaluate at n - 1 points and infinity, B^T interpolates. Errors depend
-on the points; with these they are 1e-6 of the largest output, and 4 times that
-with Lavin and Gray's 0, 1, -1, 2, -2 (on this subject: Barabasz et al. 2020,
-"Error Analysis and Improving the Accuracy of Winograd Convolution").
+on the points; with these they are 1e-6 of the largest output, a quarter of
+those with Lavin and Gray's 0, 1, -1, 2, -2 (see Barabasz et al. 2020, "Error
+Analysis and Improving the Accuracy of Winograd Convolution").
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from numpy.polynomial import polynomial
 
 _POINTS = (0, 0.75, -0.75, 1.5, -1.5)
@@ -51,7 +50,7 @@ def transforms(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Winograd:
-  """The convolution of one shape of images with one shape of kernels.
+  """Winograd's convolution, for given shapes of images and kernels.
 
   Attributes:
     x_shape: (any, H, W, C).
@@ -65,7 +64,7 @@ class Winograd:
 
   @property
   def products(self) -> int:
-    """Of C by F numbers, for one image."""
+    """Number of products of C by F matrices for one image."""
     rows, columns = self._tiles
     return (self.tile + 2) ** 2 * rows * columns
 
@@ -74,25 +73,25 @@ class Winograd:
     """Size of an image's windows."""
     return 4 * self.products * self.x_shape[3]
 
-  def matrices(self, kernel: jax.Array) -> jax.Array:
+  def matrices(self, kernel: Array) -> Array:
     """G g G^T: kernel [3, 3, C, F] -> [n^2, C, F]."""
     return jnp.tensordot(
       self._kernel_transform, kernel.reshape(9, *kernel.shape[2:]), 1
     )
 
-  def kernel_gradient(self, matrices_gradient: jax.Array) -> jax.Array:
+  def kernel_gradient(self, matrices_gradient: Array) -> Array:
     """The transpose of `matrices`: [n^2, C, F] -> [3, 3, C, F]."""
     gradient = jnp.tensordot(self._kernel_transform.T, matrices_gradient, 1)
     return gradient.reshape(self.kernel_shape)
 
-  def convolve(self, x: jax.Array, matrices: jax.Array) -> jax.Array:
+  def convolve(self, x: Array, matrices: Array) -> Array:
     """Convolves: x [B, H, W, C], matrices [n^2, C, F] -> [B, H, W, F]."""
     products = lax.dot_general(
       self._windows(x), matrices, (((2,), (1,)), ((0,), (0,)))
     )
     return self._output(products, x.shape[0])
 
-  def matrices_gradient(self, x: jax.Array, dy: jax.Array) -> jax.Array:
+  def matrices_gradient(self, x: Array, dy: Array) -> Array:
     """Gradient by the matrices: [B, H, W, C], [B, H, W, F] -> [n^2, C, F]."""
     return lax.dot_general(
       self._windows(x),
@@ -100,9 +99,7 @@ class Winograd:
       (((1,), (1,)), ((0,), (0,))),
     )
 
-  def convolve_transposed(
-    self, dy: jax.Array, matrices: jax.Array
-  ) -> jax.Array:
+  def convolve_transposed(self, dy: Array, matrices: Array) -> Array:
     """Gradient by x: [B, H, W, F], [n^2, C, F] -> [B, H, W, C]."""
     products = lax.dot_general(
       self._output_transposed(dy), matrices, (((2,), (2,)), ((0,), (0,)))
@@ -120,15 +117,15 @@ class Winograd:
     g = transforms(self.tile)[2]
     return np.kron(g, g).astype(np.float32)
 
-  # Each transform works along one direction, then along the other. Stacking
-  # in between, not once at the end, halves the time to compile.
+  # Each transform is applied along one axis, then along the other. Stacking in
+  # between instead of once at the end halves the time to compile.
 
-  def _windows(self, x: jax.Array) -> jax.Array:
+  def _windows(self, x: Array) -> Array:
     """B^T d B of all tiles: [B, H, W, C] -> [n^2, B * tiles, C]."""
     b = transforms(self.tile)[1]
     x = self._pad_to_tiles(x, border=1)
 
-    def transform(x: jax.Array, axis: int, tiles: int) -> jax.Array:
+    def transform(x: Array, axis: int, tiles: int) -> Array:
       end = (tiles - 1) * self.tile + 1
       pixels = [
         lax.slice_in_dim(x, i, i + end, self.tile, axis) for i in range(len(b))
@@ -139,34 +136,34 @@ class Winograd:
     windows = transform(transform(x, 2, columns), 2, rows)
     return windows.reshape(len(b) ** 2, -1, x.shape[-1])
 
-  def _windows_transposed(self, windows: jax.Array, batch: int) -> jax.Array:
+  def _windows_transposed(self, windows: Array, batch: int) -> Array:
     """The transpose of `_windows`: [n^2, B * tiles, C] -> [B, H, W, C]."""
     b = transforms(self.tile)[1].T
 
-    def transform(windows: jax.Array, axis: int) -> jax.Array:
+    def transform(windows: Array, axis: int) -> Array:
       first, *pixels, last = _combine(b, windows)
-      # Tiles overlap: these two lie on their neighbours.
+      # Tiles overlap: these two belong to the neighbours.
       pixels[-1] += _shift(first, -1, axis)
       pixels[0] += _shift(last, 1, axis)
       return jnp.stack(pixels, axis + 1)
 
     return self._join_tiles(windows, batch, transform)
 
-  def _output(self, products: jax.Array, batch: int) -> jax.Array:
+  def _output(self, products: Array, batch: int) -> Array:
     """A^T m A of all tiles: [n^2, B * tiles, F] -> [B, H, W, F]."""
     a = transforms(self.tile)[0]
 
-    def transform(products: jax.Array, axis: int) -> jax.Array:
+    def transform(products: Array, axis: int) -> Array:
       return jnp.stack(_combine(a, products), axis + 1)
 
     return self._join_tiles(products, batch, transform)
 
-  def _output_transposed(self, dy: jax.Array) -> jax.Array:
+  def _output_transposed(self, dy: Array) -> Array:
     """The transpose of `_output`: [B, H, W, F] -> [n^2, B * tiles, F]."""
     a = transforms(self.tile)[0].T
     dy = self._pad_to_tiles(dy, border=0)
 
-    def transform(dy: jax.Array, axis: int) -> jax.Array:
+    def transform(dy: Array, axis: int) -> Array:
       pixels = [
         lax.slice_in_dim(dy, i, None, self.tile, axis) for i in range(self.tile)
       ]
@@ -175,8 +172,8 @@ class Winograd:
     products = transform(transform(dy, 2), 2)
     return products.reshape(len(a) ** 2, -1, dy.shape[-1])
 
-  def _pad_to_tiles(self, x: jax.Array, border: int) -> jax.Array:
-    """Adds a border of zeros, and at the end what completes the last tile."""
+  def _pad_to_tiles(self, x: Array, border: int) -> Array:
+    """Pads with a border of zeros, and at the end to complete the last tile."""
     _, height, width, _ = self.x_shape
     rows, columns = self._tiles
     down = (border, border + self.tile * rows - height)
@@ -184,14 +181,11 @@ class Winograd:
     return jnp.pad(x, ((0, 0), down, right, (0, 0)))
 
   def _join_tiles(
-    self,
-    tiles: jax.Array,
-    batch: int,
-    transform: Callable[[jax.Array, int], jax.Array],
-  ) -> jax.Array:
+    self, tiles: Array, batch: int, transform: Callable[[Array, int], Array]
+  ) -> Array:
     """[n^2, B * tiles, C] -> [B, H, W, C]: transforms and joins tiles.
 
-    `transform` takes the leading axis to one behind the axis of tiles named.
+    `transform` moves the leading axis behind the given axis of tiles.
     """
     _, height, width, _ = self.x_shape
     rows, columns = self._tiles
@@ -202,10 +196,10 @@ class Winograd:
     return x[:, :height, :width]
 
 
-def _combine(matrix: np.ndarray, parts: Iterable[jax.Array]) -> list[jax.Array]:
+def _combine(matrix: np.ndarray, parts: Iterable[Array]) -> list[Array]:
   """The product of a matrix and a column of arrays."""
 
-  def combine(row: np.ndarray) -> jax.Array:
+  def combine(row: np.ndarray) -> Array:
     terms = [
       part if factor == 1 else float(factor) * part
       for factor, part in zip(row, parts, strict=True)
@@ -216,8 +210,8 @@ def _combine(matrix: np.ndarray, parts: Iterable[jax.Array]) -> list[jax.Array]:
   return [combine(row) for row in matrix]
 
 
-def _shift(x: jax.Array, by: int, axis: int) -> jax.Array:
-  """x moved towards higher indices of an axis, zeros moving in."""
+def _shift(x: Array, by: int, axis: int) -> Array:
+  """Shifts x towards higher indices of an axis and fills with zeros."""
   edges = [(0, 0, 0)] * x.ndim
   edges[axis] = (by, -by, 0)
   return lax.pad(x, jnp.zeros((), x.dtype), edges)

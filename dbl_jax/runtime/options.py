@@ -1,0 +1,198 @@
+"""Options: what a config may set, declared where it is defined.
+
+A component is a function, a dataclass or a flax module. Its options are its
+keyword-only parameters or its fields, of type bool, int, float or str, or
+annotated with one of the checks below:
+
+  def sup_con(inputs, *, temperature: Annotated[float, number(1e-3)]): ...
+
+Defaults are those of the signature, meanings those of the docstring.
+"""
+
+import dataclasses
+import inspect
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from dbl_jax.errors import UserError
+
+REQUIRED = inspect.Parameter.empty
+
+
+class _Absent:
+  def __repr__(self) -> str:
+    return "absent"
+
+
+ABSENT = _Absent()
+# Parameters that the data set determines.
+_GIVEN = ("num_classes", "out_size")
+# An entry of "Args:" or "Attributes:" in a docstring.
+_ENTRY = re.compile(r"^  (\w+): (.+(?:\n    .+)*)", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """An option and its possible values.
+
+  Attributes:
+    accepts: whether a value is possible; a TypeError means it is not.
+    expected: the possible values in words, such as 'a number of at least 0'.
+    default: value where the config sets none; `REQUIRED` if it must.
+    meaning: a sentence or two.
+  """
+
+  accepts: Callable[[Any], bool]
+  expected: Callable[[], str]
+  default: Any = REQUIRED
+  meaning: str = ""
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Option:
+  """Finite numbers from low to high."""
+
+  def accepts(value: Any) -> bool:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return numeric and low <= value <= high and math.isfinite(value)
+
+  words = "a number" if low == -math.inf else f"a number of at least {low}"
+  words += "" if high == math.inf else f" and at most {high}"
+  return Option(accepts, lambda: words)
+
+
+def integer(low: float = -math.inf, high: float = math.inf) -> Option:
+  """Integers from low to high."""
+  inner = number(low, high)
+  return Option(
+    lambda value: isinstance(value, int) and inner.accepts(value),
+    lambda: inner.expected().replace("number", "whole number"),
+  )
+
+
+def one_of(names: Collection[str]) -> Option:
+  """The names in a collection, also those added to it later."""
+  return Option(
+    lambda value: value in names,
+    lambda: f"one of {', '.join(name or repr('') for name in sorted(names))}",
+  )
+
+
+def interval(low: float, high: float, optional: bool = False) -> Option:
+  """Pairs (a, b) with low <= a <= b <= high, and None if optional."""
+
+  def accepts(value: Any) -> bool:
+    if value is None:
+      return optional
+    return len(value) == 2 and bool(low <= value[0] <= value[1] <= high)
+
+  words = f"two numbers from {low} to {high}, the smaller first"
+  return Option(accepts, lambda: words + (", or None" if optional else ""))
+
+
+def each(item: Option, words: str = "a tuple") -> Option:
+  """Tuples of possible values of another option, the empty one included."""
+  return Option(
+    lambda value: (
+      isinstance(value, tuple | list) and all(map(item.accepts, value))
+    ),
+    lambda: f"{words}, each {item.expected()}",
+  )
+
+
+def patterns() -> Option:
+  """Tuples of regular expressions for the start of a parameter's path."""
+
+  def accepts(value: Any) -> bool:
+    try:
+      return bool(value) and bool(re.compile(value))
+    except re.error:
+      return False
+
+  words = "a regular expression for the start of a path, such as 'head'"
+  return each(Option(accepts, lambda: words))
+
+
+_BY_TYPE = {
+  bool: Option(lambda value: isinstance(value, bool), lambda: "True or False"),
+  int: integer(),
+  float: number(),
+  str: Option(lambda value: isinstance(value, str), lambda: "text, or ''"),
+}
+
+
+def of(component: Callable[..., Any]) -> dict[str, Option]:
+  """Options of a component, by name.
+
+  Args:
+    component: a function, whose keyword-only parameters are options; or a
+      class, whose fields are, except those that the data set determines.
+
+  Returns:
+    The options. Parameters of other types are none unless they are annotated.
+  """
+  meanings = dict(_ENTRY.findall(inspect.getdoc(component) or ""))
+  found = {}
+  for name, parameter in inspect.signature(component).parameters.items():
+    annotation = parameter.annotation
+    annotated = getattr(annotation, "__metadata__", (_BY_TYPE.get(annotation),))
+    declared = inspect.isclass(component) or parameter.kind is (
+      parameter.KEYWORD_ONLY
+    )
+    if declared and isinstance(annotated[0], Option) and name not in _GIVEN:
+      meaning = " ".join(meanings.get(name, "").split())
+      found[name] = dataclasses.replace(
+        annotated[0],
+        default=parameter.default,
+        meaning=meaning[:1].upper() + meaning[1:],
+      )
+  return found
+
+
+def defaults(component: Callable[..., Any]) -> dict[str, Any]:
+  """The default of each option of a component."""
+  return {name: option.default for name, option in of(component).items()}
+
+
+def validate(path: str, value: Any, option: Option) -> None:
+  """Checks the value of a field.
+
+  Args:
+    path: of the field in the config, such as 'classify.q'.
+    value: its value; `ABSENT` if there is none.
+    option: its declaration.
+
+  Raises:
+    UserError: if the value is impossible, or absent and required.
+  """
+  if value is ABSENT and option.default is not REQUIRED:
+    return
+  try:
+    accepted = option.accepts(value)
+  except TypeError:
+    accepted = False
+  if not accepted:
+    found = " is missing" if value is ABSENT else f"={value!r} is impossible"
+    raise UserError(f"config.{path}{found}. Expected {option.expected()}.")
+
+
+def describe(components: Mapping[str, Callable[..., Any]]) -> str:
+  """Components and their options, in Markdown that a terminal can show.
+
+  Args:
+    components: heading -> component.
+
+  Returns:
+    For each a heading, the first line of its docstring and a list of options.
+  """
+  text = ""
+  for heading, component in components.items():
+    summary = (inspect.getdoc(component) or "").partition("\n")[0]
+    text += f"\n### {heading}\n\n{summary}\n\n"
+    for name, option in of(component).items():
+      required = option.default is REQUIRED
+      default = "required" if required else f"default `{option.default!r}`"
+      text += f"- **{name}** ({option.expected()}; {default}): "
+      text += f"{option.meaning}\n"
+  return text
