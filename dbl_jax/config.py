@@ -326,6 +326,22 @@ def supervised_dcnn() -> ConfigDict:
   return config
 
 
+def migrate(fields: dict[str, Any]) -> dict[str, Any]:
+  """A config stored by any version of the project, as this version stores it.
+
+  Args:
+    fields: a resolved config, such as the content of config.json.
+
+  Returns:
+    The same config with fields added since, without fields removed since.
+  """
+  fields = LATER_FIELDS | fields
+  for name in PHASES:
+    if isinstance(fields.get(name), dict):
+      fields[name] = {k: v for k, v in fields[name].items() if k != "by_data"}
+  return fields
+
+
 def from_dict(fields: dict[str, Any]) -> ConfigDict:
   """A resolved config read from JSON, which has no tuples."""
 
@@ -334,7 +350,7 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
       return {key: restored(item) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
-  return ConfigDict(LATER_FIELDS | restored(fields))
+  return ConfigDict(migrate(restored(fields)))
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

@@ -77,12 +77,12 @@ def _remembered(workdir: Path) -> dict[str, Any] | None:
   if not directories[0].parent.is_dir():
     return None
   try:
-    return configs.LATER_FIELDS | json.loads(path.read_text())
+    return configs.migrate(json.loads(path.read_text()))
   except FileNotFoundError:
     for directory in directories:
       checkpoint.quarantine_damaged(directory)
       if checkpoint.has_steps(directory):
-        return configs.LATER_FIELDS | checkpoint.load_meta(directory)["config"]
+        return configs.migrate(checkpoint.load_meta(directory)["config"])
     return None
   except (ValueError, TypeError) as error:
     raise UserError(

@@ -187,6 +187,7 @@ def test_an_old_workdir_goes_on(cache, tmp_path):
   config = tiny.get_resolved(cache_dir=cache)
   fields = config.to_dict()
   del fields["skip_nonfinite"]
+  fields["pretrain"]["by_data"] = {"other": {"epochs": 200}}
   tmp_path.joinpath("checkpoints").mkdir()
   tmp_path.joinpath("config.json").write_text(json.dumps(fields))
   workdirs.remember(config, tmp_path)
