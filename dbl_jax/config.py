@@ -113,8 +113,8 @@ class ModelFields:
 
   Attributes:
     name: the encoder.
-    dtype: type of the computation; 'auto' is bfloat16 on accelerators and float32
-      on CPU. Parameters and statistics are float32.
+    dtype: type of the computation; 'auto' is bfloat16 on accelerators and
+      float32 on CPU. Parameters and statistics are float32.
   """
 
   name: Annotated[str, one_of(model.ENCODERS)] = "resnet18"
@@ -559,7 +559,7 @@ def markdown() -> str:
     "shows a section in the terminal. Presets, such as `config.simclr()`, set"
     " other\nvalues than these defaults.\n\nMade from the declarations in the"
     ' code:\n`python -c "from dbl_jax import config;'
-    ' print(config.markdown())" > docs/config.md`.\n\n'
+    " print(config.markdown(), end='')\" > docs/config.md`.\n\n"
     + "\n".join(map(describe, SECTIONS))
   )
 
