@@ -153,7 +153,7 @@ class Late:
     raise RuntimeError(sys.argv[1])
 def main(argv):
   Late()
-cli.speak_plainly(main)
+cli.run_main(main)
 """
   for words, said in (("Event loop is closed", False), ("a bug", True)):
     done = subprocess.run(

@@ -12,8 +12,8 @@ from dbl_jax.errors import UserError
 HOLD = """
 import sys, time
 from pathlib import Path
-from dbl_jax import locks
-with locks.only_run(Path(sys.argv[1])):
+from dbl_jax import workdirs
+with workdirs.only_run(Path(sys.argv[1])):
   print("held", flush=True)
   time.sleep(60)
 """

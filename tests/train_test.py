@@ -100,7 +100,7 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
   before = (workdir / "metrics.jsonl").read_text()
   assert train.train_and_evaluate(config, workdir) == metrics
   assert (workdir / "metrics.jsonl").read_text() == before
-  assert "going on from step" in capsys.readouterr().out
+  assert "resuming from step" in capsys.readouterr().out
 
 
 def test_both_phases_apart_equal_both_at_once(finished, cache, tmp_path):
@@ -127,7 +127,7 @@ def test_evaluate_restores_the_run_s_result(finished, tmp_path):
   assert (tmp_path / "report.html").exists()
   validation = evaluate.evaluate_workdir(workdir, None, "validation", tmp_path)
   assert validation["split"] == "validation"
-  with pytest.raises(UserError, match="--split=tset: no such part"):
+  with pytest.raises(UserError, match="--split=tset: no such split"):
     evaluate.evaluate_workdir(workdir, None, "tset", tmp_path)
 
 

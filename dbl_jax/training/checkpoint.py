@@ -10,7 +10,7 @@ two latest steps and the best on validation mean-class accuracy.
 import contextlib
 import json
 import logging
-import shutil
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,14 +25,21 @@ from dbl_jax.errors import UserError
 from dbl_jax.runtime import distributed, trees
 from dbl_jax.training.state import TrainState
 
+logger = logging.getLogger(__name__)
 # By which the best step is chosen.
 METRIC = "mean_class_accuracy"
 # Of a step saved between validations: never the best of several.
 NOT_VALIDATED = {METRIC: -1.0}
-# What Orbax raises for truncated, emptied or missing files; it has no type
-# of its own for damage, and a cut array file raises a bare Exception.
-_DAMAGE = Exception
-# What of `meta` must be as it was for a run to go on, and what is said if not.
+# Version of what `meta` holds. Before 2, which first stored it, synthetic faces
+# had a fingerprint of their source code.
+_FORMAT = 2
+# Status codes of TensorStore for errors that can pass. Its exceptions have no
+# other mark.
+_PASSING = re.compile(
+  "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
+  "|CANCELLED|UNAUTHENTICATED|Too many open files|Stale file handle"
+)
+# Fields of `meta` that must not change when a run resumes, for the message.
 _SAME = {
   "class_names": "other classes",
   "fingerprint": "other images",
@@ -100,6 +107,7 @@ def save(
     metrics: on validation, with `step_folders.METRIC`; or `NOT_VALIDATED`.
     meta: plain data, kept as JSON.
   """
+  meta = meta | {"format": _FORMAT}
   model, training = state.model(), _leaves(_of_training(state))
   items = {"model": model, "train": training, "meta": meta, "metrics": metrics}
   manager.save(
@@ -165,7 +173,8 @@ def restore_latest(
       metrics = manager.metrics(step)
       check(items.meta, model=items.model, train=items.train, metrics=metrics)
       found = _with_step(state, step, items)
-    except _DAMAGE as error:
+    except Exception as error:
+      _raise_unless_damaged(directory / str(step), error)
       with distributed.main_first(f"damaged step {step}"):
         if distributed.is_main():
           quarantine(directory / str(step), error)
@@ -189,8 +198,14 @@ def _check_same_run(
     # Earlier versions kept fewer fields.
     if before.get(field, now.get(field)) == now.get(field):
       continue
+    name = before["config"].get("data", {}).get("name")
+    old = before.get("format", 1) < _FORMAT and name == "synthetic_faces"
+    if field == "fingerprint" and old:  # the config has number and seed
+      continue
     if accept_changes and field == "fingerprint":
-      log.warning("%s was trained on %s; going on as asked.", directory, words)
+      logger.warning(
+        "%s was trained on %s; resuming as asked.", directory, words
+      )
       continue
     shown = "" if field == "start" else f": {before[field]}, now {now[field]}"
     raise UserError(
@@ -210,7 +225,7 @@ def _check_same_shapes(step: Path, like: TrainState) -> None:
     try:
       stored = ocp.StandardCheckpointHandler().metadata(step / name).tree
       differs = trees.first_difference(stored, tree)
-    except _DAMAGE:
+    except Exception:  # `restore_latest` reports it
       return
     if differs:
       raise UserError(
@@ -316,11 +331,12 @@ def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
       yield manager
   except UserError:
     raise
-  except _DAMAGE as error:
+  except Exception as error:
+    _raise_unless_damaged(directory, error)
     raise UserError(
-      f"A checkpoint in {directory} cannot be read"
-      f" ({first_line(error)}). Delete that folder and run the"
-      " training again to replace it."
+      f"A checkpoint in {directory} cannot be read ({first_line(error)}). It is"
+      " damaged. Run the training command again: it puts the damaged step in"
+      " quarantine and resumes from the step before it."
     ) from error
 
 
@@ -360,7 +376,6 @@ def load_start(
   )
 
 
-log = logging.getLogger(__name__)
 _DAMAGED = "damaged."
 
 
@@ -371,7 +386,7 @@ def quarantine_damaged(directory: Path) -> None:
     directory: of a phase, as returned by `checkpoint.phase_dir`.
 
   Raises:
-    UserError: if steps had to be set aside and none is left.
+    UserError: if all steps are damaged, or a step cannot be read now.
   """
   for path in sorted(_steps(directory), key=lambda path: int(path.name)):
     try:
@@ -381,8 +396,61 @@ def quarantine_damaged(directory: Path) -> None:
       stored = json.loads((path / "meta" / "metadata").read_text())
       check(stored, metrics=metrics)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      _raise_unless_damaged(path, error)
       quarantine(path, error)
   check_some_left(directory)
+
+
+def _raise_unless_damaged(path: Path, error: Exception) -> None:
+  """Raises UserError if reading failed for a reason other than damage.
+
+  Damage is what a checksum, a parser or a missing file proves. A passing error,
+  such as a lack of memory, permissions or file handles, leaves the checkpoint
+  untouched, so that the same command works once its cause is gone.
+
+  Args:
+    path: a checkpoint, or a folder of checkpoints.
+    error: raised while it was read.
+  """
+  cause = _passing_cause(error) or _unreadable_file(path)
+  if cause is not None:
+    raise UserError(
+      f"{path} cannot be read now ({first_line(cause)}). This is not damage and"
+      " nothing was changed. Remove the cause (permissions, memory, open files,"
+      " the disk or the device), then run the same command again."
+    ) from error
+
+
+def _passing_cause(error: BaseException | None) -> BaseException | None:
+  """The first exception of a chain that is no proof of damage.
+
+  Files that cannot be parsed raise ValueError, KeyError and the like, or a bare
+  Exception in Orbax.
+  """
+  while error is not None:
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    passing = isinstance(error, OSError | MemoryError | RuntimeError)
+    if (passing and not missing) or _PASSING.search(str(error)):
+      return error
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def _unreadable_file(path: Path) -> OSError | None:
+  """The error of the first file or folder that exists and cannot be read."""
+  try:
+    for one in (path, *path.rglob("*")):
+      if one.is_dir():
+        next(one.iterdir(), None)
+      elif one.is_file():
+        with one.open("rb") as file:
+          while file.read(1 << 24):
+            pass
+  except FileNotFoundError:
+    return None
+  except OSError as error:
+    return error
+  return None
 
 
 def has_steps(directory: Path) -> bool:
@@ -391,36 +459,40 @@ def has_steps(directory: Path) -> bool:
 
 
 def _steps(directory: Path) -> list[Path]:
-  paths = directory.glob("[0-9]*") if directory.is_dir() else ()
-  return [path for path in paths if path.name.isdigit()]
+  return [path for path in _entries(directory) if path.name.isdecimal()]
+
+
+def _entries(directory: Path) -> list[Path]:
+  return list(directory.iterdir()) if directory.is_dir() else []
 
 
 def quarantine(path: Path, error: BaseException) -> None:
-  """Moves a step out of the way; without that it could not be saved again."""
+  """Renames a damaged step, so that the step can be saved again."""
   last = all(int(path.name) >= int(x.name) for x in _steps(path.parent))
-  kept = path.with_name(f"{_DAMAGED}{path.name}")
-  if kept.exists():
-    shutil.rmtree(kept)
+  kept, number = path.with_name(f"{_DAMAGED}{path.name}"), 1
+  while kept.exists():
+    number += 1
+    kept = path.with_name(f"{_DAMAGED}{path.name}.{number}")
   path.rename(kept)
-  log.warning(
-    "The checkpoint %s cannot be read (%s). It is now %s; %s.",
+  logger.warning(
+    "The checkpoint %s is damaged (%s). It is now %s; %s.",
     path,
     first_line(error),
     kept.name,
-    "going on from the one before"
+    "resuming from the one before"
     if last
     else "if it was the best on validation, the best of the others counts",
   )
 
 
 def check_some_left(directory: Path) -> None:
-  """Raises UserError if steps were set aside and none is left."""
-  damaged = list(directory.glob(f"{_DAMAGED}*"))
+  """Raises UserError if all steps are in quarantine."""
+  damaged = [p.name for p in _entries(directory) if p.name.startswith(_DAMAGED)]
   if damaged and not _steps(directory):
     raise UserError(
       f"None of the checkpoints in {directory} can be read"
-      f" ({', '.join(sorted(path.name for path in damaged))}). Delete that"
-      " folder to start the phase over, or use another --workdir."
+      f" ({', '.join(sorted(damaged))}): all are damaged. Restore them from a"
+      " backup, or start over in another --workdir."
     )
 
 

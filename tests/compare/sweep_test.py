@@ -164,7 +164,9 @@ def test_what_another_process_trains_is_waited_for(
       train.train_and_evaluate(basic.config, basic.workdir)
       held.clear()
 
-  monkeypatch.setattr(sweep.locks, "is_held", lambda workdir: workdir in held)
+  monkeypatch.setattr(
+    sweep.workdirs, "is_held", lambda workdir: workdir in held
+  )
   monkeypatch.setattr(sweep.time, "sleep", meanwhile)
   assert sweep.run(entries) == {}
   assert len(waits) == 2

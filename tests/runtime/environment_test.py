@@ -29,7 +29,7 @@ def clean(monkeypatch, tmp_path):
 
 
 def run(program, *arguments):
-  code = f"from dbl_jax import cli\ncli.speak_plainly({program})"
+  code = f"from dbl_jax import cli\ncli.run_main({program})"
   return subprocess.run(
     [sys.executable, "-c", code, *arguments],
     capture_output=True,
@@ -124,7 +124,7 @@ class FakeGlibc(FakeLibc):
 
 
 @pytest.mark.parametrize(
-  ("libc", "platform", "environment", "tuned"),
+  ("libc", "platform", "variables", "tuned"),
   [
     (FakeGlibc(), "linux", {}, True),
     (FakeGlibc(), "linux", {"DBL_JAX_MALLOC": "off"}, False),
@@ -136,10 +136,10 @@ class FakeGlibc(FakeLibc):
   ids=["default", "off", "malloc set", "tunables set", "musl", "macOS"],
 )
 def test_memory_is_tuned_where_glibc_is_and_nobody_objects(
-  clean, libc, platform, environment, tuned
+  clean, libc, platform, variables, tuned
 ):
   clean.setenv("DBL_JAX_CACHE", "off")
-  for name, value in environment.items():
+  for name, value in variables.items():
     clean.setenv(name, value)
   clean.setattr(sys, "platform", platform)
   clean.setattr(ctypes, "CDLL", lambda name: libc)
@@ -213,6 +213,6 @@ except SystemExit:
 
 def test_loading_the_project_says_nothing_and_needs_no_tensorflow(clean):
   done = run("""lambda _: (__import__("dbl_jax.train"),
-    __import__("dbl_jax.results"), print("tensorflow" in
+    __import__("dbl_jax.evaluate"), print("tensorflow" in
     __import__("sys").modules))""")
   assert (done.stdout, done.stderr) == ("False\n", "")

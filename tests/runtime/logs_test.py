@@ -11,8 +11,8 @@ def test_tensorboard_files_need_no_tensorflow(tmp_path):
   program = """
 import sys
 from pathlib import Path
-from dbl_jax.progress import Journal
-with Journal(Path(sys.argv[1]), True) as journal:
+from dbl_jax.runtime.logs import MetricWriter
+with MetricWriter(Path(sys.argv[1]), True) as journal:
   journal.write("pretrain", 3, 0.5, {"loss": 1.5, "grad_norm": 2.0})
   journal.write("pretrain", 6, 1.0, {"loss": 0.5})
 print("tensorflow" in sys.modules)

@@ -171,15 +171,16 @@ def test_in_another_thread_signals_are_left_alone():
 
 HANGING = """
 import hashlib, sys, time
-from dbl_jax import cli, stopping
+from dbl_jax import cli
+from dbl_jax.runtime import signals
 def main(argv):
-  with stopping.listening() as stop, stop.in_order():
+  with signals.listening() as stop, stop.in_order():
     print("ready", flush=True)
     if argv[1] == "hang":
       hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # like compiling
     while not stop.requested:
       time.sleep(0.01)
-cli.speak_plainly(main)
+cli.run_main(main)
 """
 
 

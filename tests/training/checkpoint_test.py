@@ -1,6 +1,8 @@
 """Damaged checkpoints: noticed, told, and the one before taken."""
 
+import errno
 import json
+import pathlib
 import shutil
 import time
 
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from dbl_jax.errors import UserError
@@ -124,8 +127,8 @@ def test_whole_checkpoints_are_restored(directory, caplog):
 def test_damage_is_told_and_the_one_before_taken(directory, damage, caplog):
   DAMAGE[damage](directory / "2")
   assert_is(restore(directory), 1)
-  assert "classify/2 cannot be read" in caplog.text
-  assert "It is now damaged.2; going on from the one before" in caplog.text
+  assert "classify/2 is damaged" in caplog.text
+  assert "It is now damaged.2; resuming from the one before" in caplog.text
   assert (directory / "damaged.2").is_dir()
 
 
@@ -157,6 +160,79 @@ def test_a_damaged_model_is_not_reported(directory, damage):
   DAMAGE[damage](directory / "2")
   with pytest.raises(UserError, match="cannot be read"):
     checkpoint.load_model(directory, "best")
+
+
+PASSING = {
+  "no permission": PermissionError(errno.EACCES, "Permission denied"),
+  "stale disk": OSError(errno.ESTALE, "Stale file handle"),
+  "open files": OSError(errno.EMFILE, "Too many open files"),
+  "disk error": OSError(errno.EIO, "Input/output error"),
+  "memory": MemoryError("Unable to allocate 9 GiB"),
+  "device memory": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB"),
+  "no platform": RuntimeError("Unable to initialize backend 'cuda'"),
+  "in TensorStore": ValueError("UNAVAILABLE: cannot read the kvstore"),
+  "wrapped": None,
+}
+
+
+@pytest.mark.parametrize("where", ["resume", "evaluate"])
+@pytest.mark.parametrize("name", PASSING)
+def test_a_passing_error_is_not_damage(
+  directory, monkeypatch, caplog, name, where
+):
+  def fail(*_, **__):
+    if name == "wrapped":
+      raise ValueError("cannot read arrays") from PASSING["open files"]
+    raise PASSING[name]
+
+  def read():
+    if where == "resume":
+      return int(restore(directory).step)
+    return checkpoint.load_model(directory, "best")[1]
+
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.CheckpointManager, "restore", fail)
+    with pytest.raises(UserError, match="cannot be read now") as caught:
+      read()
+  assert "same command again" in str(caught.value)
+  assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
+  assert read() == 2
+  assert caplog.text == ""
+
+
+def test_a_file_that_cannot_be_opened_is_not_damage(directory, monkeypatch):
+  inner = pathlib.Path.open
+
+  def opened(path, *mode, **options):
+    if path.name == "metrics" and "2" in path.parts:
+      raise OSError(errno.ESTALE, "Stale file handle", str(path))
+    return inner(path, *mode, **options)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "open", opened)
+    with pytest.raises(UserError, match="cannot be read now"):
+      restore(directory)
+  assert_is(restore(directory), 2)
+
+
+def test_nothing_in_quarantine_is_deleted(directory):
+  for number in (1, 2):
+    shutil.copytree(directory / "2", directory / "copy")
+    empty_all(directory / "2")
+    (directory / "2" / "mark").write_text(str(number))
+    restore(directory)
+    (directory / "copy").rename(directory / "2")
+  assert (directory / "damaged.2" / "mark").read_text() == "1"
+  assert (directory / "damaged.2.2" / "mark").read_text() == "2"
+
+
+def test_a_run_from_before_the_version_of_synthetic_faces_resumes(directory):
+  meta = META | {"config": {"data": {"name": "synthetic_faces"}}}
+  for step in ("1", "2"):
+    (directory / step / "meta" / "metadata").write_text(json.dumps(meta))
+  with checkpoint.open_manager(directory) as manager:
+    now = meta | {"fingerprint": "another"}
+    assert_is(checkpoint.restore_latest(manager, state_at(0), now), 2)
 
 
 def test_scores_that_changed_do_not_choose_another_model(directory):
@@ -198,7 +274,7 @@ def test_a_state_is_not_restored_into_another_run(
       manager, state_at(0), meta | change, accept_changes=True
     )
   assert_is(accepted, 3)
-  assert "going on as asked" in caplog.text
+  assert "resuming as asked" in caplog.text
 
 
 def test_a_changed_model_is_not_taken_for_damage(directory):
