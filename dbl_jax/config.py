@@ -71,7 +71,7 @@ class DataFields:
   """The data set and its splits.
 
   Attributes:
-    name: the data set.
+    name: name of the data set.
     dir: folder, zip file, .csv file of fer2013 or prepared .npz file; none for
       synthetic faces.
     image_size: height and width in pixels; None is that of the data set.
@@ -101,7 +101,7 @@ class DataFields:
   cache_dir: str = ""
   input: Annotated[str, one_of(pipeline.FORMS)] = "auto"
   long_tail: Annotated[str, one_of(("", *splits.KINDS))] = ""
-  imbalance: Annotated[float, number(1, 1e6)] = 100.0
+  imbalance: Annotated[float, number(1, 1_000_000)] = 100.0
   num_train: Annotated[int, integer(14, 10_000_000)] = 5000
   num_test: Annotated[int, integer(7, 10_000_000)] = 1200
   image_seed: _Seed = 1
@@ -113,8 +113,8 @@ class ModelFields:
 
   Attributes:
     name: the encoder.
-    dtype: of the computation; 'auto' is bfloat16 on accelerators and float32
-      on CPU. Parameters and statistics are float32.
+    dtype: type of the computation; 'auto' is bfloat16 on accelerators and
+      float32 on CPU. Parameters and statistics are float32.
   """
 
   name: Annotated[str, one_of(model.ENCODERS)] = "resnet18"
@@ -164,13 +164,13 @@ class PhaseFields:
     inherit: parameters taken from the phase, or the run, before; all others
       are initialised.
     trained: parameters that are trained.
-    predictor: how validation and the report classify.
+    predictor: method by which validation and the report classify.
     evaluate_every: epochs between two validations, each with a checkpoint.
-    keep: the checkpoint that the next phase and the report use.
+    keep: checkpoint that the next phase and the report use.
   """
 
   preset: Annotated[str, one_of(BY_DATA)] = ""
-  epochs: Annotated[float | None, number(0, 1e6)] = None
+  epochs: Annotated[float | None, number(0, 1_000_000)] = None
   batch_size: Annotated[int, integer(2, 10_000_000)] = 128
   views: Annotated[int, integer(1, 8)] = 1
   q: Annotated[float, number(0, 1)] = 1.0
@@ -410,7 +410,7 @@ def _declared(config: ConfigDict) -> dict[str, options.Option]:
   known: dict[str, options.Option] = {}
 
   def add(path: str, component: Callable[..., Any], required: bool) -> None:
-    _section(config, path)
+    _section(config, path, required=False)  # else a field is missing
     for name, option in options.of(component).items():
       if required and name not in ("preset", "blur_sigma"):
         option = dataclasses.replace(option, default=options.REQUIRED)
@@ -429,7 +429,7 @@ def _declared(config: ConfigDict) -> dict[str, options.Option]:
     add(f"{phase}.augment", views.augment, required=True)
     add(f"{phase}.optimizer", OptimizerFields, required=True)
     add_chosen(f"{phase}.head", HeadFields, model.HEADS)
-    for loss in _section(config, f"{phase}.losses"):
+    for loss in _section(config, f"{phase}.losses", required=True):
       if loss not in TERMS:
         raise UserError(
           f"config.{phase}.losses names {loss!r}; there are"
@@ -440,10 +440,10 @@ def _declared(config: ConfigDict) -> dict[str, options.Option]:
   return known
 
 
-def _section(config: ConfigDict, path: str) -> ConfigDict:
-  """A section of the config, empty if it is absent."""
+def _section(config: ConfigDict, path: str, required: bool) -> ConfigDict:
+  """A section of the config, empty if it is absent and not required."""
   section = _get(config, path) if path else config
-  if section is options.ABSENT:
+  if section is options.ABSENT and not required:
     return ConfigDict()
   if not isinstance(section, ConfigDict):
     raise UserError(
@@ -473,7 +473,7 @@ def _check_names(config: ConfigDict, known: Mapping[str, Any]) -> None:
 
 def _check_losses(phase: ConfigDict, name: str) -> None:
   """Raises UserError for a loss that does not fit the phase or its head."""
-  losses, head = phase.get("losses", {}), phase.head
+  losses, head = phase.losses, phase.head
   for loss in losses:
     if phase.mixup and not TERMS[loss].mixes:
       possible = ", ".join(sorted(k for k, t in TERMS.items() if t.mixes))
@@ -489,7 +489,7 @@ def _check_losses(phase: ConfigDict, name: str) -> None:
   if "balanced_contrastive" in losses and not head.get("prototypes", False):
     raise UserError(
       f"config.{name}.losses.balanced_contrastive compares with prototypes,"
-      " which the head has not. Set head.prototypes=True."
+      " which the head lacks. Set head.prototypes=True."
     )
   # LDAM's margins are in units of the cosine, times the scale of the head.
   scale, cosine = losses.get("ldam", {}).get("scale", 30.0), head.get("cosine")
@@ -510,7 +510,7 @@ def _check_losses(phase: ConfigDict, name: str) -> None:
 def _check_phase(phase: ConfigDict, name: str) -> None:
   """Raises UserError where valid fields of a phase do not fit together."""
   head = phase.head.name
-  # A head of the user's without this attribute may give either.
+  # A user's head without this attribute is taken to give both.
   gives = getattr(model.HEADS[head], "gives", ("embeddings", "logits"))
   readers = {f"losses.{loss}": TERMS[loss].reads for loss in phase.losses}
   if phase.predictor in OF_LOGITS:
@@ -572,9 +572,10 @@ def markdown() -> str:
     "# Fields of a config\n\nSet them by flags, such as"
     " `--config.classify.q=0.5`, or in a file of `configs/`.\n`<phase>` is"
     f" one of {', '.join(PHASES)}. `python -m dbl_jax.main --help=losses`\n"
-    "shows a section in the terminal.\n\nMade from the declarations in the"
+    "shows a section in the terminal. Presets, such as `config.simclr()`, set"
+    " other\nvalues than these defaults.\n\nMade from the declarations in the"
     ' code:\n`python -c "from dbl_jax import config;'
-    ' print(config.markdown())" > docs/config.md`.\n\n'
+    " print(config.markdown(), end='')\" > docs/config.md`.\n\n"
     + "\n".join(map(describe, SECTIONS))
   )
 

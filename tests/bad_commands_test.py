@@ -60,17 +60,18 @@ UNKNOWN = {
   "c.classify.by_data = {'other': {'epochs': 3}}": "Unknown field .*by_data",
   "c.classify.preset = 'simclrr'": "one of '', classifier, simclr, supervised",
   "c.classify.losses = None": "classify.losses=None is impossible",
+  "del c.classify.losses": "classify.losses=absent is impossible",
   "c.data.dir = None": "data.dir=None is impossible. Expected text",
   "c.data.cache_dir = None": "data.cache_dir=None is impossible. Expected text",
   "c.init_from = None": "init_from=None is impossible. Expected text",
-  "c.classify.epochs = 1000000000": "at most 1000000.0",
+  "c.classify.epochs = 1000000000": "from 0 to 1000000",
   "del c.classify.augment": "classify.augment.crop_scale is missing",
 }
 PATTERN = "Expected a tuple, each a regular expression"
-WIDTHS = "Expected a tuple of widths, each a whole number of at least 1"
+WIDTHS = "Expected a tuple of widths, each a whole number from 1 to 1000000"
 # Field, value, what is said.
 FIELDS = [
-  ("seed", "-1", "whole number of at least 0 and at most 2147483647"),
+  ("seed", "-1", "whole number from 0 to 2147483647"),
   ("seed", "1.5", "seed=1.5"),
   ("seed", "99999999999999999999", "seed=99999999999999999999 is impossible"),
   ("data", "5", "Flag --config.data is provided after"),
@@ -82,7 +83,7 @@ FIELDS = [
   ("data.image_size", "1e3", "image_size=1e3"),
   ("data.split_seed", "99999999999999999999", "split_seed=9+ is impossible"),
   ("data.image_seed", "-3", "image_seed=-3 is impossible"),
-  ("data.num_train", "1000000000000", "at most 10000000"),
+  ("data.num_train", "1000000000000", "from 14 to 10000000"),
   ("data.num_test", "0", "num_test=0 is impossible"),
   ("data.validation_fraction", "1.5", "validation_fraction=1.5"),
   ("data.test_fraction", "nan", "test_fraction=nan"),

@@ -222,4 +222,4 @@ def test_help_of_an_unknown_section_names_the_sections():
 def test_the_page_of_fields_is_up_to_date(monkeypatch):
   monkeypatch.delitem(model.ENCODERS, "tiny")
   page = FOLDER.parent / "docs" / "config.md"
-  assert page.read_text() == configs.markdown() + "\n", "see its first lines"
+  assert page.read_text() == configs.markdown(), "see its first lines"

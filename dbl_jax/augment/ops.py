@@ -1,16 +1,16 @@
-"""Image operations: each a plain function, and a thin random one of it.
+"""Image operations: deterministic functions, and random ones based on them.
 
-Conventions, the same for all of them:
+Conventions:
 
 * `image` is f32[H, W, 3], one RGB image with values in [0, 1], and so is the
-  result, of the same shape where nothing else is said. `jax.vmap` makes the
-  batch, with other factors for each image.
-* Pixel (i, j) covers the square [i, i + 1] x [j, j + 1]; places and sizes are
-  in pixels, fractions allowed.
-* Nothing is clipped, so that operations can be multiplied together, as
-  `views.augment` does. Clip once, at the end.
-* `random_*` takes a typed key, samples as torchvision does where nothing else
-  is said, and applies the plain function.
+  result, of the same shape unless stated otherwise. For a batch use `jax.vmap`,
+  which allows different factors for each image.
+* Pixel (i, j) covers the square [i, i + 1] x [j, j + 1]; positions and sizes
+  are in pixels, not necessarily whole.
+* Results are not clipped, so that `views.augment` can combine operations into
+  one. Clip once, at the end.
+* `random_*` takes a typed key, samples as torchvision unless stated otherwise,
+  and applies the deterministic function.
 * Luma is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), Pillow's convert('L').
 """
 
@@ -29,11 +29,11 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # FCC NTSC; its rows are luma, I and Q.
 _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _RGB = np.linalg.inv(_YIQ)
-# What a colour change does to luma, and to I and Q: kept, or a quarter turned.
+# Projections of RGB onto luma and chroma, and chroma rotated by 90 degrees.
 _GREY = np.tile(LUMA, (3, 1))
 _CHROMA = np.float32(_RGB[:, 1:] @ _YIQ[1:])
 _TURNED = np.float32(_RGB[:, 1:] @ [[0, 1], [-1, 0]] @ _YIQ[1:])
-# Full float32 on accelerators too, where the default is fewer bits.
+# Full float32 on accelerators too, whose default has fewer bits.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -45,11 +45,11 @@ def resize_matrix(
   Row i holds the weights of the input pixels in output pixel i: a triangle
   around c = start + (i + 1/2) size / out_size, of half-width
   max(1, size / out_size), scaled to the sum 1. As in Pillow's
-  `resize(..., box=...)`, pixels just outside the stretch have their share.
+  `resize(..., box=...)`, pixels just outside the interval contribute.
 
   Args:
-    start: where the stretch that is kept starts, in pixels, 0 <= start.
-    size: its length, start + size <= in_size.
+    start: start of the interval to resize, in pixels, 0 <= start.
+    size: its length in pixels, start + size <= in_size.
     in_size: pixels of the input.
     out_size: pixels of the output.
 
@@ -75,7 +75,7 @@ def blur_matrix(sigma: Number, size: int, radius: int) -> Array:
 
 
 def resized_crop(image: Array, box: Box, out_size: int) -> Array:
-  """The box, as an image of out_size x out_size; see `resize_matrix`.
+  """Crops a box and resizes it to out_size x out_size; see `resize_matrix`.
 
   Args:
     image: f32[H, W, 3].
@@ -93,10 +93,10 @@ def resized_crop(image: Array, box: Box, out_size: int) -> Array:
 def sample_box(
   key: Array, height: int, width: int, scale: Range, ratio: Range
 ) -> Box:
-  """A box (Szegedy et al. 2015, SimCLR): uniform area, log-uniform ratio.
+  """Samples a box with uniform area and log-uniform ratio (SimCLR).
 
-  Where torchvision draws again if the box does not fit, the side that is too
-  long is cut; and the box need not fall on whole pixels.
+  If the box does not fit, the side that is too long is cut, where torchvision
+  samples again. The box is not aligned with pixels.
 
   Args:
     key: typed key.
@@ -132,7 +132,7 @@ def random_resized_crop(
 
 
 def flip(image: Array) -> Array:
-  """Left becomes right."""
+  """Mirrors an image horizontally."""
   return image[:, ::-1]
 
 
@@ -142,14 +142,14 @@ def random_flip(key: Array, image: Array, probability: float = 0.5) -> Array:
 
 
 def rotate(image: Array, degrees: Number) -> Array:
-  """Turns an image about its centre, anticlockwise, keeping its size.
+  """Rotates an image about its centre, anticlockwise, to the same size.
 
-  Bilinear. Corners repeat the nearest edge pixel: black ones would tell the
-  encoder by how much the image was turned.
+  Bilinear. Corners repeat the nearest edge pixel: black corners would reveal
+  the angle to the encoder.
 
   Args:
     image: f32[H, W, 3].
-    degrees: the angle, f32[].
+    degrees: angle, f32[].
   """
   height, width, _ = image.shape
   angle = jnp.deg2rad(degrees)
@@ -183,7 +183,7 @@ def gaussian_blur(image: Array, sigma: Number, radius: int) -> Array:
 
   Args:
     image: f32[H, W, 3].
-    sigma: standard deviation in pixels, f32[]; 0 leaves the image as it is.
+    sigma: standard deviation in pixels, f32[]; 0 is the identity.
     radius: pixels to each side, static; 3 sigma holds 99.7 % of the weight.
   """
   height, width, _ = image.shape
@@ -238,12 +238,12 @@ def random_grey(key: Array, image: Array, probability: float = 0.2) -> Array:
 
 
 def hue(image: Array, turns: Number) -> Array:
-  """Turns the colours about the grey axis, red towards green.
+  """Rotates colours about the grey axis, red towards green.
 
-  A rotation by 2 pi turns in the I-Q plane of YIQ (FCC NTSC): linear, hence
-  free when folded with other colour changes, and it keeps luma. Torchvision and
-  tf.image shift H of HSV instead, which keeps max(R, G, B) and never leaves
-  [0, 1]; the two turn the same way and differ most for saturated colours.
+  A rotation by 2 pi turns in the I-Q plane of YIQ (FCC NTSC). It is linear, so
+  it combines with other colour changes, and it preserves luma. Torchvision and
+  tf.image shift H of HSV instead, which preserves max(R, G, B) and stays in
+  [0, 1]. Both rotate in the same direction; saturated colours differ most.
 
   Args:
     image: f32[H, W, 3].
@@ -273,9 +273,9 @@ def sample_jitter(
 
 
 def random_jitter(key: Array, image: Array, strength: float) -> Array:
-  """Brightness, contrast, saturation, hue: factors from `sample_jitter`.
+  """Brightness, contrast, saturation and hue by `sample_jitter`.
 
-  Always in this order, one affine map, where torchvision shuffles the four.
+  Always in this order, as one affine map; torchvision shuffles the four.
   """
   light, spread, colour, turns = sample_jitter(key, strength)
   image = contrast(brightness(image, light), spread)
@@ -283,17 +283,17 @@ def random_jitter(key: Array, image: Array, strength: float) -> Array:
 
 
 def _between(uniform: Array, low: float, high: float) -> Array:
-  """From [0, 1) to [low, high)."""
+  """Maps [0, 1) to [low, high)."""
   return low + (high - low) * uniform
 
 
 def _apply_to_axes(image: Array, vertical: Array, horizontal: Array) -> Array:
-  """A matrix for each axis, [h, H] and [w, W]: f32[h, w, 3]."""
+  """Multiplies rows by [h, H] and columns by [w, W]: f32[h, w, 3]."""
   return jnp.einsum(
     "hH,wW,HWc->hwc", vertical, horizontal, image, precision=_EXACT
   )
 
 
 def _mix_channels(image: Array, matrix: Array) -> Array:
-  """Each pixel's RGB column multiplied by f32[3, 3]."""
+  """Multiplies the RGB column of each pixel by f32[3, 3]."""
   return jnp.einsum("hwc,dc->hwd", image, matrix, precision=_EXACT)

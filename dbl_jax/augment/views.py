@@ -1,14 +1,14 @@
-"""Families of augmentation: random views of a batch, inside a jitted step.
+"""Augmentation: random views of a batch, inside a jitted step.
 
 Crop, resize, flip and blur are linear along each axis, and colour jitter and
 grey are affine in each pixel's RGB. So a view is
 
   clip(M (Y image X^T) + b, 0, 1),
 
-one matrix Y, X [out_size, side] for each axis, one matrix M [3, 3] and one
-grey level b: a few small matrix products for each view instead of nine passes
-over its pixels. It equals the operations of `ops` one after another, without
-clipping in between.
+with matrices Y, X [out_size, side] for the axes, a matrix M [3, 3] and a grey
+level b: a few small matrix products per view instead of nine passes over its
+pixels. The result equals the operations of `ops` in sequence, without clipping
+in between.
 """
 
 import math
@@ -34,7 +34,7 @@ _DRAWS = (
 )
 # The side of the views for which SimCLR states its blur, in pixels.
 _BLUR_SIDE = 224
-# Full float32 on accelerators too, where the default is fewer bits.
+# Full float32 on accelerators too, whose default has fewer bits.
 _EXACT = jax.lax.Precision.HIGHEST
 
 Amount = Annotated[float, number(0, 1)]
@@ -63,12 +63,12 @@ def augment(
   blur_sigma: Annotated[ops.Range, interval(0.01, 112)] = (0.1, 2.0),
   rotation: Annotated[float, number(0, 180)] = 0.0,
 ) -> Array:
-  """A random view of each image: SimCLR's family, and rotation.
+  """Makes a random view of each image: SimCLR's augmentation, and rotation.
 
-  In this order: rotation, crop and resize, flip, blur, colour jitter, grey
-  (Chen et al. 2020, appendix A, has blur last: the same, but for the mean that
-  contrast refers to). The view of example i depends on keys[i] and images[i]
-  alone. An option that is 0 (or None) costs nothing.
+  In this order: rotation, crop and resize, flip, blur, colour jitter, grey.
+  Chen et al. 2020, appendix A, blur last, which only changes the mean that
+  contrast refers to. The view of example i depends on keys[i] and images[i]
+  only. An option that is 0 (or None) costs nothing.
 
   Args:
     keys: typed keys [B].
@@ -79,7 +79,7 @@ def augment(
     crop_ratio: range of the crop's width / height.
     flip: probability of mirroring.
     jitter_prob: probability of colour jitter.
-    jitter_strength: its strength s, see `ops.sample_jitter`.
+    jitter_strength: strength s of the jitter, see `ops.sample_jitter`.
     grey: probability of conversion to grey.
     blur: probability of Gaussian blur.
     blur_sigma: range of the blur's sigma in pixels of a view of 224, scaled by
@@ -125,18 +125,17 @@ def make_views(
   out_size: int,
   **family: Any,
 ) -> Array:
-  """Several random views of each example of a batch.
+  """Makes several random views of each example of a batch.
 
   The key of view v of example i is fold_in(fold_in(step_key, ids[i]), v), so
-  that a view depends neither on the example's place in the batch nor on the
-  number of devices.
+  that a view depends neither on the position in the batch nor on the number of
+  devices.
 
   Args:
     step_key: typed key of this training step.
-    ids: int32[B], the examples' numbers; different within a batch, or the
-      same example gets the same views twice.
+    ids: int32[B], numbers of the examples; equal ids get equal views.
     images: uint8[B, H, W, 3].
-    num_views: V, views of each example.
+    num_views: V, views per example.
     out_size: side of the views in pixels.
     **family: further options of `augment`.
 
@@ -153,7 +152,7 @@ def make_views(
 
 
 def plain(images: Array, out_size: int) -> Array:
-  """The images as they are, for evaluation; resized only if they must be.
+  """Converts images without augmentation; resizes them if necessary.
 
   Args:
     images: uint8[B, H, W, 3].
@@ -184,7 +183,7 @@ def _kernel(
 
 
 def _apply_to_axes(image: Array, vertical: Array, horizontal: Array) -> Array:
-  """Both axes as two plain products: f32[H, W, 3] -> f32[out, RGB, out]."""
+  """Both axes as two matrix products: f32[H, W, 3] -> f32[out, RGB, out]."""
   height, width, _ = image.shape
   rows = image.transpose(0, 2, 1).reshape(height, 3 * width)
   rows = _matmul(vertical, rows).reshape(-1, width)
@@ -210,7 +209,7 @@ def _colour(
     )
     matrix = _matmul(ops.hue_matrix(turns), ops.saturation_matrix(colour))
     matrix = light * spread * matrix
-    # Saturation, hue and grey map greys to themselves, and so contrast's.
+    # Saturation, hue and grey do not change the grey level of contrast.
     mean = jnp.vdot(pixels.mean(axis=(0, 2)), ops.LUMA, precision=_EXACT)
     offset = (1 - spread) * light * mean
   if grey:

@@ -42,15 +42,15 @@ def nt_xent(z: Array, temperature: float) -> Array:
 
 
 def nt_xent_term(inputs: LossInputs, *, temperature: Temperature) -> Value:
-  """`nt_xent`, and how often the positive is the nearest view.
+  """Normalised temperature-scaled cross-entropy, see `nt_xent`.
 
   Args:
     inputs: with embeddings f32[N, 2, D].
     temperature: divisor tau of the similarities.
 
   Returns:
-    The loss and {'contrastive_accuracy': f32[]}; a tie is a miss, so
-    that equal embeddings score 0.
+    The loss and {'contrastive_accuracy': f32[]}, the share of views nearest to
+    their positive. A tie is a miss, so that equal embeddings score 0.
   """
   loss, accuracy = loss_and_accuracy(inputs.embeddings, temperature)
   return loss, {"contrastive_accuracy": accuracy}

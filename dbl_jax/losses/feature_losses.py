@@ -27,12 +27,12 @@ def center(inputs: LossInputs, centers: Array, *, rate: Rate = 0.5) -> Value:
   Args:
     inputs: with features.
     centers: f32[C, F].
-    rate: how fast the centres move, see `move_centers`; unused here.
+    rate: how fast the centres move, see `move_centers`.
 
   Returns:
     The loss and no metrics.
   """
-  del rate
+  del rate  # for the update
   away = as_rows(inputs.features) - centers[labels_of_rows(inputs)]
   return jnp.sum(away * away, axis=1).mean() / 2, {}
 
@@ -78,7 +78,7 @@ def locality_preserving(
 
   Args:
     inputs: with features.
-    neighbours: k, the number of neighbours.
+    neighbours: number k of neighbours.
 
   Returns:
     The loss and no metrics.

@@ -30,8 +30,8 @@ class ProjectionHead(nn.Module):
 
   Attributes:
     hidden: width of all layers but the last.
-    out: width of the last.
-    layers: number of dense layers, at least 1.
+    out: width D of the last layer, the embeddings.
+    layers: number of dense layers.
     prototypes: adds the parameter 'prototypes' f32[num_classes, out], one
       learned embedding per class, for losses that use them.
     num_classes: C.
@@ -70,7 +70,7 @@ class JointHead(nn.Module):
   Attributes:
     num_classes: C.
     hidden: width of the projection's first layer.
-    out: D, width of the embeddings.
+    out: width D of the embeddings.
     prototypes: adds one learned embedding per class, see `ProjectionHead`.
   """
 
@@ -99,7 +99,7 @@ class MLPHead(nn.Module):
 
   Attributes:
     num_classes: width of the last layer.
-    hidden: widths of the layers before it; () makes the classifier linear.
+    hidden: widths of the layers before the last; () is a linear classifier.
     dropout: probability of dropping an input of the last layer in training;
       it uses the random stream 'dropout'.
     cosine: factor of the cosines between the last layer's inputs and the

@@ -39,7 +39,7 @@ class Option:
 
   Attributes:
     accepts: whether a value is possible; a TypeError means it is not.
-    expected: the possible values in words, such as 'a number of at least 0'.
+    expected: the possible values in words, such as 'a number from 0 to 1'.
     default: value where the config sets none; `REQUIRED` if it must.
     meaning: a sentence or two.
   """
@@ -57,9 +57,9 @@ def number(low: float = -math.inf, high: float = math.inf) -> Option:
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     return numeric and low <= value <= high and math.isfinite(value)
 
-  words = "a number" if low == -math.inf else f"a number of at least {low}"
-  words += "" if high == math.inf else f" and at most {high}"
-  return Option(accepts, lambda: words)
+  limits = "" if low == -math.inf else f" of at least {low}"
+  limits = limits if high == math.inf else f" from {low} to {high}"
+  return Option(accepts, lambda: f"a number{limits}")
 
 
 def integer(low: float = -math.inf, high: float = math.inf) -> Option:

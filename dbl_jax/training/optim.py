@@ -36,12 +36,12 @@ class OptimizerFields:
   """The optimizer of a phase.
 
   Attributes:
-    name: sgd has Nesterov momentum; lars is You et al. 2017.
-    learning_rate: peak for batches of 256; it scales with the batch size.
-    momentum: of sgd and lars.
-    weight_decay: applies to kernels, not to biases and normalisation.
+    name: name; sgd has Nesterov momentum, lars is You et al. 2017.
+    learning_rate: peak rate for batches of 256; proportional to batch size.
+    momentum: momentum of sgd and lars.
+    weight_decay: decay of kernels; biases and batch norm have none.
     warmup: fraction of the steps in which the rate rises from 0, linearly.
-    clip_norm: greatest norm of the gradient; 0 is no clipping.
+    clip_norm: largest norm of the gradient; 0 is no clipping.
   """
 
   name: Annotated[str, one_of(OPTIMIZERS)] = "adamw"

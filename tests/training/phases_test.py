@@ -72,7 +72,7 @@ WRONG = {
   ),
   "no prototypes": (
     {"pretrain.losses": {"balanced_contrastive": {"temperature": 0.1}}},
-    "compares with prototypes, which the head has not",
+    "compares with prototypes, which the head lacks",
   ),
   "margins of cosines without cosines": (
     {"classify.losses": LDAM},
