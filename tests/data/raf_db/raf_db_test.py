@@ -258,15 +258,15 @@ def test_the_fingerprint_is_that_of_earlier_versions(root):
   for index, (name, _) in enumerate(fixture.ROWS):
     fixture.image(root, name).write_bytes(b"x" * index)
     os.utime(fixture.image(root, name), ns=(10**18, 10**18))
-  assert reader.find(root).fingerprint.startswith("FINGERPRINT")
+  assert reader.find(root).fingerprint.startswith("c3247812373f76b4")
 
 
 def get_options(path, tmp_path):
-  given = {"name": "raf_db", "dir": str(path), "image_size": 10}
+  given = {"name": "raf_db", "dir": str(path), "image_size": 16}
   return tiny.get_resolved(cache_dir=str(tmp_path / "c"), **given).data
 
 
-def test_end_to_end(root, tmp_path, monkeypatch):
+def test_end_to_end(root, tmp_path):
   path = zipped(root)
   dataset = sources.load(get_options(path, tmp_path))
   assert dataset.class_names == RAF_DB_NAMES
@@ -276,7 +276,7 @@ def test_end_to_end(root, tmp_path, monkeypatch):
   assert test.labels.dtype == np.int32
   assert test.labels.tolist() == [code - 1 for _, code in rows]
   expected = [
-    images.decode(fixture.image(root, name).read_bytes(), 10, name)
+    images.decode(fixture.image(root, name).read_bytes(), 16, name)
     for name, _ in rows
   ]
   np.testing.assert_array_equal(test.images, expected)
