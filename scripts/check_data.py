@@ -1,11 +1,12 @@
-"""Looks at a data set before it is trained on.
+"""Inspects a data set before it is trained on.
 
 python scripts/check_data.py --name=fer2013 --dir=/data/fer2013 [--out=DIR] \
   [--distance=8] [--split_seed=0] [--test_fraction=.2]
 
-Counts, sizes, imbalance, unreadable files, the same and nearly the same image
-within a part or in two; a picture of each class. Leaves with status 2 if an
-image cannot be read, or a part lacks what training or testing needs.
+Reports counts, sizes, imbalance, unreadable files, exact and near-duplicates
+within a split and between two; writes a contact sheet of each class. Exits
+with status 2 if an image cannot be read, or a split lacks what training or
+testing needs.
 """
 
 import csv
@@ -25,10 +26,10 @@ _DIR = flags.DEFINE_string(
   "dir", "", "As data.dir: the folder, zip, .csv or prepared .npz."
 )
 _SPLIT_SEED = flags.DEFINE_integer(
-  "split_seed", 0, "As data.split_seed, for data without parts of their own."
+  "split_seed", 0, "As data.split_seed, for data without splits of their own."
 )
 _TEST_FRACTION = flags.DEFINE_float(
-  "test_fraction", 0.2, "As data.test_fraction, for data without a test part."
+  "test_fraction", 0.2, "As data.test_fraction, for data without a test split."
 )
 _OUT = flags.DEFINE_string(
   "out", None, "Folder for pictures and lists. Default: data_check/NAME."
@@ -36,14 +37,14 @@ _OUT = flags.DEFINE_string(
 _DISTANCE = flags.DEFINE_integer(
   "distance",
   None,
-  "Bits of 128 in which near twins may differ. Default: 8.",
+  "Bits of 128 in which near-duplicates may differ. Default: 8.",
   lower_bound=0,
   upper_bound=128,
 )
 
 
 def _options() -> Any:
-  """The config's section on data, as the flags leave it."""
+  """Returns the data section of the config, with the flags applied."""
   from dbl_jax import config as configs
 
   config = configs.base()
@@ -55,7 +56,7 @@ def _options() -> Any:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reads, prints, writes."""
+  """Reads the data set, prints the report and writes the lists."""
   parse_flags(argv)
   if _NAME.value is None:
     raise UserError("Which data? Give --name=fer2013 --dir=FOLDER, say.")
@@ -64,24 +65,26 @@ def main(argv: Sequence[str]) -> None:
   from dbl_jax.runtime.logs import Progress
 
   options = _options()
-  found = inspection.find(options)
+  found = sources.find(options)
   total = sum(len(records) for records in found.parts.values())
   line = Progress("reading", total)
   facts = inspection.examine(
     found, lambda n, of: line.show(n, f"{n}/{of}", last=n == of)
   )
   distance = inspection.NEAR if _DISTANCE.value is None else _DISTANCE.value
-  twins = inspection.find_twins(facts, distance)
-  told = inspection.report(found, facts, twins, distance)
-  print("\n".join(map(printable, [f"{options.name} {options.dir}", "", *told])))
+  same, near = inspection.find_duplicates(facts, distance)
+  lines = inspection.report(found, facts, same, near, distance)
+  print(
+    "\n".join(map(printable, [f"{options.name} {options.dir}", "", *lines]))
+  )
   out = Path(_OUT.value or f"data_check/{options.name}").expanduser()
-  pairs = inspection.twin_pairs(facts, twins)
-  inspection.write(found, facts, pairs, out)
+  pairs = inspection.pairs_of(facts, same, near)
+  inspection.write_sheets(found, facts, pairs, out)
   with (out / "findings.csv").open(
     "w", newline="", encoding="utf-8", errors="backslashreplace"
   ) as file:
-    csv.writer(file).writerows(inspection.table(found, facts, twins))
-  print(f"Pictures of each class, twins and a list of findings: {out}")
+    csv.writer(file).writerows(inspection.table(found, facts, pairs))
+  print(f"Contact sheets and a list of findings: {out}")
   bad = sum(bool(fact.error) for fact in facts)
   if bad:
     raise UserError(

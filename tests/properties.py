@@ -31,7 +31,7 @@ from dbl_jax.data.formats import (
   listing,
   stored,
 )
-from dbl_jax.data.raf_db import kaggle, layout
+from dbl_jax.data.raf_db import kaggle, reader
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
 
@@ -105,10 +105,9 @@ def _stored(data: bytes) -> stored.StoredFile:
 
 def check_raf_db(data: bytes) -> None:
   """Names are once and of a part, labels are classes."""
-  rows = layout._parse(data, "labels")
-  assert len({name for name, _, _ in rows}) == len(rows)
-  assert {split for _, split, _ in rows} == {"train", "test"}
-  assert all(0 <= label < 7 for _, _, label in rows)
+  rows = reader._parse(data, "labels")
+  assert {split for split, _ in rows.values()} == {"train", "test"}
+  assert all(0 <= label < 7 for _, label in rows.values())
 
 
 def check_kaggle(data: bytes) -> None:

@@ -117,7 +117,7 @@ def test_a_split_is_whole_and_leaves_each_class_an_image(
 ):
   counts = np.bincount(labels)
   for train, other in (
-    sampling.stratified_split(labels, fraction, seed),
+    splits.stratified_split(labels, fraction, seed),
     splits.split_off(labels, fraction, seed, splits.TEST),
   ):
     whole = np.sort(np.concatenate([train, other]))

@@ -1,8 +1,8 @@
-"""One file that holds a data set decoded: all that training needs.
+"""Data sets in memory, and prepared files, which hold one decoded.
 
-The file is an uncompressed NumPy archive of plain arrays, with a checksum on
-each. It is written once, so that later starts decode nothing, and it alone
-trains on a machine without TensorFlow.
+A prepared file is an uncompressed NumPy archive of plain arrays, each with a
+checksum. It is written once, so that later starts decode nothing, and it alone
+trains on a machine without the original images or TensorFlow.
 """
 
 import json
@@ -14,12 +14,12 @@ import numpy as np
 from dbl_jax.errors import UserError
 from dbl_jax.runtime import files
 
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 _FORMAT = 1
 
 
 class Split(NamedTuple):
-  """Images and labels of one part of a data set.
+  """Images and labels of one split of a data set.
 
   Attributes:
     images: uint8[n, S, S, 3], RGB.
@@ -34,12 +34,12 @@ class Dataset(NamedTuple):
   """A data set in memory.
 
   Attributes:
-    name: the data set's name, such as 'raf_db'.
-    class_names: in the order of the labels, which travels with the data.
+    name: name of the data set, such as 'raf_db'.
+    class_names: C names, in the order of the labels.
     parts: 'train' and 'test', and 'validation' if it has one of its own or
-      has been split.
+      has been split off.
     fingerprint: identifies the files, or the seed, it was made from.
-    warnings: what a user should know of it, said at each start.
+    warnings: lines for the user, logged at each start.
   """
 
   name: str
@@ -55,11 +55,11 @@ class Dataset(NamedTuple):
 
 
 def save(path: Path, dataset: Dataset) -> None:
-  """Writes the file whole or not at all."""
+  """Writes a prepared file atomically."""
   content: dict[str, Any] = {}
-  for part, (images, labels) in dataset.parts.items():
-    content[f"{part}_images"] = images
-    content[f"{part}_labels"] = labels
+  for name, (images, labels) in dataset.parts.items():
+    content[f"{name}_images"] = images
+    content[f"{name}_labels"] = labels
   meta = {
     "format": _FORMAT,
     "name": dataset.name,
@@ -75,17 +75,10 @@ def save(path: Path, dataset: Dataset) -> None:
 
 
 def load(path: Path) -> Dataset:
-  """Reads a prepared file.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The data set.
+  """Reads a prepared file. Nothing in it is executed: objects are refused.
 
   Raises:
-    UserError: if the file is damaged or something else. Nothing in it is
-      executed: objects are refused.
+    UserError: if the file is damaged, or is no prepared file.
   """
   try:
     found = files.load(path)
@@ -95,12 +88,12 @@ def load(path: Path) -> Dataset:
   except ValueError as error:
     raise UserError(
       f"{path} is not a prepared data set, or is damaged ({error})."
-      " Delete it and run again from the original images."
+      " Set data.dir to another file, or to the original images."
     ) from error
 
 
 def _meta(content: bytes) -> dict[str, Any]:
-  """What `save` wrote beside the arrays, or ValueError."""
+  """Parses the description that `save` wrote, or raises ValueError."""
   try:
     meta = json.loads(content)
   except RecursionError as error:
@@ -120,41 +113,31 @@ def _meta(content: bytes) -> dict[str, Any]:
   names = meta["class_names"]
   if len(names) < 2 or len(set(names)) != len(names):
     raise ValueError("it has fewer than two classes, or two of one name")
-  if not {"train", "test"} <= set(meta["parts"]) <= {*PARTS}:
+  if not {"train", "test"} <= set(meta["parts"]) <= {*SPLITS}:
     raise ValueError(f"its parts are {meta['parts']}")
   return meta
 
 
 def _dataset(meta: dict[str, Any], found: dict[str, np.ndarray]) -> Dataset:
-  """The data set, its arrays checked; or ValueError."""
+  """Checks the arrays and makes the data set, or raises ValueError."""
+  names = tuple(meta["class_names"])
   parts: dict[str, Split] = {}
-  for part in sorted(meta["parts"], key=PARTS.index):  # the training part first
-    images, labels = (found.get(f"{part}_{what}") for what in Split._fields)
+  for name in sorted(meta["parts"], key=SPLITS.index):  # 'train' comes first
+    images, labels = (found.get(f"{name}_{what}") for what in Split._fields)
     if images is None or labels is None:
-      raise ValueError(f"it lacks the images or labels of {part}")
-    side = parts["train"].images.shape[1] if "train" in parts else None
+      raise ValueError(f"it lacks the images or labels of {name}")
     shape = images.shape
-    if (
-      images.dtype != np.uint8
-      or len(shape) != 4
-      or shape[1:] != (side or shape[1], side or shape[1], 3)
-      or shape[1] < 1
-    ):
-      raise ValueError(f"{part} has images {list(shape)} of {images.dtype}")
+    side = parts["train"].images.shape[1] if parts else max([1, *shape[1:2]])
+    if images.dtype != np.uint8 or shape[1:] != (side, side, 3):
+      raise ValueError(f"{name} has images {list(shape)} of {images.dtype}")
     if labels.dtype != np.int32 or labels.shape != shape[:1]:
       raise ValueError(
-        f"{part} has labels {list(labels.shape)} of {labels.dtype} for"
+        f"{name} has labels {list(labels.shape)} of {labels.dtype} for"
         f" {shape[0]} images"
       )
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(
-      meta["class_names"]
-    ):
-      raise ValueError(f"{part} has labels of classes there are not")
-    parts[part] = Split(images, labels)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+      raise ValueError(f"{name} has labels of classes there are not")
+    parts[name] = Split(images, labels)
   return Dataset(
-    name=meta["name"],
-    class_names=tuple(meta["class_names"]),
-    parts=parts,
-    fingerprint=meta["fingerprint"],
-    warnings=tuple(meta["warnings"]),
+    meta["name"], names, parts, meta["fingerprint"], tuple(meta["warnings"])
   )

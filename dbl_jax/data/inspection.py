@@ -1,10 +1,11 @@
-"""What is in a data set before anything is trained on it.
+"""Inspection of a data set before anything is trained on it.
 
-Counts, sizes, imbalance, unreadable files, and images that occur twice: the
-same pixels, or nearly the same picture by a perceptual hash. A picture that
-is in the training and the test part makes test accuracy too good.
+Counts, sizes, imbalance, unreadable files, and duplicates: images with the
+same pixels, or near-duplicates by a perceptual hash. An image that is in the
+training and the test split makes test accuracy too high.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -12,38 +13,40 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dbl_jax.data import sources
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import images, listing
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import StoredFile
 from dbl_jax.errors import UserError
 
-# Bits of 128. On FER2013, of the pairs within it 95 in 100 are one picture
+# Bits of 128. On FER2013, 95 in 100 of the pairs within it are one picture
 # (correlation of 16 x 16 grey thumbnails above 0.95); at 12 it is 83.
 NEAR = 8
 _BLOCK = 128  # images compared with all others at once
+# Indices of two images, and the number of bits in which they differ.
+Pair = tuple[int, int, int]
 
 
-class Facts(NamedTuple):
-  """What is known of an image.
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """Properties of an image.
 
   Attributes:
-    part: its part of the data set.
-    record: what it is.
+    split: its split of the data set.
+    record: its name, label and file.
     size: width and height in pixels; of the box, if there is one.
     mode: Pillow's, such as 'RGB' or 'L'.
     pixels: hash of its pixels as RGB.
-    bits: uint64[2] difference hash, see `difference_hash`.
+    bits: uint64[2], see `difference_hash`.
     error: why it cannot be read, or ''.
   """
 
-  part: str
+  split: str
   record: Record
   size: tuple[int, int] = (0, 0)
   mode: str = ""
@@ -52,38 +55,8 @@ class Facts(NamedTuple):
   error: str = ""
 
 
-class Twins(NamedTuple):
-  """Images that occur more than once; all numbers are indices of facts.
-
-  Attributes:
-    same: groups of two and more images with the same pixels.
-    near: pairs of images and their distance in bits, one of each group.
-  """
-
-  same: list[list[int]]
-  near: list[tuple[int, int, int]]
-
-
-def find(options: Any) -> Listing:
-  """The images of the data set that options name, as they are stored.
-
-  Args:
-    options: `config.data`.
-
-  Returns:
-    The listing. Data without image files (drawn faces, a prepared file) give
-    their decoded images.
-
-  Raises:
-    UserError: if there is no such data set, or its files are not in order.
-  """
-  source = sources.SOURCES[options.name]
-  if source.find is not None and not options.dir.endswith(".npz"):
-    return source.find(options)
-  return _of_dataset(sources.load(options))
-
-
-def _of_dataset(dataset: Dataset) -> Listing:
+def listing_of(dataset: Dataset) -> Listing:
+  """Lists the images of a data set in memory, as PPM files."""
   side = dataset.image_size
 
   def file(name: str, image: np.ndarray) -> StoredFile:
@@ -93,9 +66,9 @@ def _of_dataset(dataset: Dataset) -> Listing:
   parts = {
     name: tuple(
       Record(f"{name} {i}", int(label), file(f"{name} image {i}", image))
-      for i, (image, label) in enumerate(zip(*part, strict=True))
+      for i, (image, label) in enumerate(zip(*split, strict=True))
     )
-    for name, part in dataset.parts.items()
+    for name, split in dataset.parts.items()
   }
   return Listing(dataset.class_names, parts, dataset.warnings)
 
@@ -110,33 +83,33 @@ def examine(
     progress: called with the number of images read, and of all.
 
   Returns:
-    Facts about each, in the listing's order.
+    Facts about each, in the order of the listing.
   """
-  items = [(part, r) for part, records in found.parts.items() for r in records]
+  items = [(name, r) for name, records in found.parts.items() for r in records]
   return images.in_threads(lambda item: _facts(*item), items, progress)
 
 
-def _facts(part: str, record: Record) -> Facts:
+def _facts(split: str, record: Record) -> Facts:
   file = record.file
-  picture = images.Picture(file.origin, file.read, record.box)
   try:
-    with images.opened(images.read(picture), file.origin) as image:
+    with images.opened(file.read(), file.origin) as image:
       mode = image.mode
-      rgb = images.cut(images.to_rgb(image, file.origin), picture)
+      rgb = images.to_rgb(image, file.origin)
+      rgb = images.cut(rgb, record.box, file.origin)
   except UserError as error:
-    return Facts(part, record, error=str(error))
+    return Facts(split, record, error=str(error))
   digest = hashlib.blake2b(f"{rgb.size}".encode(), digest_size=16)
   digest.update(rgb.tobytes())
   bits = difference_hash(rgb)
-  return Facts(part, record, rgb.size, mode, digest.digest(), bits)
+  return Facts(split, record, rgb.size, mode, digest.digest(), bits)
 
 
 def difference_hash(image: Image.Image) -> np.ndarray:
-  """128 bits that hardly change when a picture is resized or recompressed.
+  """Computes 128 bits that resizing and recompression hardly change.
 
-  A bit says whether a cell is lighter than its neighbour: 64 compare cells of
-  8 rows of 9 with those left of them, 64 cells of 9 rows of 8 with those
-  above.
+  A bit is set where a cell is lighter than its neighbour: 64 bits compare the
+  cells of 8 rows of 9 with those left of them, 64 the cells of 9 rows of 8
+  with those above (dHash, in both directions).
 
   Args:
     image: of any size and mode.
@@ -151,15 +124,18 @@ def difference_hash(image: Image.Image) -> np.ndarray:
   return np.packbits(bits).view(np.uint64)
 
 
-def find_twins(facts: list[Facts], distance: int = NEAR) -> Twins:
-  """Finds the images that occur more than once.
+def find_duplicates(
+  facts: Sequence[Facts], distance: int = NEAR
+) -> tuple[list[list[int]], list[Pair]]:
+  """Finds images that occur more than once.
 
   Args:
     facts: of all images.
-    distance: how many of the 128 bits may differ in a near pair.
+    distance: number of the 128 bits that may differ in near-duplicates.
 
   Returns:
-    The groups and pairs.
+    Groups of two and more images with the same pixels, as indices of facts;
+    and pairs of near-duplicates, of each group its first image alone.
   """
   groups = defaultdict(list)
   for i, fact in enumerate(facts):
@@ -167,14 +143,13 @@ def find_twins(facts: list[Facts], distance: int = NEAR) -> Twins:
       groups[fact.pixels].append(i)
   same = [group for group in groups.values() if len(group) > 1]
   first = [group[0] for group in groups.values()]
-  near = []
-  if first:
-    bits = np.stack([b for i in first if (b := facts[i].bits) is not None])
-    near = [(first[a], first[b], d) for a, b, d in _close(bits, distance)]
-  return Twins(same, near)
+  if not first:
+    return same, []
+  bits = np.stack([b for i in first if (b := facts[i].bits) is not None])
+  return same, [(first[a], first[b], d) for a, b, d in _close(bits, distance)]
 
 
-def _close(bits: np.ndarray, distance: int) -> Iterator[tuple[int, int, int]]:
+def _close(bits: np.ndarray, distance: int) -> Iterator[Pair]:
   for start in range(0, len(bits), _BLOCK):
     block = bits[start : start + _BLOCK, None]
     apart = sum(
@@ -186,25 +161,32 @@ def _close(bits: np.ndarray, distance: int) -> Iterator[tuple[int, int, int]]:
       yield start + i, start + j, int(apart[i, j])
 
 
-def twin_pairs(facts: list[Facts], twins: Twins) -> list[tuple[int, int, int]]:
-  """All twins as pairs and their distance, those between parts first."""
-  pairs = [(group[0], other, 0) for group in twins.same for other in group[1:]]
-  pairs += twins.near
+def pairs_of(
+  facts: Sequence[Facts], same: list[list[int]], near: list[Pair]
+) -> list[Pair]:
+  """Lists all duplicates as pairs, those between splits first."""
+  pairs = [(group[0], other, 0) for group in same for other in group[1:]]
   return sorted(
-    pairs, key=lambda p: (facts[p[0]].part == facts[p[1]].part, p[2])
+    [*pairs, *near],
+    key=lambda p: (facts[p[0]].split == facts[p[1]].split, p[2]),
   )
 
 
 def report(
-  found: Listing, facts: list[Facts], twins: Twins, distance: int = NEAR
+  found: Listing,
+  facts: Sequence[Facts],
+  same: list[list[int]],
+  near: list[Pair],
+  distance: int = NEAR,
 ) -> list[str]:
-  """Says it all in lines to print.
+  """Formats the findings as lines to print.
 
   Args:
     found: the data set.
     facts: from `examine`.
-    twins: from `find_twins`.
-    distance: as `find_twins` had it.
+    same: exact duplicates, from `find_duplicates`.
+    near: near-duplicates, from `find_duplicates`.
+    distance: as given to `find_duplicates`.
 
   Returns:
     The lines.
@@ -216,29 +198,27 @@ def report(
   lines.append(f"Unreadable files: {len(bad) or 'none'}")
   lines += [f"  {fact.error}" for fact in bad[:20]]
   lines += ["  ..."] if len(bad) > 20 else []
-  lines.append("The same pixels more than once:")
-  same = [p for g in twins.same for p in itertools.combinations(g, 2)]
-  lines += _twin_lines(facts, same, found.parts)
-  conflicts = _conflicts(facts, twins.same)
-  if conflicts:
+  lines.append("Exact duplicates (the same pixels):")
+  pairs = [p for group in same for p in itertools.combinations(group, 2)]
+  lines += _duplicate_lines(facts, pairs, found.parts)
+  labels = [{facts[i].record.label for i in group} for group in same]
+  if conflicts := sum(len(one) > 1 for one in labels):
     lines.append(f"  {conflicts} pictures have different labels")
-  lines.append(
-    f"Nearly the same picture (at most {distance} of 128 bits differ):"
-  )
+  lines.append(f"Near-duplicates (at most {distance} of 128 bits differ):")
   # A near pair stands for all images that are the same as either.
-  group = {g[0]: g for g in twins.same}
-  near = [
+  group_of = {group[0]: group for group in same}
+  pairs = [
     pair
-    for a, b, _ in twins.near
-    for pair in itertools.product(group.get(a, [a]), group.get(b, [b]))
+    for a, b, _ in near
+    for pair in itertools.product(group_of.get(a, [a]), group_of.get(b, [b]))
   ]
-  return lines + _twin_lines(facts, near, found.parts)
+  return lines + _duplicate_lines(facts, pairs, found.parts)
 
 
 def _count_table(found: Listing) -> list[str]:
   counts = listing.counts(found)
   width = max(len("imbalance"), *(len(n) for n in found.class_names))
-  lines = [" " * width + "".join(f"{part:>16}" for part in counts)]
+  lines = [" " * width + "".join(f"{name:>16}" for name in counts)]
   for label, name in enumerate(found.class_names):
     cells = [
       f"{c[label]:9} {c[label] / max(sum(c), 1):6.1%}" for c in counts.values()
@@ -253,7 +233,7 @@ def _count_table(found: Listing) -> list[str]:
   return [line.rstrip() for line in lines]
 
 
-def _size_lines(facts: list[Facts]) -> list[str]:
+def _size_lines(facts: Sequence[Facts]) -> list[str]:
   good = [fact for fact in facts if not fact.error]
   if not good:
     return []
@@ -273,19 +253,22 @@ def _size_lines(facts: list[Facts]) -> list[str]:
   return [text, "Mode: " + ", ".join(f"{m} {n}" for m, n in modes)]
 
 
-def _twin_lines(
-  facts: list[Facts], pairs: Iterable[tuple[int, int]], parts: Iterable[str]
+def _duplicate_lines(
+  facts: Sequence[Facts],
+  pairs: Iterable[tuple[int, int]],
+  splits: Iterable[str],
 ) -> list[str]:
-  """How many images have a twin, within each part and between two."""
+  """Counts the images that have a duplicate, within and between splits."""
   having = defaultdict(set)
   for a, b in pairs:
-    having[facts[a].part, facts[b].part].add(a)
-    having[facts[b].part, facts[a].part].add(b)
-  lines = []
-  for part in parts:
-    if number := len(having[part, part]):
-      lines.append(f"  within {part}: {number} images have another like them")
-  for one, other in itertools.combinations(parts, 2):
+    having[facts[a].split, facts[b].split].add(a)
+    having[facts[b].split, facts[a].split].add(b)
+  lines = [
+    f"  within {name}: {number} images have another like them"
+    for name in splits
+    if (number := len(having[name, name]))
+  ]
+  for one, other in itertools.combinations(splits, 2):
     if number := len(having[one, other]):
       lines.append(
         f"  LEAK between {one} and {other}: {number} images of {one} are like"
@@ -294,18 +277,19 @@ def _twin_lines(
   return lines or ["  none"]
 
 
-def _conflicts(facts: list[Facts], groups: list[list[int]]) -> int:
-  return sum(len({facts[i].record.label for i in g}) > 1 for g in groups)
-
-
 def table(
-  found: Listing, facts: list[Facts], twins: Twins
+  found: Listing, facts: Sequence[Facts], pairs: Iterable[Pair]
 ) -> list[tuple[Any, ...]]:
-  """Every unreadable file and every pair of twins, as rows of a CSV.
+  """Lists every unreadable file and every pair of duplicates.
+
+  Args:
+    found: the data set.
+    facts: from `examine`.
+    pairs: from `pairs_of`.
 
   Returns:
-    The header, and rows: what, bits that differ, then part, class and file of
-    one image and of the other.
+    The header, and rows: what ('unreadable', 'same' or 'near'), bits that
+    differ, then split, class and file of one image and of the other.
   """
   rows: list[tuple[Any, ...]] = [
     ("what", "bits", "part", "class", "file", "part2", "class2", "file2")
@@ -313,144 +297,124 @@ def table(
 
   def who(fact: Facts) -> tuple[str, str, str]:
     record = fact.record
-    return fact.part, found.class_names[record.label], record.file.origin
+    return fact.split, found.class_names[record.label], record.file.origin
 
   for fact in facts:
     if fact.error:
       rows.append(("unreadable", "", *who(fact), "", "", fact.error))
-  for a, b, bits in twin_pairs(facts, twins):
-    same = facts[a].pixels == facts[b].pixels
-    what = "same" if same else "near"
+  for a, b, bits in pairs:
+    what = "same" if facts[a].pixels == facts[b].pixels else "near"
     rows.append((what, bits, *who(facts[a]), *who(facts[b])))
   return rows
 
 
-_SIDE = 64  # of an image, in pixels
+_SIDE = 64  # of an image on a contact sheet, in pixels
 _COLUMNS = 12
 _ROWS = {"train": 6, "validation": 2, "test": 3}
 _LINE = 16  # height of a line of text
 
 
-def write(
-  found: Listing,
-  facts: Sequence[Facts],
-  pairs: Sequence[tuple[int, int, int]],
-  out: Path,
+def write_sheets(
+  found: Listing, facts: Sequence[Facts], pairs: Sequence[Pair], out: Path
 ) -> list[Path]:
-  """Writes a PNG for each class, and one of twins if there are any.
+  """Writes a contact sheet (PNG) of each class, and one of duplicates, if any.
 
   Args:
     found: the data set.
-    facts: of all its images.
-    pairs: twins, and bits that differ; the first of both kinds are shown.
-    out: folder to write to, made if need be.
+    facts: from `examine`.
+    pairs: from `pairs_of`; the first, exact and near, are shown.
+    out: folder to write to, made if missing.
 
   Returns:
     The files.
   """
   out.mkdir(parents=True, exist_ok=True)
-  paths = []
+  sheets = {}
   for label, name in enumerate(found.class_names):
-    # A file's name has at most 255 bytes.
+    # A file name has at most 255 bytes.
     safe = re.sub(r"\W+", "_", name)[:50]
-    paths.append(out / f"class_{label}_{safe}.png")
-    _class_sheet(facts, label, name, found.parts).save(paths[-1])
+    members = [f for f in facts if f.record.label == label and not f.error]
+    bands = [
+      _class_band(name, split, [f for f in members if f.split == split])
+      for split in found.parts
+    ]
+    sheets[f"class_{label}_{safe}.png"] = bands
   if pairs:
-    paths.append(out / "twins.png")
-    _twin_sheet(facts, pairs).save(paths[-1])
-  return paths
+    sheets["duplicates.png"] = _duplicate_bands(facts, pairs)
+  for file_name, bands in sheets.items():
+    Image.fromarray(np.concatenate(bands)).save(out / file_name)
+  return [out / file_name for file_name in sheets]
 
 
-def _class_sheet(
-  facts: Sequence[Facts], label: int, name: str, parts: Iterable[str]
-) -> Image.Image:
-  bands = []
-  for part in parts:
-    members = [
-      f
-      for f in facts
-      if f.part == part and f.record.label == label and not f.error
-    ]
-    # Seeded, so that two sheets of the same data are the same.
-    order = np.random.default_rng(0).permutation(len(members))
-    shown = [members[i] for i in order[: _ROWS[part] * _COLUMNS]]
-    title = f"{name}: {part}, {len(shown)} of {len(members)} images"
-    bands.append(_band(title, shown))
-  return _stack(bands)
+def _class_band(name: str, split: str, members: list[Facts]) -> np.ndarray:
+  # Seeded, so that two sheets of the same data are the same.
+  order = np.random.default_rng(0).permutation(len(members))
+  shown = [members[i] for i in order[: _ROWS[split] * _COLUMNS]]
+  title = f"{name}: {split}, {len(shown)} of {len(members)} images"
+  return _band([title], shown)
 
 
-def _twin_sheet(
-  facts: Sequence[Facts], pairs: Sequence[tuple[int, int, int]]
-) -> Image.Image:
-  per_row, bands = _COLUMNS // 2, []
-  # One pair for each image that has twins, of those alike and nearly alike.
-  alike = {p[0]: p for p in reversed(pairs) if _alike(facts, p)}
-  near = {p[0]: p for p in reversed(pairs) if not _alike(facts, p)}
-  shown = [
-    pair
-    for kind in (alike, near)
-    for pair in list(reversed(kind.values()))[: 6 * per_row]
+def _duplicate_bands(
+  facts: Sequence[Facts], pairs: Sequence[Pair]
+) -> list[np.ndarray]:
+  per_row = _COLUMNS // 2
+  # The first pair of each image, of the exact and of the near-duplicates.
+  shown: tuple[dict[int, Pair], dict[int, Pair]] = {}, {}
+  for pair in pairs:
+    exact = facts[pair[0]].pixels == facts[pair[1]].pixels
+    shown[not exact].setdefault(pair[0], pair)
+  rows = [list(kind.values())[: 6 * per_row] for kind in shown]
+  flat = [pair for kind in rows for pair in kind]
+  return [
+    _band(
+      [
+        f"{facts[a].split}-{facts[b].split} {bits} bits"
+        for a, b, bits in flat[start : start + per_row]
+      ],
+      [facts[i] for p in flat[start : start + per_row] for i in p[:2]],
+    )
+    for start in range(0, len(flat), per_row)
   ]
-  for start in range(0, len(shown), per_row):
-    row = shown[start : start + per_row]
-    words = [
-      f"{facts[a].part}-{facts[b].part} {bits} bits" for a, b, bits in row
-    ]
-    bands.append(_band(words, [facts[i] for a, b, _ in row for i in (a, b)]))
-  return _stack(bands)
 
 
-def _alike(facts: Sequence[Facts], pair: tuple[int, int, int]) -> bool:
-  return facts[pair[0]].pixels == facts[pair[1]].pixels
-
-
-def _band(title: str | list[str], shown: Sequence[Facts]) -> Image.Image:
-  """A line of text over rows of images; a list of texts goes over pairs."""
+def _band(titles: list[str], shown: Sequence[Facts]) -> np.ndarray:
+  """Draws rows of images below a title, or below one title for each pair."""
   rows = max(-(-len(shown) // _COLUMNS), 1)
   size = (_COLUMNS * _SIDE, _LINE + rows * _SIDE)
   band = Image.new("RGB", size, "white")
   draw = ImageDraw.Draw(band)
-  for i, text in enumerate([title] if isinstance(title, str) else title):
-    # The built-in font knows Latin letters only.
+  for i, text in enumerate(titles):
+    # The built-in font has Latin letters only.
     text = text.encode("latin-1", "replace").decode("latin-1")
     draw.text((i * 2 * _SIDE + 2, 2), text, fill="black")
   for i, fact in enumerate(shown):
-    file = fact.record.file
-    decoded = images.decode(file.read(), _SIDE, file.origin, fact.record.box)
+    _, _, file, box = fact.record
+    decoded = images.decode(file.read(), _SIDE, file.origin, box)
     place = (i % _COLUMNS * _SIDE, _LINE + i // _COLUMNS * _SIDE)
     band.paste(Image.fromarray(decoded), place)
-  return band
-
-
-def _stack(bands: Sequence[Image.Image]) -> Image.Image:
-  sheet = Image.new("RGB", (bands[0].width, sum(b.height for b in bands)))
-  top = 0
-  for band in bands:
-    sheet.paste(band, (0, top))
-    top += band.height
-  return sheet
+  return np.asarray(band)
 
 
 _KEY_BYTES = 64
 
 
-def shared(parts: Mapping[str, Split]) -> dict[tuple[str, str], int]:
-  """Counts images that have the same pixels as one in another part.
+def shared(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
+  """Counts images that have the same pixels as one of another split.
 
   Args:
-    parts: by name.
+    splits: by name.
 
   Returns:
-    For pairs of parts (one, other) that share images: how many of the
-    other's images are in the first.
+    For pairs of splits (one, other) that share images: the number of images
+    of the other that are in the first.
   """
-  keys = {name: _keys(part.images) for name, part in parts.items()}
+  keys = {name: _keys(split.images) for name, split in splits.items()}
   found = {}
-  for one, other in itertools.combinations(parts, 2):
+  for one, other in itertools.combinations(splits, 2):
     # Few images agree in some of their pixels; those are compared in all.
     common = np.intersect1d(keys[one], keys[other])
     here, there = (
-      [_digest(image) for image in parts[n].images[np.isin(keys[n], common)]]
+      [_digest(image) for image in splits[n].images[np.isin(keys[n], common)]]
       for n in (one, other)
     )
     first = set(here)
@@ -460,7 +424,7 @@ def shared(parts: Mapping[str, Split]) -> dict[tuple[str, str], int]:
 
 
 def _keys(images: np.ndarray) -> np.ndarray:
-  """uint64[n], of some of each image's bytes."""
+  """Hashes some bytes of each image, to uint64[n]."""
   flat = images.reshape(len(images), math.prod(images.shape[1:]))
   some = flat[:, :: max(flat.shape[1] // _KEY_BYTES, 1)].astype(np.uint64)
   # Odd factors of 64 bits: sums that wrap around differ with the pixels.

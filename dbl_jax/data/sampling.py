@@ -16,8 +16,27 @@ import numpy as np
 
 from dbl_jax.errors import UserError
 
-# One stream per purpose, so that no two draws share random bits.
-_SPLIT, _EPOCH, _STEP = range(3)
+# Streams of random numbers; `splits` has those from 16, and 0.
+_EPOCH, _STEP = 1, 2
+
+
+def philox(
+  seed: int, stream: int, index: int = 0, block: int = 0
+) -> np.random.Generator:
+  """Makes the generator of one draw; different arguments are independent.
+
+  Args:
+    seed: seed, not negative.
+    stream: purpose of the draw, 0 to 127.
+    index: number of the draw within the stream, below 2^56.
+    block: highest word of the counter, below 2^64.
+
+  Returns:
+    A Philox generator, counter-based: nothing is drawn to reach it.
+  """
+  key = [seed, (stream << 56) | index]
+  counter = np.array([0, 0, 0, block], np.uint64)
+  return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 class Sampler(NamedTuple):
@@ -75,12 +94,6 @@ def make_sampler(
   )
 
 
-def _generator(seed: int, stream: int, counter: int) -> np.random.Generator:
-  return np.random.Generator(
-    np.random.Philox(key=[seed, (stream << 56) | counter])
-  )
-
-
 def class_probabilities(counts: np.ndarray, q: float) -> np.ndarray:
   """p_j = n_j^q / sum_i n_i^q over the classes that have images.
 
@@ -118,7 +131,7 @@ def batch_indices(sampler: Sampler, step: int) -> np.ndarray:
   """
   if sampler.q == 1:
     return _next_in_shuffled_epochs(sampler, step)
-  rng = _generator(sampler.seed, _STEP, step)
+  rng = philox(sampler.seed, _STEP, step)
   probabilities = class_probabilities(sampler.counts, sampler.q)
   classes = rng.choice(
     len(probabilities), size=sampler.batch_size, p=probabilities
@@ -141,7 +154,7 @@ def _next_in_shuffled_epochs(sampler: Sampler, step: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
-  return _generator(seed, _EPOCH, epoch).permutation(n).astype(np.int32)
+  return philox(seed, _EPOCH, epoch).permutation(n).astype(np.int32)
 
 
 def example_ids(indices: np.ndarray, num_images: int) -> np.ndarray:
@@ -164,28 +177,3 @@ def example_ids(indices: np.ndarray, num_images: int) -> np.ndarray:
   occurrence = np.empty_like(order)
   occurrence[order] = np.arange(len(indices)) - first
   return (indices + num_images * occurrence).astype(np.int32)
-
-
-def stratified_split(
-  labels: np.ndarray, fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Splits off a validation part, class by class.
-
-  Each class gives round(fraction * n_j) images, at least one where it has two
-  or more; a class with a single image keeps it for training.
-
-  Args:
-    labels: int[n].
-    fraction: share that goes to validation, 0 to 1.
-    seed: seed of the split.
-
-  Returns:
-    Sorted int64 indices of the training part and of the validation part.
-  """
-  validation = np.zeros(len(labels), bool)
-  for label in np.unique(labels):
-    members = np.flatnonzero(labels == label)
-    wanted = min(max(1, round(fraction * len(members))), len(members) - 1)
-    rng = _generator(seed, _SPLIT, int(label))
-    validation[rng.permutation(members)[:wanted]] = True
-  return np.flatnonzero(~validation), np.flatnonzero(validation)

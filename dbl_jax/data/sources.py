@@ -1,59 +1,67 @@
 """The data sets, by name, and the file each is prepared into."""
 
+import dataclasses
 import hashlib
-import inspect
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dbl_jax.data import datasets, inspection, regions, sampling, splits
+from dbl_jax.data import (
+  datasets,
+  inspection,
+  raf_db,
+  regions,
+  splits,
+  synthetic,
+)
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import expw, fer2013, image_folder, listing
 from dbl_jax.data.formats.listing import Listing
-from dbl_jax.data.synthetic import (
-  face_features,
-  face_parameters,
-  face_scene,
-  synthetic_faces,
-)
 from dbl_jax.errors import UserError
+from dbl_jax.runtime.environment import user_cache
 from dbl_jax.runtime.logs import Progress
 
 log = logging.getLogger(__name__)
 
 
-class Source(NamedTuple):
-  """How a data set is found and read.
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A named data set.
 
   Attributes:
-    fingerprint: options -> a string that changes when the data would.
-    read: options, fingerprint -> the data set, with parts 'train' and 'test'.
     image_size: in pixels, unless the config sets it.
-    find: options -> the image files; None if there are none.
+    find: data.dir, `config.data` -> the image files; None for the synthetic
+      faces, which have none.
   """
 
-  fingerprint: Callable[[Any], str]
-  read: Callable[[Any, str], Dataset]
   image_size: int
-  find: Callable[[Any], Listing] | None = None
+  find: Callable[[Path, Any], Listing] | None = None
+
+
+SOURCES: dict[str, Source] = {
+  "expw": Source(expw.IMAGE_SIZE, expw.find),
+  "fer2013": Source(fer2013.IMAGE_SIZE, fer2013.find),
+  "image_folder": Source(image_folder.IMAGE_SIZE, image_folder.find),
+  "raf_db": Source(raf_db.IMAGE_SIZE, raf_db.find),
+  "synthetic_faces": Source(image_size=32),
+}
 
 
 def load(options: Any) -> Dataset:
-  """The data set a config names, prepared on first use.
+  """Loads the data set that a config names, and prepares it on first use.
 
   Args:
     options: `config.data`. `dir` may name a prepared file instead of the
       original images; then nothing else is needed.
 
   Returns:
-    The data set, with its training part split in 'train' and 'validation'
+    The data set, with its training split divided into 'train' and 'validation'
     unless it came with both, and cut to a long tail if the config asks for it.
 
   Raises:
@@ -67,27 +75,55 @@ def load(options: Any) -> Dataset:
   kind = options.get("long_tail", "")
   if kind:
     dataset = splits.cut(dataset, kind, options.imbalance, options.split_seed)
-  for warning in (*dataset.warnings, *_leaks(dataset, options)):
+  for warning in (*dataset.warnings, *_shared_images(dataset, options)):
     log.warning("%s", warning)
   return regions.apply(dataset, options.get("region", "face"))
 
 
-def _leaks(dataset: Dataset, options: Any) -> list[str]:
-  """A line if parts share images, since accuracy on those is too good."""
-  found = [
+def find(options: Any) -> Listing:
+  """Finds the images of the data set that a config names, as they are stored.
+
+  Args:
+    options: `config.data`.
+
+  Returns:
+    The listing. Data without image files (synthetic faces, a prepared file)
+    give their decoded images.
+
+  Raises:
+    UserError: if there is no such data set, or its files are not in order.
+  """
+  find_files = SOURCES[options.name].find
+  if find_files is None or options.dir.endswith(".npz"):
+    return inspection.listing_of(load(options))
+  if not options.dir:
+    raise UserError(
+      f"data.name={options.name} needs --config.data.dir: the folder or zip"
+      " that holds the images, or a prepared .npz file."
+    )
+  return find_files(Path(options.dir).expanduser(), options)
+
+
+def _shared_images(dataset: Dataset, options: Any) -> list[str]:
+  """Returns a warning if splits share images, as accuracy is then too high."""
+  shared = [
     f"{number} of {other} are in {one} too"
     for (one, other), number in inspection.shared(dataset.parts).items()
   ]
-  if not found:
+  if not shared:
     return []
   given = "".join(
     f" --{name}={options[name]}"
-    for name, usual in (("dir", ""), ("split_seed", 0), ("test_fraction", 0.2))
-    if options[name] != usual
+    for name, default in (
+      ("dir", ""),
+      ("split_seed", 0),
+      ("test_fraction", 0.2),
+    )
+    if options[name] != default
   )
   return [
-    f"{dataset.name}: parts share images, so figures on them are too good:"
-    f" {', '.join(found)}. They are listed by scripts/check_data.py"
+    f"{dataset.name}: splits share images, so metrics on them are too good:"
+    f" {', '.join(shared)}. They are listed by scripts/check_data.py"
     f" --name={dataset.name}{given}, those of validation as within train where"
     " it is split off that."
   ]
@@ -107,30 +143,36 @@ def _read_prepared(path: Path, options: Any) -> Dataset:
 
 
 def cache_dir(options: Any) -> Path:
-  """Where prepared files are kept: data.cache_dir, or the user's cache."""
+  """Returns the folder of prepared files: data.cache_dir, or the user's cache.
+
+  Raises:
+    UserError: if neither is known.
+  """
   if options.cache_dir:
     return Path(options.cache_dir).expanduser()
-  home = os.environ.get("XDG_CACHE_HOME")
-  if not home:
-    try:
-      home = str(Path.home() / ".cache")
-    except RuntimeError as error:
-      raise UserError(
-        "There is no home folder to keep prepared images in. Set"
-        " --config.data.cache_dir to a folder, or the variable HOME."
-      ) from error
-  return Path(home) / "dbl_jax"
+  try:
+    return user_cache()
+  except RuntimeError as error:
+    raise UserError(
+      "There is no home folder to keep prepared images in. Set"
+      " --config.data.cache_dir to a folder, or the variable HOME."
+    ) from error
 
 
 def _prepare(options: Any) -> Dataset:
-  source = SOURCES[options.name]
-  if source.find is None and options.dir:
+  """Reads the prepared file of a data set, or makes it."""
+  found: Listing | None = None
+  if SOURCES[options.name].find is not None:
+    found = find(options)
+    fingerprint = listing.fingerprint(found)
+  elif options.dir:
     raise UserError(
       f"data.dir={options.dir} is given, but data.name={options.name} reads no"
       " images. Set data.name to what is there, such as image_folder, or leave"
       " data.dir out."
     )
-  fingerprint = source.fingerprint(options)
+  else:
+    fingerprint = _synthetic_fingerprint(options)
   name = f"{options.name}-{options.image_size}px-{fingerprint[:16]}.npz"
   path = cache_dir(options) / name
   if path.exists():
@@ -141,7 +183,12 @@ def _prepare(options: Any) -> Dataset:
   started = time.perf_counter()
   _check_writable(path.parent)
   log.info("Preparing %s at %d px", options.name, options.image_size)
-  dataset = source.read(options, fingerprint)
+  if found is None:
+    dataset = _draw(options, fingerprint)
+  else:
+    dataset = listing.decode(
+      found, options.name, options.image_size, _progress(options)
+    )
   _check_counts(dataset)
   try:
     datasets.save(path, dataset)
@@ -157,7 +204,7 @@ def _prepare(options: Any) -> Dataset:
 
 
 def _check_writable(directory: Path) -> None:
-  """Before minutes are spent on what cannot be kept."""
+  """Raises UserError before minutes are spent on what cannot be written."""
   try:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=directory):
@@ -175,25 +222,25 @@ def _unwritable(directory: Path, error: OSError) -> UserError:
 
 
 def _check_counts(dataset: Dataset) -> None:
-  found = {
-    name: np.bincount(part.labels, minlength=len(dataset.class_names))
-    for name, part in dataset.parts.items()
+  counts = {
+    name: np.bincount(split.labels, minlength=len(dataset.class_names))
+    for name, split in dataset.parts.items()
   }
-  check_counts(dataset.name, dataset.class_names, found)
+  check_counts(dataset.name, dataset.class_names, counts)
 
 
 def check_counts(
   name: str, class_names: Sequence[str], counts: Mapping[str, ArrayLike]
 ) -> None:
-  """Sees that a data set can be trained and tested on.
+  """Checks that a data set suffices for training and testing.
 
   Args:
-    name: of the data set, for messages.
+    name: name of the data set, for messages.
     class_names: C names.
-    counts: part -> int[C], its images of each class; with 'train' and 'test'.
+    counts: split -> int[C], images per class; with 'train' and 'test'.
 
   Raises:
-    UserError: if not, saying what is missing.
+    UserError: if not, with what is missing.
   """
   train = np.asarray(counts["train"])
   empty = [class_names[c] for c in np.flatnonzero(train == 0).tolist()]
@@ -202,11 +249,11 @@ def check_counts(
       f"{name}: no training image of {', '.join(empty)}. Every class needs at"
       " least one; check the labels, or leave the class out."
     )
-  for part in ("validation", "test"):
-    if part in counts and not np.any(counts[part]):
+  for split in ("validation", "test"):
+    if split in counts and not np.any(counts[split]):
       raise UserError(
-        f"{name}: no image in the part {part}. Some classes need two images and"
-        " more, of which one is for it."
+        f"{name}: no image in the split {split}. Some classes need two images"
+        " and more, of which one is for it."
       )
   if "validation" not in counts and train.max() < 2:
     raise UserError(
@@ -216,7 +263,7 @@ def check_counts(
 
 
 def _split_validation(dataset: Dataset, options: Any) -> Dataset:
-  """The data set with a validation part, split off unless it has its own."""
+  """Splits 'validation' off 'train', unless the data set has its own."""
   if "validation" in dataset.parts:
     return dataset
   whole = dataset.parts["train"]
@@ -227,7 +274,7 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
       "%s has a single training image: none is left to validate on.",
       ", ".join(single),
     )
-  train, validation = sampling.stratified_split(
+  train, validation = splits.stratified_split(
     whole.labels, options.validation_fraction, options.split_seed
   )
   parts = {
@@ -239,51 +286,28 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
 
 
 def _synthetic_fingerprint(options: Any) -> str:
-  # The code is the data: other drawing code must not find the old file.
-  modules = (
-    synthetic_faces,
-    face_parameters,
-    face_scene,
-    face_features,
+  what = (
+    f"{options.name} {synthetic.VERSION} {options.num_train}"
+    f" {options.num_test} {options.image_seed}"
   )
-  code = "".join(inspect.getsource(module) for module in modules)
-  what = f"{options.num_train} {options.num_test} {options.image_seed}"
-  return hashlib.sha256((code + what).encode()).hexdigest()
+  return hashlib.sha256(what.encode()).hexdigest()
 
 
-def _read_synthetic(options: Any, fingerprint: str) -> Dataset:
-  parts = {}
-  for part, number in (
-    ("train", options.num_train),
-    ("test", options.num_test),
-  ):
-    images, labels = synthetic_faces.make_split(
-      part, number, options.image_size, options.image_seed
+def _draw(options: Any, fingerprint: str) -> Dataset:
+  numbers = {"train": options.num_train, "test": options.num_test}
+  parts = {
+    name: Split(
+      *synthetic.make_split(
+        name, number, options.image_size, options.image_seed
+      )
     )
-    parts[part] = Split(images, labels)
-  return Dataset(options.name, synthetic_faces.CLASS_NAMES, parts, fingerprint)
-
-
-def _of_files(find: Callable[[Path, Any], Listing], image_size: int) -> Source:
-  """A source whose image files `find` lists, given the folder and options."""
-
-  def find_in_dir(options: Any) -> Listing:
-    return find(_directory(options), options)
-
-  def fingerprint(options: Any) -> str:
-    return listing.fingerprint(find_in_dir(options))
-
-  def read(options: Any, _: str) -> Dataset:
-    found = find_in_dir(options)
-    return listing.decode(
-      found, options.name, options.image_size, _progress(options)
-    )
-
-  return Source(fingerprint, read, image_size, find_in_dir)
+    for name, number in numbers.items()
+  }
+  return Dataset(options.name, synthetic.CLASS_NAMES, parts, fingerprint)
 
 
 def _progress(options: Any) -> Callable[[int, int], None]:
-  """A line about decoding, which takes minutes for large data sets."""
+  """Prints a line about decoding, which takes minutes for large data sets."""
   line: Progress | None = None
 
   def show(count: int, total: int) -> None:
@@ -292,55 +316,3 @@ def _progress(options: Any) -> Callable[[int, int], None]:
     line.show(count, f"{count}/{total}", last=count == total)
 
   return show
-
-
-def _find_raf_db(options: Any) -> Listing:
-  from dbl_jax.data.raf_db import layout
-
-  return layout.as_listing(layout.read(_directory(options)))
-
-
-def _raf_db_fingerprint(options: Any) -> str:
-  from dbl_jax.data.raf_db import layout
-
-  return layout.fingerprint(_directory(options))
-
-
-def _read_raf_db(options: Any, fingerprint: str) -> Dataset:
-  from dbl_jax.data import raf_db
-
-  class_names, parts, warnings = raf_db.load(
-    str(_directory(options)),
-    str(cache_dir(options)),
-    options.image_size,
-    _progress(options),
-  )
-  return Dataset(
-    options.name,
-    tuple(class_names),
-    {name: Split(*part) for name, part in parts.items()},
-    fingerprint,
-    tuple(warnings),
-  )
-
-
-def _directory(options: Any) -> Path:
-  if not options.dir:
-    raise UserError(
-      f"data.name={options.name} needs --config.data.dir: the folder or zip"
-      " that holds the images, or a prepared .npz file."
-    )
-  return Path(options.dir).expanduser()
-
-
-SOURCES: dict[str, Source] = {
-  "expw": _of_files(expw.find, expw.IMAGE_SIZE),
-  "fer2013": _of_files(fer2013.find, fer2013.IMAGE_SIZE),
-  "image_folder": _of_files(image_folder.find, image_folder.IMAGE_SIZE),
-  "raf_db": Source(
-    _raf_db_fingerprint, _read_raf_db, image_size=100, find=_find_raf_db
-  ),
-  "synthetic_faces": Source(
-    _synthetic_fingerprint, _read_synthetic, image_size=32
-  ),
-}

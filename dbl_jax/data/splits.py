@@ -1,4 +1,4 @@
-"""Parts for data sets that come without: seeded, stratified, by groups."""
+"""Seeded stratified splits, and cuts of the training split to a long tail."""
 
 import hashlib
 
@@ -6,11 +6,36 @@ import numpy as np
 
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import expressions
-from dbl_jax.data.raf_db.layout import CLASS_COUNTS, CLASS_NAMES
+from dbl_jax.data.sampling import philox
 from dbl_jax.errors import UserError
 
-# Streams of random numbers; `sampling` has those below 16.
-TEST, VALIDATION = 16, 17
+# Streams of random numbers; `sampling` has others below 16.
+_BY_CLASS, TEST, VALIDATION, _LONG_TAIL = 0, 16, 17, 18
+KINDS = ("raf_db", "exponential")
+
+
+def stratified_split(
+  labels: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Splits a validation part off the training images, class by class.
+
+  Each class gives round(fraction * n_j) images, at least one where it has two
+  or more; a class with a single image keeps it for training.
+
+  Args:
+    labels: int[n], from 0.
+    fraction: share that is split off, 0 to 1.
+    seed: seed of the split.
+
+  Returns:
+    Sorted int64 indices of the remaining part, and of the part split off.
+  """
+  taken = np.zeros(len(labels), bool)
+  for label, share in enumerate(_shares(labels, fraction)):
+    members = np.flatnonzero(labels == label)
+    order = philox(seed, _BY_CLASS, label).permutation(members)
+    taken[order[:share]] = True
+  return np.flatnonzero(~taken), np.flatnonzero(taken)
 
 
 def split_off(
@@ -20,36 +45,32 @@ def split_off(
   stream: int,
   groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Splits off a part of the images, in which no group is cut in two.
+  """Splits a part off, without dividing a group.
 
-  Each class gives round(fraction * n_j) images, at least one where it has
-  two or more. With groups it may be fewer, never more. The rarest class
-  chooses its groups first: what it takes of common classes they have to
-  spare.
+  Each class gives as many images as in `stratified_split`. With groups it may
+  be fewer, never more. The rarest class chooses its groups first, since the
+  common classes can spare the images that come along.
 
   Args:
     labels: int[n], from 0.
     fraction: share that is split off, 0 to 1.
     seed: seed of the split.
     stream: TEST or VALIDATION, whose draws are independent.
-    groups: int[n] from 0, such as the photo a face was cut from; None puts
-      each image in a group of its own.
+    groups: int[n] from 0, such as the photo that a face was cut from; None
+      puts each image into a group of its own.
 
   Returns:
-    Sorted int64 indices of what is left, and of what is split off.
+    Sorted int64 indices of the remaining part, and of the part split off.
   """
   groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-  sizes = np.bincount(labels)
-  room = np.minimum(np.maximum(np.rint(fraction * sizes), 1), sizes - 1)
-  room = np.maximum(room, 0).astype(int).tolist()
+  room = _shares(labels, fraction)
   num_groups = groups.max(initial=-1) + 1
   members: list[dict[int, int]] = [{} for _ in range(num_groups)]
   for group, label in zip(groups.tolist(), labels.tolist(), strict=True):
     members[group][label] = members[group].get(label, 0) + 1
-  key = np.random.Philox(key=[seed, stream << 56])
-  order = np.random.Generator(key).permutation(num_groups).tolist()
+  order = philox(seed, stream).permutation(num_groups).tolist()
   taken = np.zeros(num_groups, bool)
-  for label in np.argsort(sizes, kind="stable").tolist():
+  for label in np.argsort(np.bincount(labels), kind="stable").tolist():
     for group in order:
       if not room[label]:
         break
@@ -64,20 +85,23 @@ def split_off(
   return np.flatnonzero(~split), np.flatnonzero(split)
 
 
-KINDS = ("raf_db", "exponential")
-_STREAM = 18  # of random numbers; see `splitting`
+def _shares(labels: np.ndarray, fraction: float) -> list[int]:
+  """Returns the number of images that each class gives."""
+  sizes = np.bincount(labels)
+  shares = np.minimum(np.maximum(np.rint(fraction * sizes), 1), sizes - 1)
+  return np.maximum(shares, 0).astype(int).tolist()
 
 
 def cut(dataset: Dataset, kind: str, imbalance: float, seed: int) -> Dataset:
-  """Leaves out training images until each class has as many as it should.
+  """Removes training images until each class has its target number.
 
-  A class that has fewer to begin with keeps what it has. Of two cuts with one
-  seed, the images of the smaller are among those of the larger.
+  A class that has fewer to begin with keeps all. Of two cuts with one seed,
+  the images of the smaller are a subset of those of the larger.
 
   Args:
-    dataset: with a part 'train'.
-    kind: 'raf_db' cuts each of the seven expressions to RAF-DB's own number
-      of training images; 'exponential' gives the class j-th in size
+    dataset: with a split 'train'.
+    kind: 'raf_db' cuts each of the seven expressions to the number of training
+      images of RAF-DB; 'exponential' gives the class j-th in size
       n_max * imbalance^(-j / (C - 1)) (Cui et al. 2019, section 5.1), at
       least 1.
     imbalance: largest class over smallest; for 'exponential'.
@@ -88,30 +112,27 @@ def cut(dataset: Dataset, kind: str, imbalance: float, seed: int) -> Dataset:
     fingerprint of its own.
 
   Raises:
-    UserError: if the classes are not RAF-DB's, for 'raf_db'.
+    UserError: if the classes are not those of RAF-DB, for 'raf_db'.
   """
   images, labels = dataset.parts["train"]
   counts = np.bincount(labels, minlength=len(dataset.class_names))
   if kind == "raf_db":
-    wanted = _raf_db_counts(dataset)
+    targets = _raf_db_counts(dataset)
     what = kind
   else:
-    wanted = exponential_counts(counts, imbalance)
+    targets = exponential_counts(counts, imbalance)
     what = f"{kind} {imbalance:g}"
-  kept = np.sort(
-    np.concatenate(
-      [
-        _generator(seed, label).permutation(np.flatnonzero(labels == label))[:n]
-        for label, n in enumerate(wanted)
-      ]
-    )
-  )
+  taken = []
+  for label, target in enumerate(targets):
+    members = np.flatnonzero(labels == label)
+    taken += [philox(seed, _LONG_TAIL, label).permutation(members)[:target]]
+  kept = np.sort(np.concatenate(taken))
   short = [
-    f"{name} {found} (not {most})"
-    for name, found, most in zip(
-      dataset.class_names, counts, wanted, strict=True
+    f"{name} {count} (not {target})"
+    for name, count, target in zip(
+      dataset.class_names, counts, targets, strict=True
     )
-    if found < most
+    if count < target
   ]
   warnings = dataset.warnings
   if short:
@@ -128,14 +149,11 @@ def cut(dataset: Dataset, kind: str, imbalance: float, seed: int) -> Dataset:
 
 
 def exponential_counts(counts: np.ndarray, imbalance: float) -> np.ndarray:
-  """What 'exponential' asks of each class.
+  """Returns the target numbers of 'exponential', int64[C].
 
   Args:
     counts: int[C], images per class; the classes keep their order of size.
     imbalance: largest class over smallest.
-
-  Returns:
-    int64[C].
   """
   rank = np.empty(len(counts), np.int64)
   rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
@@ -145,17 +163,13 @@ def exponential_counts(counts: np.ndarray, imbalance: float) -> np.ndarray:
 
 def _raf_db_counts(dataset: Dataset) -> np.ndarray:
   names = [expressions.noun(name) for name in dataset.class_names]
-  if sorted(names) != sorted(CLASS_NAMES):
+  expected = expressions.RAF_DB_NAMES
+  if sorted(names) != sorted(expected):
     raise UserError(
       "data.long_tail=raf_db needs the classes of RAF-DB,"
-      f" {', '.join(CLASS_NAMES)}; {dataset.name} has"
+      f" {', '.join(expected)}; {dataset.name} has"
       f" {', '.join(dataset.class_names)}. Set data.long_tail=exponential and"
       " data.imbalance."
     )
-  profile = dict(zip(CLASS_NAMES, CLASS_COUNTS["train"], strict=True))
-  return np.array([profile[name] for name in names])
-
-
-def _generator(seed: int, label: int) -> np.random.Generator:
-  key = [seed, (_STREAM << 56) | label]
-  return np.random.Generator(np.random.Philox(key=key))
+  counts = expressions.RAF_DB_COUNTS["train"]
+  return np.array([counts[expected.index(name)] for name in names])

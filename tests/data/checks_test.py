@@ -12,7 +12,7 @@ import raf_db_fixture as fixture
 from PIL import Image
 
 import tiny
-from dbl_jax.data import inspection
+from dbl_jax.data import inspection, sources
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_data.py"
 
@@ -46,10 +46,9 @@ def root(tmp_path):
 
 def check(root, distance=inspection.NEAR):
   data = {"name": "image_folder", "dir": str(root)}
-  found = inspection.find(tiny.get_resolved(**data).data)
+  found = sources.find(tiny.get_resolved(**data).data)
   facts = inspection.examine(found)
-  twins = inspection.find_twins(facts, distance)
-  return found, facts, twins
+  return found, facts, *inspection.find_duplicates(facts, distance)
 
 
 def test_the_report_finds_what_is_hidden(root):
@@ -73,17 +72,18 @@ def test_the_report_finds_what_is_hidden(root):
   assert "LEAK" not in text.split("differ):")[1]
 
 
-def test_clean_data_has_no_twins(tmp_path):
+def test_clean_data_has_no_duplicates(tmp_path):
   for i in range(40):
     put(tmp_path, f"{'ab'[i % 2]}/{i}.png", smooth(i))
-  found, facts, twins = check(tmp_path)
-  assert twins == inspection.Twins([], [])
-  assert inspection.report(found, facts, twins)[-1] == "  none"
+  found, facts, same, near = check(tmp_path)
+  assert (same, near) == ([], [])
+  assert inspection.report(found, facts, same, near)[-1] == "  none"
 
 
 def test_pairs_that_leak_come_first_and_are_in_the_table(root):
-  found, facts, twins = check(root)
-  rows = inspection.table(found, facts, twins)
+  found, facts, same, near = check(root)
+  pairs = inspection.pairs_of(facts, same, near)
+  rows = inspection.table(found, facts, pairs)
   assert {len(row) for row in rows} == {8}
   kinds = [(row[0], row[2], row[5]) for row in rows[1:]]
   assert kinds == [
@@ -96,11 +96,11 @@ def test_pairs_that_leak_come_first_and_are_in_the_table(root):
 
 def test_unreadable_files_are_listed(root):
   (root / "train" / "a" / "bad.png").write_bytes(b"no image")
-  found, facts, twins = check(root)
-  lines = inspection.report(found, facts, twins)
+  found, facts, same, near = check(root)
+  lines = inspection.report(found, facts, same, near)
   place = lines.index("Unreadable files: 1")
   assert "bad.png is not an image" in lines[place + 1]
-  assert inspection.table(found, facts, twins)[1][0] == "unreadable"
+  assert inspection.table(found, facts, [])[1][0] == "unreadable"
 
 
 def test_the_hash_bears_resizing_and_recompression():
@@ -116,7 +116,7 @@ def test_the_hash_bears_resizing_and_recompression():
   assert np.bitwise_count(a ^ b).sum() > 30
 
 
-def test_near_twins_are_those_of_a_plain_double_loop():
+def test_near_duplicates_are_those_of_a_plain_double_loop():
   rng = np.random.default_rng(0)
   bits = rng.integers(0, 2, (700, 128), np.uint8)
   for i in range(0, 700, 7):
@@ -135,7 +135,7 @@ def test_near_twins_are_those_of_a_plain_double_loop():
 
 def test_data_without_files_can_be_checked(tmp_path):
   data = {"num_train": 30, "num_test": 10, "cache_dir": str(tmp_path)}
-  found = inspection.find(tiny.get_resolved(**data).data)
+  found = sources.find(tiny.get_resolved(**data).data)
   assert list(found.parts) == ["train", "validation", "test"]
   facts = inspection.examine(found)
   assert {fact.size for fact in facts} == {(16, 16)}
@@ -145,7 +145,7 @@ def test_data_without_files_can_be_checked(tmp_path):
 def test_raf_db_can_be_checked(tmp_path):
   root = fixture.write(tmp_path / "raf_db")
   data = {"name": "raf_db", "dir": str(root)}
-  found = inspection.find(tiny.get_resolved(**data).data)
+  found = sources.find(tiny.get_resolved(**data).data)
   assert {part: len(rows) for part, rows in found.parts.items()} == {
     "train": 9,
     "test": 7,
@@ -153,12 +153,12 @@ def test_raf_db_can_be_checked(tmp_path):
   assert len(inspection.examine(found)) == 16
 
 
-def test_contact_sheets_show_each_class_and_the_twins(root, tmp_path):
-  found, facts, twins = check(root)
-  pairs = inspection.twin_pairs(facts, twins)
-  paths = inspection.write(found, facts, pairs, tmp_path / "out")
+def test_contact_sheets_show_each_class_and_the_duplicates(root, tmp_path):
+  found, facts, same, near = check(root)
+  pairs = inspection.pairs_of(facts, same, near)
+  paths = inspection.write_sheets(found, facts, pairs, tmp_path / "out")
   names = [path.name for path in paths]
-  assert names == ["class_0_a.png", "class_1_b.png", "twins.png"]
+  assert names == ["class_0_a.png", "class_1_b.png", "duplicates.png"]
   for path in paths:
     sheet = np.asarray(Image.open(path))
     assert sheet.shape[1] == 12 * 64
@@ -186,7 +186,7 @@ def test_the_script(root, tmp_path):
   done = run(*arguments, "--out=elsewhere", cwd=tmp_path)
   assert done.returncode == 2
   assert "error: 1 of 29 images cannot be read" in done.stderr
-  assert (tmp_path / "elsewhere" / "twins.png").exists()
+  assert (tmp_path / "elsewhere" / "duplicates.png").exists()
 
 
 @pytest.mark.parametrize(

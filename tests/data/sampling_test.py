@@ -79,23 +79,6 @@ def test_example_ids_are_the_image_and_differ_for_repeats():
   np.testing.assert_array_equal(ids, [7, 2, 17, 5, 27, 12])
 
 
-def test_split_is_stratified_seeded_and_whole():
-  train, validation = sampling.stratified_split(LABELS, 0.1, 0)
-  np.testing.assert_array_equal(
-    np.sort(np.concatenate([train, validation])), np.arange(100)
-  )
-  np.testing.assert_array_equal(np.bincount(LABELS[validation]), [6, 2, 1, 1])
-  again = sampling.stratified_split(LABELS, 0.1, 0)[1]
-  np.testing.assert_array_equal(validation, again)
-  assert (validation != sampling.stratified_split(LABELS, 0.1, 1)[1]).any()
-
-
-def test_split_leaves_a_single_image_for_training():
-  train, validation = sampling.stratified_split(np.array([0, 0, 0, 1]), 0.5, 0)
-  assert 3 in train
-  assert len(validation) == 2
-
-
 def test_batch_larger_than_the_data_is_refused():
   with pytest.raises(UserError, match=r"batch_size=128 .* 100 images"):
     make_sampler(1.0, batch_size=128)

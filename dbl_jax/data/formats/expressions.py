@@ -1,6 +1,6 @@
-"""The seven basic expressions, by whatever name a data set has for them."""
+"""The seven basic expressions, under the names that data sets give them."""
 
-# In the order that FER2013 began and ExpW took over.
+# The order of FER2013 and ExpW.
 FER2013_NAMES = (
   "angry",
   "disgust",
@@ -10,25 +10,33 @@ FER2013_NAMES = (
   "surprise",
   "neutral",
 )
-_NAMES = {
-  "surprise": ("surprise", "surprised"),
-  "fear": ("fear", "afraid", "fearful"),
-  "disgust": ("disgust", "disgusted"),
-  "happiness": ("happiness", "happy"),
-  "sadness": ("sadness", "sad"),
-  "anger": ("anger", "angry"),
-  "neutral": ("neutral",),
+RAF_DB_NAMES = (
+  "surprise",
+  "fear",
+  "disgust",
+  "happiness",
+  "sadness",
+  "anger",
+  "neutral",
+)
+# Images per class in RAF-DB (Li, Deng & Du 2017).
+RAF_DB_COUNTS = {
+  "train": (1290, 281, 717, 4772, 1982, 705, 2524),
+  "test": (329, 74, 160, 1185, 478, 162, 680),
 }
-_NOUNS = {word: noun for noun, words in _NAMES.items() for word in words}
+_SYNONYMS = {
+  "surprised": "surprise",
+  "afraid": "fear",
+  "fearful": "fear",
+  "happy": "happiness",
+  "sad": "sadness",
+  "angry": "anger",
+} | {name: name for name in RAF_DB_NAMES}
 
 
 def noun(name: str) -> str:
-  """RAF-DB's word for an expression: 'Happy' is 'happiness'.
+  """Returns the RAF-DB name of an expression: 'Happy' is 'happiness'.
 
-  Args:
-    name: any spelling.
-
-  Returns:
-    One of RAF-DB's class names, or the name as it is if it is none of them.
+  A name that is none of the seven is returned unchanged.
   """
-  return _NOUNS.get(name.lower(), name)
+  return _SYNONYMS.get(name.lower(), name)

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from dbl_jax.data import splits
+from dbl_jax.data.datasets import SPLITS
 from dbl_jax.data.formats import stored
-from dbl_jax.data.formats.listing import PARTS, Listing, Record
+from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import StoredFile, few
 from dbl_jax.errors import UserError
 
@@ -110,7 +111,7 @@ def read_tree(
     names = {name: parts[1:] for name, parts in names.items()}
   folders = _part_folders(sorted(tops), path)
   depth = 1 if folders else 0
-  present = [part for part in PARTS if part in folders.values()]
+  present = [part for part in SPLITS if part in folders.values()]
   tree: _Tree = {part: {} for part in present or [""]}
   astray = []
   for name, parts in names.items():

@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,42 +20,27 @@ _R = TypeVar("_R")
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
-# Edges of a part of a picture, in pixels: left, top, right, bottom.
+# Edges of a region of an image, in pixels: left, top, right, bottom.
 Box = tuple[float, float, float, float]
-
-
-class Picture(NamedTuple):
-  """An image file that has not been read.
-
-  Attributes:
-    origin: its name, for messages.
-    read: returns its content.
-    box: the part of the picture that is meant; None is all of it.
-  """
-
-  origin: str
-  read: Callable[[], bytes]
-  box: Box | None = None
 
 
 def decode(
   data: bytes, image_size: int, origin: str, box: Box | None = None
 ) -> np.ndarray:
-  """Decodes an image file the way a viewer shows it, and makes it square.
+  """Decodes an image file as a viewer shows it, cropped to a square.
 
-  EXIF rotation is honoured, transparency lies on white, an animation gives
-  its first frame. The largest square in the middle is kept: stretching would
-  change the shapes of mouths and brows, which are what expressions are made
-  of, and bars at the sides would tell the network where an image came from.
-  The square is resized (antialiased, bilinear); one that has the size
-  already is left as it is.
+  EXIF rotation is applied, transparency becomes white, an animation gives its
+  first frame. The largest central square is used: stretching would change the
+  shapes of mouths and brows, which make the expression, and padding would
+  reveal where an image came from. The square is resized (antialiased,
+  bilinear) unless it has the size already.
 
   Args:
-    data: the file's content (JPEG, PNG, BMP, GIF, WebP, TIFF or PPM).
+    data: content of the file (JPEG, PNG, BMP, GIF, WebP, TIFF or PPM).
     image_size: height and width to return, in pixels.
-    origin: the file's name, for messages.
-    box: a part of the picture. It grows to a square about its centre, and
-      moves into the picture where it juts out.
+    origin: path of the file, for messages.
+    box: the region to use. It grows to a square about its centre, and is
+      moved to lie inside the image.
 
   Returns:
     uint8[image_size, image_size, 3], RGB.
@@ -89,24 +74,21 @@ def _square(size: tuple[int, int], box: Box | None, origin: str) -> Box:
         " expected a box in the picture. Correct or remove its label."
       )
     side = min(*size, max(1, round(max(right - left, bottom - top))))
-  start = (
+  left, top = (
     min(max(round((low + high - side) / 2), 0), int(length - side))
     for low, high, length in zip(box[:2], box[2:], size, strict=True)
   )
-  left, top = start
   return left, top, left + side, top + side
 
 
-def cut(rgb: Image.Image, picture: Picture) -> Image.Image:
-  """The part of a decoded picture that is meant: the square of its box."""
-  if picture.box is None:
-    return rgb
-  return rgb.crop(_square(rgb.size, picture.box, picture.origin))
+def cut(image: Image.Image, box: Box | None, origin: str) -> Image.Image:
+  """Cuts out the square of a box, as `decode` does; None is all of it."""
+  return image if box is None else image.crop(_square(image.size, box, origin))
 
 
 @contextlib.contextmanager
 def opened(data: bytes, origin: str) -> Iterator[Image.Image]:
-  """An image file, opened; errors while it is decoded become UserError."""
+  """Opens an image file; errors while it is decoded become UserError."""
   if not data:
     raise UserError(
       f"{origin} is empty; expected an image. Copy the file again."
@@ -134,66 +116,18 @@ def opened(data: bytes, origin: str) -> Iterator[Image.Image]:
     ) from error
 
 
-def decode_all(
-  pictures: Sequence[Picture],
-  image_size: int,
-  progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-  """Decodes many image files, on all cores.
-
-  Args:
-    pictures: the files.
-    image_size: height and width to return, in pixels.
-    progress: called with the number of images done, and of all.
-
-  Returns:
-    uint8[n, image_size, image_size, 3], RGB, in the order of `pictures`.
-
-  Raises:
-    UserError: naming the first image, in that order, that cannot be read, and
-      how many there are.
-  """
-  images = np.empty((len(pictures), image_size, image_size, 3), np.uint8)
-
-  def decode_one(index: int) -> UserError | None:
-    picture = pictures[index]
-    try:
-      images[index] = decode(
-        read(picture), image_size, picture.origin, picture.box
-      )
-    except UserError as error:
-      return error
-    return None
-
-  errors = in_threads(decode_one, range(len(pictures)), progress)
-  bad = [error for error in errors if error is not None]
-  if len(bad) > 1:
-    raise UserError(
-      f"{len(bad)} of {len(pictures)} images cannot be read; the first:"
-      f" {bad[0]} scripts/check_data.py lists them all."
-    ) from bad[0]
-  if bad:
-    raise bad[0]
-  return images
-
-
-def read(picture: Picture) -> bytes:
-  """The content of an image file, or UserError."""
-  try:
-    return picture.read()
-  except OSError as error:
-    raise UserError(
-      f"{picture.origin} cannot be read ({error.strerror or error}). Check that"
-      " it exists and that you may read it."
-    ) from error
-
-
 def in_threads(
   work: Callable[[_T], _R],
   items: Sequence[_T],
   progress: Callable[[int, int], None] | None = None,
 ) -> list[_R]:
-  """Does the same to each item, on all cores; progress is as above."""
+  """Maps a function over items, on all cores.
+
+  Args:
+    work: the function; it should release the GIL.
+    items: its arguments.
+    progress: called with the number of items done, and of all.
+  """
   results = []
   with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
     for count, result in enumerate(pool.map(work, items), start=1):
@@ -204,7 +138,7 @@ def in_threads(
 
 
 def to_rgb(image: Image.Image, origin: str) -> Image.Image:
-  """An opened image's pixels, upright, in RGB, on white."""
+  """Converts an opened image to RGB, upright, on white."""
   # Loaded before the block below, which must not swallow a decoder's error.
   image.load()
   # Broken EXIF beside a sound picture: viewers show the picture.

@@ -1,7 +1,7 @@
-"""A data set that has been found but not read: its image files, by part.
+"""A data set that has been found but not read: its image files, by split.
 
-A source that finds image files gives a `Listing`; hashing, decoding and
-checking it are the same for all of them, and are here.
+Each reader gives a `Listing`; hashing, decoding and checking it are the same
+for all data sets.
 """
 
 import hashlib
@@ -11,29 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dbl_jax.data.datasets import PARTS, Dataset, Split
+from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import images
 from dbl_jax.data.formats.stored import StoredFile
-
-__all__ = [
-  "PARTS",
-  "Listing",
-  "Record",
-  "counts",
-  "decode",
-  "differences",
-  "fingerprint",
-]
+from dbl_jax.errors import UserError
 
 
 class Record(NamedTuple):
   """One labelled image.
 
   Attributes:
-    name: which is the image's own within the data set.
+    name: unique within the data set.
     label: index into the class names.
     file: where it is stored.
-    box: the part of the picture that is meant; None is all of it.
+    box: the region of the image to use; None is all of it.
   """
 
   name: str
@@ -48,29 +39,30 @@ class Listing(NamedTuple):
   Attributes:
     class_names: in the order of the labels.
     parts: 'train' and 'test', and 'validation' if the data set has its own.
-    warnings: what a user should know, one line each.
+    warnings: lines for the user.
+    fingerprint: if the reader computes its own, see `fingerprint`.
   """
 
   class_names: tuple[str, ...]
   parts: dict[str, tuple[Record, ...]]
   warnings: tuple[str, ...] = ()
+  fingerprint: str = ""
 
 
 def fingerprint(listing: Listing) -> str:
-  """A hash that changes when the labels, the parts or the images do.
+  """Hashes the labels, the splits and the identity of the images.
 
-  Images go in by name, size and time of change (in a zip: checksum), so no
-  image is read.
-
-  Args:
-    listing: the data set.
+  Images enter by name, size and time of change (in a zip: checksum), so none
+  is read.
 
   Returns:
     64 hexadecimal digits.
   """
+  if listing.fingerprint:
+    return listing.fingerprint
   digest = hashlib.sha256(repr(listing.class_names).encode())
-  for part, records in listing.parts.items():
-    digest.update(f"\n{part}\n".encode())
+  for split, records in listing.parts.items():
+    digest.update(f"\n{split}\n".encode())
     for name, label, file, box in records:
       row = (name, label, file.size, file.stamp, box)
       digest.update(f"{row}\n".encode())
@@ -83,7 +75,7 @@ def decode(
   image_size: int,
   progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-  """Decodes all images.
+  """Decodes all images, on all cores.
 
   Args:
     listing: the data set.
@@ -92,55 +84,65 @@ def decode(
     progress: called with the number of images decoded, and of all.
 
   Returns:
-    The data set, with the listing's parts in the order of their records.
+    The data set, with the splits of the listing in the order of their records.
 
   Raises:
     UserError: if images cannot be read, with the first and their number.
   """
-  pictures = [
-    images.Picture(record.file.origin, record.file.read, record.box)
-    for records in listing.parts.values()
-    for record in records
-  ]
-  decoded = images.decode_all(pictures, image_size, progress)
+  records = [r for split in listing.parts.values() for r in split]
+  decoded = np.empty((len(records), image_size, image_size, 3), np.uint8)
+
+  def decode_one(index: int) -> UserError | None:
+    _, _, file, box = records[index]
+    try:
+      decoded[index] = images.decode(file.read(), image_size, file.origin, box)
+    except UserError as error:
+      return error
+    return None
+
+  errors = images.in_threads(decode_one, range(len(records)), progress)
+  bad = [error for error in errors if error is not None]
+  if len(bad) > 1:
+    raise UserError(
+      f"{len(bad)} of {len(records)} images cannot be read; the first:"
+      f" {bad[0]} scripts/check_data.py lists them all."
+    ) from bad[0]
+  if bad:
+    raise bad[0]
   parts, start = {}, 0
-  for part, records in listing.parts.items():
-    labels = np.array([record.label for record in records], np.int32)
-    parts[part] = Split(decoded[start : start + len(records)], labels)
-    start += len(records)
+  for split, inside in listing.parts.items():
+    labels = np.array([record.label for record in inside], np.int32)
+    parts[split] = Split(decoded[start : start + len(inside)], labels)
+    start += len(inside)
   return Dataset(
-    name,
-    listing.class_names,
-    parts,
-    fingerprint(listing),
-    tuple(listing.warnings),
+    name, listing.class_names, parts, fingerprint(listing), listing.warnings
   )
 
 
 def counts(listing: Listing) -> dict[str, list[int]]:
-  """Images per class, for each part."""
+  """Counts the images per class, for each split."""
   found = {}
-  for part, records in listing.parts.items():
+  for split, records in listing.parts.items():
     of_class = Counter(record.label for record in records)
-    found[part] = [of_class[c] for c in range(len(listing.class_names))]
+    found[split] = [of_class[c] for c in range(len(listing.class_names))]
   return found
 
 
 def differences(
   origin: str,
-  part: str,
+  split: str,
   class_names: Sequence[str],
   found: Sequence[int],
   original: tuple[str, Sequence[int]],
 ) -> list[str]:
-  """Says how a part's counts differ from those its authors published.
+  """Compares the counts of a split with those its authors published.
 
   Args:
-    origin: where the data lie.
-    part: name of the part.
+    origin: path of the data, for the message.
+    split: name of the split.
     class_names: C names.
     found: C counts.
-    original: the data set's name and its C counts.
+    original: name of the data set, and its C counts.
 
   Returns:
     A line, or nothing if there is no difference.
@@ -156,6 +158,6 @@ def differences(
   if not differing:
     return []
   return [
-    f"{origin}: {part} has {sum(found)} images ({name} has {sum(expected)}):"
+    f"{origin}: {split} has {sum(found)} images ({name} has {sum(expected)}):"
     f" {', '.join(differing)}"
   ]

@@ -1,11 +1,17 @@
-"""RAF-DB for tensorflow-datasets, built from the files its authors send."""
+"""RAF-DB for tensorflow-datasets, written from the files its authors send.
 
-from collections.abc import Iterator
+Training does not need it: it prepares RAF-DB as any other data set.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dbl_jax.data.raf_db import layout as layout_lib
+from dbl_jax.data.formats.expressions import RAF_DB_NAMES
+from dbl_jax.data.formats.listing import Listing, Record
+from dbl_jax.data.raf_db import reader
 
 _DESCRIPTION = """
 RAF-DB, the Real-world Affective Faces Database, basic emotions: 15,339 faces
@@ -52,21 +58,21 @@ class RafDb(tfds.core.GeneratorBasedBuilder):
     (or basic/Image/aligned.zip as it comes)
   """
 
-  def __init__(self, *, layout: layout_lib.Layout | None = None, **kwargs: Any):
+  def __init__(self, *, listing: Listing | None = None, **kwargs: Any):
     """Constructs the builder.
 
     Args:
-      layout: the files, if they have been read; else those in manual_dir.
+      listing: the images; by default those in manual_dir.
       **kwargs: as for any tfds builder.
     """
-    self._layout = layout
+    self._listing = listing
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
     features = {
       # Bytes are stored as they come; channels=3 makes grey files RGB.
       "image": tfds.features.Image(shape=(None, None, 3)),
-      "label": tfds.features.ClassLabel(names=layout_lib.CLASS_NAMES),
+      "label": tfds.features.ClassLabel(names=RAF_DB_NAMES),
       "file_name": tfds.features.Text(),
     }
     return tfds.core.DatasetInfo(
@@ -81,22 +87,14 @@ class RafDb(tfds.core.GeneratorBasedBuilder):
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-    layout = self._layout or layout_lib.read(dl_manager.manual_dir)
+    found = self._listing or reader.find(Path(dl_manager.manual_dir))
     return {
-      split: self._generate_examples(layout, split)
-      for split in ("train", "test")
+      split: self._generate_examples(records)
+      for split, records in found.parts.items()
     }
 
   def _generate_examples(
-    self, layout: layout_lib.Layout, split: str
+    self, records: Iterable[Record]
   ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for record in layout.records:
-      if record.split == split:
-        yield (
-          record.name,
-          {
-            "image": record.read(),
-            "label": record.label,
-            "file_name": record.name,
-          },
-        )
+    for name, label, file, _ in records:
+      yield name, {"image": file.read(), "label": label, "file_name": name}

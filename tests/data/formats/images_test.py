@@ -1,6 +1,5 @@
 import io
 import struct
-import threading
 import zlib
 
 import numpy as np
@@ -218,45 +217,3 @@ def png_of_claimed_size(width, height):
 def test_a_huge_image_is_refused_before_it_is_decoded(side):
   with pytest.raises(UserError, match=r"a\.png has .* at most 64 million"):
     images.decode(png_of_claimed_size(side, side), 8, "a.png")
-
-
-def test_decode_all_keeps_the_order_and_reports_progress():
-  expected = [pixels(seed=i) for i in range(50)]
-  records = [
-    images.Picture(str(i), lambda p=p: encode(Image.fromarray(p)))
-    for i, p in enumerate(expected)
-  ]
-  calls = []
-  decoded = images.decode_all(records, 8, lambda *call: calls.append(call))
-  np.testing.assert_array_equal(decoded, expected)
-  assert calls == [(i, 50) for i in range(1, 51)]
-
-
-def test_decode_all_of_nothing():
-  assert images.decode_all([], 8).shape == (0, 8, 8, 3)
-
-
-def test_decode_all_names_the_first_bad_image_and_counts_them():
-  good = encode(Image.fromarray(pixels()))
-  later = threading.Event()
-
-  def slow():
-    later.wait(5)
-    return b"bad"
-
-  def quick():
-    later.set()
-    return b"bad"
-
-  reads = {"a": lambda: good, "slow": slow, "quick": quick, "b": lambda: good}
-  pictures = [images.Picture(*item) for item in reads.items()]
-  with pytest.raises(UserError, match=r"2 of 4 images .* first: slow is not"):
-    images.decode_all(pictures, 8)
-  with pytest.raises(UserError, match=r"^quick is not an image"):
-    images.decode_all(pictures[2:], 8)
-
-
-def test_decode_all_names_a_file_that_cannot_be_read(tmp_path):
-  path = tmp_path / "gone.jpg"
-  with pytest.raises(UserError, match=r"gone\.jpg cannot be read \(No such"):
-    images.decode_all([images.Picture(str(path), path.read_bytes)], 8)

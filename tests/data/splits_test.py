@@ -1,4 +1,4 @@
-"""Cuts to a long tail: of the training part, seeded, and part of its name."""
+"""Splits: seeded, stratified, groups undivided; cuts to a long tail."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,58 @@ import pytest
 import tiny
 from dbl_jax.data import sources, splits
 from dbl_jax.data.datasets import Dataset, Split
-from dbl_jax.data.raf_db.layout import CLASS_COUNTS
+from dbl_jax.data.formats.expressions import FER2013_NAMES, RAF_DB_COUNTS
 from dbl_jax.errors import UserError
 
-FER = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+LABELS = np.repeat(range(4), (60, 25, 14, 1))
+
+
+def test_each_class_gives_its_share_and_keeps_one():
+  left, taken = splits.split_off(LABELS, 0.1, 0, splits.TEST)
+  np.testing.assert_array_equal(np.bincount(LABELS[taken]), [6, 2, 1])
+  np.testing.assert_array_equal(
+    np.sort(np.concatenate([left, taken])), np.arange(100)
+  )
+  again = splits.split_off(LABELS, 0.1, 0, splits.TEST)[1]
+  np.testing.assert_array_equal(again, taken)
+  for other in (
+    splits.split_off(LABELS, 0.1, 1, splits.TEST),
+    splits.split_off(LABELS, 0.1, 0, splits.VALIDATION),
+  ):
+    assert (other[1] != taken).any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_stay_whole_and_shares_are_close(seed):
+  rng = np.random.default_rng(seed)
+  labels = rng.choice(4, 4000, p=[0.6, 0.3, 0.08, 0.02])
+  groups = rng.integers(0, 2000, 4000)
+  left, taken = splits.split_off(labels, 0.2, seed, splits.TEST, groups)
+  assert not set(groups[left]) & set(groups[taken])
+  wanted = 0.2 * np.bincount(labels)
+  assert (np.abs(np.bincount(labels[taken]) - wanted) <= 2).all()
+
+
+def test_nothing_to_split():
+  left, taken = splits.split_off(np.zeros(0, int), 0.2, 0, splits.TEST)
+  assert len(left) == len(taken) == 0
+
+
+def test_a_validation_split_is_stratified_seeded_and_whole():
+  train, validation = splits.stratified_split(LABELS, 0.1, 0)
+  np.testing.assert_array_equal(
+    np.sort(np.concatenate([train, validation])), np.arange(100)
+  )
+  np.testing.assert_array_equal(np.bincount(LABELS[validation]), [6, 2, 1])
+  again = splits.stratified_split(LABELS, 0.1, 0)[1]
+  np.testing.assert_array_equal(validation, again)
+  assert (validation != splits.stratified_split(LABELS, 0.1, 1)[1]).any()
+
+
+def test_split_leaves_a_single_image_for_training():
+  train, validation = splits.stratified_split(np.array([0, 0, 0, 1]), 0.5, 0)
+  assert 3 in train
+  assert len(validation) == 2
 
 
 def make_dataset(counts, names):
@@ -65,14 +113,14 @@ def test_a_cut_is_seeded_nested_and_changes_the_fingerprint(three):
 
 
 def test_raf_db_goes_by_the_names_of_the_classes():
-  dataset = make_dataset((900, 500, 400, 5000, 2000, 1300, 2600), FER)
+  dataset = make_dataset((900, 500, 400, 5000, 2000, 1300, 2600), FER2013_NAMES)
   cut = splits.cut(dataset, "raf_db", 100, 0)
   assert counts_of(cut) == [705, 500, 281, 4772, 1982, 1290, 2524]
   assert cut.warnings == (
     "faces: data.long_tail=raf_db wants more training images than there are,"
     " and keeps them all: disgust 500 (not 717)",
   )
-  assert sum(CLASS_COUNTS["train"]) - sum(counts_of(cut)) == 217
+  assert sum(RAF_DB_COUNTS["train"]) - sum(counts_of(cut)) == 217
 
 
 def test_raf_db_of_other_classes_is_refused(three):

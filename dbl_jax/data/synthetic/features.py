@@ -1,7 +1,7 @@
 """Features of drawn faces: folds, nose, eyes, brows, beard and mouth.
 
 `p` holds identity and nuisances, `au` the action units (see
-`face_parameters`), `g` the geometry made from both. Numbers of action units
+`faces`), `g` the geometry made from both. Numbers of action units
 are FACS's: 1 and 2 raise the inner and outer brow, 4 lowers and knits the
 brows, 5 raises the upper lid, 6 raises the cheek, 7 tightens the lids, 9
 wrinkles the nose, 10 raises the upper lip, 12 pulls and 15 depresses the lip
@@ -9,22 +9,20 @@ corners, 17 raises the chin, 20 stretches and 23 tightens the lips, 25 parts
 them, 26 drops the jaw, 43 closes the eyes.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 
-from dbl_jax.data.synthetic.face_scene import Frame
+from dbl_jax.data.synthetic.scene import ActionUnits, Frame, Values
 
 
-def draw(f: Frame, p: SimpleNamespace, au: dict[int, np.ndarray]) -> None:
+def draw(f: Frame, p: Values, au: ActionUnits) -> None:
   """Paints all features onto a head.
 
   Args:
     f: canvas with the bare head on it, painted in place.
-    p: `face_parameters.nuisances` of the block.
-    au: `face_parameters.expression` of the block.
+    p: nuisances of the block.
+    au: expression of the block.
   """
-  g = SimpleNamespace(nose_y=p.nose_y - 0.035 * au[9] - 0.01 * au[10])
+  g = Values(nose_y=p.nose_y - 0.035 * au[9] - 0.01 * au[10])
   _upper_geometry(g, p, au)
   _mouth_geometry(g, p, au)
   _upper_folds(f.rows(0.05, 0.75), p, au, g)
@@ -37,7 +35,7 @@ def draw(f: Frame, p: SimpleNamespace, au: dict[int, np.ndarray]) -> None:
   _brows(f.rows(0, 0.7), p, g)
 
 
-def _upper_geometry(g: SimpleNamespace, p: SimpleNamespace, au: dict) -> None:
+def _upper_geometry(g: Values, p: Values, au: ActionUnits) -> None:
   # Together with 4, unit 1 wins: the inner brow goes up, not down.
   lowered = au[4] * (1 - 0.65 * np.clip(au[1], 0, 1)) + 0.35 * au[9]
   g.inner = 0.145 * au[1] - 0.145 * lowered
@@ -52,7 +50,7 @@ def _upper_geometry(g: SimpleNamespace, p: SimpleNamespace, au: dict) -> None:
   g.lid_low = np.clip(0.33 * squint + 0.14 * au[5], 0.02, 0.6)
 
 
-def _mouth_geometry(g: SimpleNamespace, p: SimpleNamespace, au: dict) -> None:
+def _mouth_geometry(g: Values, p: Values, au: ActionUnits) -> None:
   g.mouth_y = p.mouth_y - 0.02 * (au[9] + au[10] + au[17])
   widen = 0.36 * au[12] + 0.34 * au[20] + 0.12 * au[10]
   purse = 0.08 * au[17] + 0.10 * au[23] + 0.20 * au[26]
@@ -75,9 +73,7 @@ def _mouth_geometry(g: SimpleNamespace, p: SimpleNamespace, au: dict) -> None:
   g.low_teeth = 0.035 * np.clip(au[20] + au[23], 0, 1) * (au[25] > 0.4)
 
 
-def _upper_folds(
-  f: Frame, p: SimpleNamespace, au: dict, g: SimpleNamespace
-) -> None:
+def _upper_folds(f: Frame, p: Values, au: ActionUnits, g: Values) -> None:
   """Forehead, glabella, sockets, bags, crow's feet and nose wrinkles."""
   m, v, s = np.abs(f.u), f.v, np.square
   raised = np.clip(0.5 * (au[1] + au[2]), 0, 1) + 0.05 * p.age
@@ -101,9 +97,7 @@ def _upper_folds(
   f.darken(np.clip(dark, 0, 0.8))
 
 
-def _lower_folds(
-  f: Frame, p: SimpleNamespace, au: dict, g: SimpleNamespace
-) -> None:
+def _lower_folds(f: Frame, p: Values, au: ActionUnits, g: Values) -> None:
   """Nasolabial folds, the line above the chin, marionette lines."""
   m, v = np.abs(f.u), f.v
   start = g.nose_y - 0.05
@@ -120,7 +114,7 @@ def _lower_folds(
   f.darken(np.clip(dark, 0, 0.8))
 
 
-def _cheeks(f: Frame, p: SimpleNamespace, au: dict) -> None:
+def _cheeks(f: Frame, p: Values, au: ActionUnits) -> None:
   """Rosy apples, which a raised cheek lifts and lights."""
   across = np.square((np.abs(f.u) - 0.34) / 0.15)
   apple = np.exp(-across - np.square((f.v - 0.19 + 0.05 * au[6]) / 0.12))
@@ -130,7 +124,7 @@ def _cheeks(f: Frame, p: SimpleNamespace, au: dict) -> None:
   f.rgb[:, 2] *= 1 - 0.45 * rosy
 
 
-def _nose(f: Frame, p: SimpleNamespace, au: dict, g: SimpleNamespace) -> None:
+def _nose(f: Frame, p: Values, au: ActionUnits, g: Values) -> None:
   """Bridge shaded on the side away from the light, wings and nostrils."""
   s = np.square
   u = f.u - 0.35 * p.yaw * np.clip(f.v + 0.2, 0, 0.5)
@@ -150,7 +144,7 @@ def _nose(f: Frame, p: SimpleNamespace, au: dict, g: SimpleNamespace) -> None:
   f.rgb += (0.10 * shine)[:, None] * (1 - f.rgb)
 
 
-def _eyes(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
+def _eyes(f: Frame, p: Values, g: Values) -> None:
   """Almond whites with iris, pupil, highlight, lids and crease."""
   s, k = np.square, np.float32(1) / p.eye_w
   side = np.sign(f.u)
@@ -177,7 +171,7 @@ def _eyes(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
   f.darken(np.clip(0.40 * crease + 0.45 * rim, 0, 0.8))
 
 
-def _brows(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
+def _brows(f: Frame, p: Values, g: Values) -> None:
   """Tapered arcs whose inner and outer ends move on their own."""
   side = np.sign(f.u)
   t = (np.abs(f.u) - g.brow_x) / p.brow_w
@@ -189,7 +183,7 @@ def _brows(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
   f.paint(hair * p.brow_dense, p.brow_colour)
 
 
-def _beard(f: Frame, p: SimpleNamespace) -> None:
+def _beard(f: Frame, p: Values) -> None:
   """Moustache and beard of a random density, on some faces."""
   m = np.abs(f.u)
   inside = np.sqrt(np.square(f.x / (p.head_w - 0.02)) + np.square(f.y / 0.8))
@@ -199,7 +193,7 @@ def _beard(f: Frame, p: SimpleNamespace) -> None:
   f.paint(mask * p.beard, p.hair * 0.85)
 
 
-def _mouth(f: Frame, p: SimpleNamespace, g: SimpleNamespace) -> None:
+def _mouth(f: Frame, p: Values, g: Values) -> None:
   """Lips around a dark opening with teeth and tongue."""
   t = f.u / g.mouth_w
   t2 = np.clip(np.square(t), 0, 1.3)

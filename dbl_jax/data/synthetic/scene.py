@@ -2,7 +2,7 @@
 
 Coordinates are head units: the image spans [-1, 1] in x (right) and y (down)
 before the pose is undone. In every function `p` is a block's nuisances and
-`au` its expression (see `face_parameters`). A plane is float32[B, S, S], a
+`au` its expression (see `faces`). A plane is float32[B, S, S], a
 per-image parameter float32[B, 1, 1], a colour float32[B, 3, 1, 1] in [0, 1].
 """
 
@@ -10,6 +10,11 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+
+# Named parameters of a block, float32[B, 1, 1] or float32[B, 3, 1, 1].
+Values = SimpleNamespace
+# Action unit -> its intensity on each face, float32[B, 1, 1].
+ActionUnits = dict[int, np.ndarray]
 
 # Largest blur sigma as a fraction of the image size.
 BLUR_MAX = 0.016
@@ -46,7 +51,9 @@ class Frame:
     mask += np.float32(0.5)
     return np.clip(mask, 0, 1, out=mask)
 
-  def stroke(self, distance: np.ndarray, width) -> np.ndarray:
+  def stroke(
+    self, distance: np.ndarray, width: float | np.ndarray
+  ) -> np.ndarray:
     """A soft line of the given width, fainter where thinner than a pixel."""
     wide = np.sqrt(np.square(width) + (0.6 * self.pixel) ** 2)
     return (width / wide) * np.exp(-np.square(distance / wide))
@@ -61,7 +68,7 @@ class Frame:
       self.rgb[:, channel] *= 1 - np.float32(weight) * amount
 
 
-def frame_of(p: SimpleNamespace, size: int) -> Frame:
+def frame_of(p: Values, size: int) -> Frame:
   """Undoes each image's pose on the pixel grid."""
   grid = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(
     np.float32
@@ -75,7 +82,7 @@ def frame_of(p: SimpleNamespace, size: int) -> Frame:
   return Frame(rgb, x, y, x - p.yaw * depth, y - p.pitch * depth, 2 / size)
 
 
-def background(f: Frame, p: SimpleNamespace) -> None:
+def background(f: Frame, p: Values) -> None:
   """Two-colour gradient, waves, a soft disc and a slanted bar."""
   blend = 0.5 + 0.4 * (p.bg_cos * f.x + p.bg_sin * f.y)
   blend += p.bg_wave * np.sin(p.bg_fx * f.x + p.bg_fy * f.y + p.bg_phase)
@@ -88,7 +95,7 @@ def background(f: Frame, p: SimpleNamespace) -> None:
   f.paint(0.7 * f.fill(p.bar_w - bar), p.bar_colour)
 
 
-def _head_field(f: Frame, p: SimpleNamespace, au: dict) -> np.ndarray:
+def _head_field(f: Frame, p: Values, au: ActionUnits) -> np.ndarray:
   """Plane that is 0 at the head's centre, 1 on its outline (elliptic)."""
   jaw = np.maximum(f.y, 0)
   tall = np.where(f.y > 0, p.chin * (1 + 0.15 * au[26]), np.float32(0.80))
@@ -99,7 +106,7 @@ def _head_field(f: Frame, p: SimpleNamespace, au: dict) -> np.ndarray:
   return np.sqrt(np.maximum(across + along - cross * across * along, 0))
 
 
-def body(f: Frame, p: SimpleNamespace, au: dict) -> np.ndarray:
+def body(f: Frame, p: Values, au: ActionUnits) -> np.ndarray:
   """Shoulders, back hair, neck, ears and the lit head; returns the head."""
   low = f.rows(0.5, 1)
   shoulder = 0.78 + 0.55 * np.square(low.x) + 0.03 * p.chin
@@ -123,7 +130,7 @@ def body(f: Frame, p: SimpleNamespace, au: dict) -> np.ndarray:
   return head
 
 
-def hair_front(f: Frame, p: SimpleNamespace, head: np.ndarray) -> None:
+def hair_front(f: Frame, p: Values, head: np.ndarray) -> None:
   """Hair over the forehead: parting, fringe, sideburns, strands; or a hat."""
   sides = np.square(np.square(f.x / p.head_w))
   line = p.hairline + p.parting * f.x + p.sideburn * sides
@@ -144,7 +151,7 @@ def hair_front(f: Frame, p: SimpleNamespace, head: np.ndarray) -> None:
   f.darken(0.22 * below * p.haired)
 
 
-def accessories(f: Frame, p: SimpleNamespace) -> None:
+def accessories(f: Frame, p: Values) -> None:
   """Glasses, a hand or bar before the face, a scarf: each on a few faces."""
   up = f.rows(0.1, 0.75)
   m = np.abs(up.u)
@@ -173,9 +180,7 @@ def accessories(f: Frame, p: SimpleNamespace) -> None:
   f.paint(mask, p.hand_colour * relief[:, None])
 
 
-def camera(
-  rgb: np.ndarray, p: SimpleNamespace, noise: np.ndarray
-) -> np.ndarray:
+def camera(rgb: np.ndarray, p: Values, noise: np.ndarray) -> np.ndarray:
   """Takes the picture: light, colour cast, grey, blur, noise and contrast.
 
   Args:
