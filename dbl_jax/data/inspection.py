@@ -63,14 +63,14 @@ def listing_of(dataset: Dataset) -> Listing:
     header = b"P6 %d %d 255\n" % (side, side)
     return StoredFile(name, 0, 0, lambda: header + image.tobytes())
 
-  parts = {
+  splits = {
     name: tuple(
       Record(f"{name} {i}", int(label), file(f"{name} image {i}", image))
       for i, (image, label) in enumerate(zip(*split, strict=True))
     )
-    for name, split in dataset.parts.items()
+    for name, split in dataset.splits.items()
   }
-  return Listing(dataset.class_names, parts, dataset.warnings)
+  return Listing(dataset.class_names, splits, dataset.warnings)
 
 
 def examine(
@@ -85,7 +85,7 @@ def examine(
   Returns:
     Facts about each, in the order of the listing.
   """
-  items = [(name, r) for name, records in found.parts.items() for r in records]
+  items = [(name, r) for name, records in found.splits.items() for r in records]
   return images.in_threads(lambda item: _facts(*item), items, progress)
 
 
@@ -200,7 +200,7 @@ def report(
   lines += ["  ..."] if len(bad) > 20 else []
   lines.append("Exact duplicates (the same pixels):")
   pairs = [p for group in same for p in itertools.combinations(group, 2)]
-  lines += _duplicate_lines(facts, pairs, found.parts)
+  lines += _duplicate_lines(facts, pairs, found.splits)
   labels = [{facts[i].record.label for i in group} for group in same]
   if conflicts := sum(len(one) > 1 for one in labels):
     lines.append(f"  {conflicts} pictures have different labels")
@@ -212,7 +212,7 @@ def report(
     for a, b, _ in near
     for pair in itertools.product(group_of.get(a, [a]), group_of.get(b, [b]))
   ]
-  return lines + _duplicate_lines(facts, pairs, found.parts)
+  return lines + _duplicate_lines(facts, pairs, found.splits)
 
 
 def _count_table(found: Listing) -> list[str]:
@@ -335,7 +335,7 @@ def write_sheets(
   sheets = {}
   for label, name in enumerate(found.class_names):
     bands = []
-    for split in found.parts:
+    for split in found.splits:
       inside = members[label, split]
       # Seeded, so that two sheets of the same data are the same.
       order = np.random.default_rng(0).permutation(len(inside))

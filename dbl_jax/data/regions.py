@@ -95,14 +95,14 @@ def apply(dataset: Dataset, region: str) -> Dataset:
   if region == "face":
     return dataset
   return dataset._replace(
-    parts={
+    splits={
       name: Split(crop(images, region), labels)
-      for name, (images, labels) in dataset.parts.items()
+      for name, (images, labels) in dataset.splits.items()
     },
     fingerprint=f"{dataset.fingerprint}{_REGION}{region}",
   )
 
 
 def whole(fingerprint: str) -> str:
-  """Returns the fingerprint of the faces, given that of one of their regions."""
+  """Returns the fingerprint of the faces, given that of a region of them."""
   return fingerprint.partition(_REGION)[0]

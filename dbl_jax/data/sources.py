@@ -108,7 +108,7 @@ def _shared_images(dataset: Dataset, options: Any) -> list[str]:
   """Returns a warning if splits share images, as accuracy is then too high."""
   shared = [
     f"{number} of {other} are in {one} too"
-    for (one, other), number in inspection.shared(dataset.parts).items()
+    for (one, other), number in inspection.shared(dataset.splits).items()
   ]
   if not shared:
     return []
@@ -196,7 +196,7 @@ def _prepare(options: Any) -> Dataset:
     raise _unwritable(path.parent, error) from error
   log.info(
     "Prepared %s images in %.1f s: %s",
-    " + ".join(f"{len(p.labels)} {k}" for k, p in dataset.parts.items()),
+    " + ".join(f"{len(p.labels)} {k}" for k, p in dataset.splits.items()),
     time.perf_counter() - started,
     path,
   )
@@ -224,7 +224,7 @@ def _unwritable(directory: Path, error: OSError) -> UserError:
 def _check_counts(dataset: Dataset) -> None:
   counts = {
     name: np.bincount(split.labels, minlength=len(dataset.class_names))
-    for name, split in dataset.parts.items()
+    for name, split in dataset.splits.items()
   }
   check_counts(dataset.name, dataset.class_names, counts)
 
@@ -264,9 +264,9 @@ def check_counts(
 
 def _split_validation(dataset: Dataset, options: Any) -> Dataset:
   """Splits 'validation' off 'train', unless the data set has its own."""
-  if "validation" in dataset.parts:
+  if "validation" in dataset.splits:
     return dataset
-  whole = dataset.parts["train"]
+  whole = dataset.splits["train"]
   counts = np.bincount(whole.labels, minlength=len(dataset.class_names))
   single = [dataset.class_names[c] for c in np.flatnonzero(counts == 1)]
   if single:
@@ -277,12 +277,13 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
   train, validation = splits.stratified_split(
     whole.labels, options.validation_fraction, options.split_seed
   )
-  parts = {
-    "train": Split(whole.images[train], whole.labels[train]),
-    "validation": Split(whole.images[validation], whole.labels[validation]),
-    "test": dataset.parts["test"],
-  }
-  return dataset._replace(parts=parts)
+  return dataset._replace(
+    splits={
+      "train": Split(whole.images[train], whole.labels[train]),
+      "validation": Split(whole.images[validation], whole.labels[validation]),
+      "test": dataset.splits["test"],
+    }
+  )
 
 
 def _synthetic_fingerprint(options: Any) -> str:
@@ -295,7 +296,7 @@ def _synthetic_fingerprint(options: Any) -> str:
 
 def _draw(options: Any, fingerprint: str) -> Dataset:
   numbers = {"train": options.num_train, "test": options.num_test}
-  parts = {
+  drawn = {
     name: Split(
       *synthetic.make_split(
         name, number, options.image_size, options.image_seed
@@ -303,7 +304,7 @@ def _draw(options: Any, fingerprint: str) -> Dataset:
     )
     for name, number in numbers.items()
   }
-  return Dataset(options.name, synthetic.CLASS_NAMES, parts, fingerprint)
+  return Dataset(options.name, synthetic.CLASS_NAMES, drawn, fingerprint)
 
 
 def _progress(options: Any) -> Callable[[int, int], None]:

@@ -26,14 +26,14 @@ def ramps(size):
 
 def make_dataset():
   rng = np.random.default_rng(0)
-  parts = {
+  splits = {
     name: Split(
       rng.integers(0, 256, (n, 20, 20, 3), np.uint8),
       rng.integers(0, 3, n).astype(np.int32),
     )
     for name, n in (("train", 6), ("validation", 2), ("test", 3))
   }
-  return Dataset("faces", ("a", "b", "c"), parts, "f00", ("beware",))
+  return Dataset("faces", ("a", "b", "c"), splits, "f00", ("beware",))
 
 
 def holds(box, place):
@@ -96,13 +96,13 @@ def test_crop_is_the_box_stretched_to_the_image(name):
 
 
 def test_the_whole_face_is_unchanged():
-  images = make_dataset().parts["train"].images
+  images = make_dataset().splits["train"].images
   np.testing.assert_array_equal(regions.crop(images, "face"), images)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_mirrored_region_is_the_region_of_the_mirrored_face(name):
-  images = make_dataset().parts["train"].images
+  images = make_dataset().splits["train"].images
   mirrored = regions.crop(images[:, :, ::-1].copy(), name)[:, :, ::-1]
   difference = mirrored.astype(int) - regions.crop(images, name)
   assert np.abs(difference).max() <= 1
@@ -110,15 +110,15 @@ def test_a_mirrored_region_is_the_region_of_the_mirrored_face(name):
 
 def test_apply_cuts_every_part():
   dataset = make_dataset()
-  before = dataset.parts["train"].images.copy()
+  before = dataset.splits["train"].images.copy()
   mouths = regions.apply(dataset, "mouth")
-  assert list(mouths.parts) == list(dataset.parts)
-  for name, part in mouths.parts.items():
-    images, labels = dataset.parts[name]
+  assert list(mouths.splits) == list(dataset.splits)
+  for name, part in mouths.splits.items():
+    images, labels = dataset.splits[name]
     np.testing.assert_array_equal(part.images, regions.crop(images, "mouth"))
     np.testing.assert_array_equal(part.labels, labels)
-  np.testing.assert_array_equal(dataset.parts["train"].images, before)
-  kept = {"parts": None, "fingerprint": None}
+  np.testing.assert_array_equal(dataset.splits["train"].images, before)
+  kept = {"splits": None, "fingerprint": None}
   assert mouths._replace(**kept) == dataset._replace(**kept)
 
 
@@ -134,6 +134,6 @@ def test_fingerprints_differ_by_region():
 @pytest.mark.parametrize("call", [regions.crop, regions.apply])
 def test_an_unknown_region_is_named(call):
   dataset = make_dataset()
-  given = dataset.parts["test"].images if call is regions.crop else dataset
+  given = dataset.splits["test"].images if call is regions.crop else dataset
   with pytest.raises(UserError, match=r"region 'ear'; expected one of face, "):
     call(given, "ear")

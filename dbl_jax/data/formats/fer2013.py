@@ -63,10 +63,10 @@ def find(path: Path, _: Any = None) -> Listing:
   tables.sort(key=lambda f: names.index(f.origin.rsplit("/", 1)[-1]))
   warnings: list[str] = []
   if tables:
-    parts, origin = _read_table(tables[0]), tables[0].origin
+    splits, origin = _read_table(tables[0]), tables[0].origin
   else:
-    (parts, warnings), origin = _read_folders(path, files), str(path)
-  found = Listing(CLASS_NAMES, parts)
+    (splits, warnings), origin = _read_folders(path, files), str(path)
+  found = Listing(CLASS_NAMES, splits)
   counts = listing.counts(found)["train"]
   warnings += listing.differences(
     origin, "train", CLASS_NAMES, counts, ("FER2013", TRAIN_COUNTS)
@@ -83,27 +83,27 @@ def _read_folders(
       f"{path} has no train/ and test/; {_EXPECTED}. To have other folders"
       " split for you, set data.name=image_folder."
     )
-  parts = {}
-  for part, folders in tree.items():
+  splits = {}
+  for split, folders in tree.items():
     records = []
     for folder, inside in folders.items():
       label = _LABELS.get(expressions.noun(folder))
       if label is None:
         raise UserError(
-          f"{path}: {part} has a folder {folder!r}; {_EXPECTED}. Rename or"
+          f"{path}: {split} has a folder {folder!r}; {_EXPECTED}. Rename or"
           " remove it, or set data.name=image_folder to train on the classes"
           " as they are."
         )
       records += [Record(n, label, file) for n, file in inside.items()]
     missing = set(range(len(CLASS_NAMES))) - {r.label for r in records}
-    if missing and part != "validation":
+    if missing and split != "validation":
       names = ", ".join(CLASS_NAMES[label] for label in sorted(missing))
       raise UserError(
-        f"{path}: {part} has no image of {names}; {_EXPECTED}. Copy or extract"
+        f"{path}: {split} has no image of {names}; {_EXPECTED}. Copy or extract"
         " the images again."
       )
-    parts[part] = tuple(sorted(records, key=lambda r: (r.label, r.name)))
-  return parts, warnings
+    splits[split] = tuple(sorted(records, key=lambda r: (r.label, r.name)))
+  return splits, warnings
 
 
 def _read_table(file: StoredFile) -> dict[str, tuple[Record, ...]]:
@@ -111,20 +111,20 @@ def _read_table(file: StoredFile) -> dict[str, tuple[Record, ...]]:
   rows = ((number, line) for number, line in lines if line.strip())
   _, header = next(rows, (0, b""))
   columns = _columns(header, file.origin)
-  parts: dict[str, list[Record]] = {split: [] for split in _SPLITS.values()}
+  splits: dict[str, list[Record]] = {split: [] for split in _SPLITS.values()}
   for number, line in rows:
     where = f"{file.origin}, line {number}"
     split, label, pixels = _parse_row(line, columns, where)
     read = functools.partial(_image, pixels, where)
     image = StoredFile(where, file.size, file.stamp, read)
-    parts[split].append(Record(f"{number:05}", label, image))
+    splits[split].append(Record(f"{number:05}", label, image))
   for usage, split in _SPLITS.items():
-    if not parts[split]:
+    if not splits[split]:
       raise UserError(
         f"{file.origin} has no row of {usage.decode()}; expected"
         " Training, PublicTest and PrivateTest. Copy the original again."
       )
-  return {split: tuple(records) for split, records in parts.items()}
+  return {split: tuple(records) for split, records in splits.items()}
 
 
 def _columns(header: bytes, origin: str) -> tuple[int, int, int]:
