@@ -1,11 +1,12 @@
 """The data sets, by name, and the file each is prepared into."""
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,9 @@ def _prepare(options: Any) -> Dataset:
     except UserError as error:
       log.warning("%s Preparing it anew.", error)
   started = time.perf_counter()
-  _check_writable(path.parent)
+  # Before minutes are spent on what cannot be written.
+  with _writing(path.parent), tempfile.TemporaryFile(dir=path.parent):
+    pass
   log.info("Preparing %s at %d px", options.name, options.image_size)
   if found is None:
     dataset = _draw(options, fingerprint)
@@ -190,10 +193,8 @@ def _prepare(options: Any) -> Dataset:
       found, options.name, options.image_size, _progress(options)
     )
   _check_counts(dataset)
-  try:
+  with _writing(path.parent):
     datasets.save(path, dataset)
-  except OSError as error:
-    raise _unwritable(path.parent, error) from error
   log.info(
     "Prepared %s images in %.1f s: %s",
     " + ".join(f"{len(p.labels)} {k}" for k, p in dataset.splits.items()),
@@ -203,22 +204,18 @@ def _prepare(options: Any) -> Dataset:
   return dataset
 
 
-def _check_writable(directory: Path) -> None:
-  """Raises UserError before minutes are spent on what cannot be written."""
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+  """Makes a folder; errors while it is written to become UserError."""
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory):
-      pass
+    yield
   except OSError as error:
-    raise _unwritable(directory, error) from error
-
-
-def _unwritable(directory: Path, error: OSError) -> UserError:
-  return UserError(
-    f"{directory}, where prepared images are kept, cannot be written"
-    f" ({error.strerror or error}). Free some space, or set"
-    " --config.data.cache_dir to another folder."
-  )
+    raise UserError(
+      f"{directory}, where prepared images are kept, cannot be written"
+      f" ({error.strerror or error}). Free some space, or set"
+      " --config.data.cache_dir to another folder."
+    ) from error
 
 
 def _check_counts(dataset: Dataset) -> None:
