@@ -14,7 +14,13 @@ from dbl_jax import config as configs
 from dbl_jax.data import sources
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.errors import UserError
-from dbl_jax.evaluation import activation_maps, predictions, predictors, report
+from dbl_jax.evaluation import (
+  activation_maps,
+  plots,
+  predictions,
+  predictors,
+  report,
+)
 from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.models.model import Model, make_model
@@ -24,6 +30,7 @@ from dbl_jax.runtime.provenance import provenance
 from dbl_jax.training import checkpoint, inputs, steps
 
 logger = logging.getLogger(__name__)
+_MAX_ACTIVATION_CLASSES = 20
 
 
 class TrainedRun(NamedTuple):
@@ -142,6 +149,7 @@ def _view_pairs(
   """One training image of each class and two augmented views of it."""
   images, labels = dataset.parts["train"]
   _, first = np.unique(labels, return_index=True)
+  first = first[: plots.MAX_VIEW_PAIRS]
   views = dict(config[configs.phases(config)[0]]) | {"views": 2, "mixup": 0.0}
   draw = jax.jit(inputs.of_images(views, dataset.image_size, "frozen").draw)
   ids = jnp.asarray(first, jnp.int32)
@@ -166,7 +174,8 @@ def _activation(
     return None
   model = make_model(config.model, config[run.phase].head, len(class_names))
   predicted = scores.argmax(axis=1)
-  chosen = activation_maps.examples(part.labels, predicted, len(class_names), 4)
+  shown = min(len(class_names), _MAX_ACTIVATION_CLASSES)
+  chosen = activation_maps.examples(part.labels, predicted, shown, 4)
   images = inputs.of_images(config[run.phase], part.images.shape[1], "frozen")
   _, found = jax.jit(
     lambda rows: model.apply(

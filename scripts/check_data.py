@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
 
   options = _options()
   found = sources.find(options)
-  total = sum(len(records) for records in found.parts.values())
+  total = sum(len(records) for records in found.splits.values())
   line = Progress("reading", total)
   facts = inspection.examine(
     found, lambda n, of: line.show(n, f"{n}/{of}", last=n == of)

@@ -36,7 +36,7 @@ class Dataset(NamedTuple):
   Attributes:
     name: name of the data set, such as 'raf_db'.
     class_names: C names, in the order of the labels.
-    parts: 'train' and 'test', and 'validation' if it has one of its own or
+    splits: 'train' and 'test', and 'validation' if it has one of its own or
       has been split off.
     fingerprint: identifies the files, or the seed, it was made from.
     warnings: lines for the user, logged at each start.
@@ -44,27 +44,27 @@ class Dataset(NamedTuple):
 
   name: str
   class_names: tuple[str, ...]
-  parts: dict[str, Split]
+  splits: dict[str, Split]
   fingerprint: str
   warnings: tuple[str, ...] = ()
 
   @property
   def image_size(self) -> int:
     """Height and width of the images, in pixels."""
-    return self.parts["train"].images.shape[1]
+    return self.splits["train"].images.shape[1]
 
 
 def save(path: Path, dataset: Dataset) -> None:
   """Writes a prepared file atomically."""
   content: dict[str, Any] = {}
-  for name, (images, labels) in dataset.parts.items():
+  for name, (images, labels) in dataset.splits.items():
     content[f"{name}_images"] = images
     content[f"{name}_labels"] = labels
   meta = {
     "format": _FORMAT,
     "name": dataset.name,
     "class_names": dataset.class_names,
-    "parts": list(dataset.parts),
+    "parts": list(dataset.splits),
     "fingerprint": dataset.fingerprint,
     "warnings": dataset.warnings,
   }
@@ -121,13 +121,13 @@ def _meta(content: bytes) -> dict[str, Any]:
 def _dataset(meta: dict[str, Any], found: dict[str, np.ndarray]) -> Dataset:
   """Checks the arrays and makes the data set, or raises ValueError."""
   names = tuple(meta["class_names"])
-  parts: dict[str, Split] = {}
+  splits: dict[str, Split] = {}
   for name in sorted(meta["parts"], key=SPLITS.index):  # 'train' comes first
     images, labels = (found.get(f"{name}_{what}") for what in Split._fields)
     if images is None or labels is None:
       raise ValueError(f"it lacks the images or labels of {name}")
     shape = images.shape
-    side = parts["train"].images.shape[1] if parts else max([1, *shape[1:2]])
+    side = splits["train"].images.shape[1] if splits else max([1, *shape[1:2]])
     if images.dtype != np.uint8 or shape[1:] != (side, side, 3):
       raise ValueError(f"{name} has images {list(shape)} of {images.dtype}")
     if labels.dtype != np.int32 or labels.shape != shape[:1]:
@@ -137,7 +137,7 @@ def _dataset(meta: dict[str, Any], found: dict[str, np.ndarray]) -> Dataset:
       )
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
       raise ValueError(f"{name} has labels of classes there are not")
-    parts[name] = Split(images, labels)
+    splits[name] = Split(images, labels)
   return Dataset(
-    meta["name"], names, parts, meta["fingerprint"], tuple(meta["warnings"])
+    meta["name"], names, splits, meta["fingerprint"], tuple(meta["warnings"])
   )

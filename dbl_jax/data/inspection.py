@@ -63,14 +63,14 @@ def listing_of(dataset: Dataset) -> Listing:
     header = b"P6 %d %d 255\n" % (side, side)
     return StoredFile(name, 0, 0, lambda: header + image.tobytes())
 
-  parts = {
+  splits = {
     name: tuple(
       Record(f"{name} {i}", int(label), file(f"{name} image {i}", image))
       for i, (image, label) in enumerate(zip(*split, strict=True))
     )
-    for name, split in dataset.parts.items()
+    for name, split in dataset.splits.items()
   }
-  return Listing(dataset.class_names, parts, dataset.warnings)
+  return Listing(dataset.class_names, splits, dataset.warnings)
 
 
 def examine(
@@ -85,7 +85,7 @@ def examine(
   Returns:
     Facts about each, in the order of the listing.
   """
-  items = [(name, r) for name, records in found.parts.items() for r in records]
+  items = [(name, r) for name, records in found.splits.items() for r in records]
   return images.in_threads(lambda item: _facts(*item), items, progress)
 
 
@@ -200,7 +200,7 @@ def report(
   lines += ["  ..."] if len(bad) > 20 else []
   lines.append("Exact duplicates (the same pixels):")
   pairs = [p for group in same for p in itertools.combinations(group, 2)]
-  lines += _duplicate_lines(facts, pairs, found.parts)
+  lines += _duplicate_lines(facts, pairs, found.splits)
   labels = [{facts[i].record.label for i in group} for group in same]
   if conflicts := sum(len(one) > 1 for one in labels):
     lines.append(f"  {conflicts} pictures have different labels")
@@ -212,7 +212,7 @@ def report(
     for a, b, _ in near
     for pair in itertools.product(group_of.get(a, [a]), group_of.get(b, [b]))
   ]
-  return lines + _duplicate_lines(facts, pairs, found.parts)
+  return lines + _duplicate_lines(facts, pairs, found.splits)
 
 
 def _count_table(found: Listing) -> list[str]:
@@ -328,53 +328,49 @@ def write_sheets(
   Returns:
     The files.
   """
-  out.mkdir(parents=True, exist_ok=True)
+  members = defaultdict(list)
+  for fact in facts:
+    if not fact.error:
+      members[fact.record.label, fact.split].append(fact)
   sheets = {}
   for label, name in enumerate(found.class_names):
+    bands = []
+    for split in found.splits:
+      inside = members[label, split]
+      # Seeded, so that two sheets of the same data are the same.
+      order = np.random.default_rng(0).permutation(len(inside))
+      shown = [inside[i] for i in order[: _ROWS[split] * _COLUMNS]]
+      title = f"{name}: {split}, {len(shown)} of {len(inside)} images"
+      bands.append(_band([title], shown))
     # A file name has at most 255 bytes.
     safe = re.sub(r"\W+", "_", name)[:50]
-    members = [f for f in facts if f.record.label == label and not f.error]
-    bands = [
-      _class_band(name, split, [f for f in members if f.split == split])
-      for split in found.parts
-    ]
     sheets[f"class_{label}_{safe}.png"] = bands
   if pairs:
     sheets["duplicates.png"] = _duplicate_bands(facts, pairs)
+  out.mkdir(parents=True, exist_ok=True)
   for file_name, bands in sheets.items():
     Image.fromarray(np.concatenate(bands)).save(out / file_name)
   return [out / file_name for file_name in sheets]
 
 
-def _class_band(name: str, split: str, members: list[Facts]) -> np.ndarray:
-  # Seeded, so that two sheets of the same data are the same.
-  order = np.random.default_rng(0).permutation(len(members))
-  shown = [members[i] for i in order[: _ROWS[split] * _COLUMNS]]
-  title = f"{name}: {split}, {len(shown)} of {len(members)} images"
-  return _band([title], shown)
-
-
 def _duplicate_bands(
   facts: Sequence[Facts], pairs: Sequence[Pair]
 ) -> list[np.ndarray]:
-  per_row = _COLUMNS // 2
+  per_row, bands = _COLUMNS // 2, []
   # The first pair of each image, of the exact and of the near-duplicates.
-  shown: tuple[dict[int, Pair], dict[int, Pair]] = {}, {}
-  for pair in pairs:
-    exact = facts[pair[0]].pixels == facts[pair[1]].pixels
-    shown[not exact].setdefault(pair[0], pair)
-  rows = [list(kind.values())[: 6 * per_row] for kind in shown]
-  flat = [pair for kind in rows for pair in kind]
-  return [
-    _band(
-      [
-        f"{facts[a].split}-{facts[b].split} {bits} bits"
-        for a, b, bits in flat[start : start + per_row]
-      ],
-      [facts[i] for p in flat[start : start + per_row] for i in p[:2]],
-    )
-    for start in range(0, len(flat), per_row)
-  ]
+  exact: dict[int, Pair] = {}
+  near: dict[int, Pair] = {}
+  for a, b, bits in pairs:
+    same = facts[a].pixels == facts[b].pixels
+    (exact if same else near).setdefault(a, (a, b, bits))
+  shown = [p for kind in (exact, near) for p in [*kind.values()][: 6 * per_row]]
+  for start in range(0, len(shown), per_row):
+    row = shown[start : start + per_row]
+    titles = [
+      f"{facts[a].split}-{facts[b].split} {bits} bits" for a, b, bits in row
+    ]
+    bands.append(_band(titles, [facts[i] for p in row for i in p[:2]]))
+  return bands
 
 
 def _band(titles: list[str], shown: Sequence[Facts]) -> np.ndarray:

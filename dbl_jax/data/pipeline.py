@@ -1,11 +1,10 @@
-"""From index batches to what a training step reads.
+"""Input of the training steps, in two forms with the same batches.
 
-Two forms of one input, chosen by `config.data.input`; the training loop does
-not know which it has:
+`config.data.input` chooses; the training loop is the same for both:
 
 * resident: all images (uint8) or cached features live on the device, and only
-  indices travel;
-* tf_data: a `tf.data` pipeline gathers batches of them and prefetches these.
+  indices are transferred;
+* tf_data: a `tf.data` pipeline gathers the batches and prefetches them.
 
 Both give the same rows for the same (seed, step).
 """
@@ -24,9 +23,7 @@ FORMS = ("auto", "resident", "tf_data")
 # Rows stay below this share of a device's memory, to leave the step room.
 _RESIDENT_SHARE = 0.25
 _HOST_LIMIT = 4 << 30
-
-
-# A number of steps -> their batches, see `reader`.
+# Number of steps -> their batches, see `reader`.
 Take = Callable[[int], dict[str, jax.Array]]
 
 
@@ -34,10 +31,10 @@ class InputPipeline(NamedTuple):
   """The input of one phase.
 
   Attributes:
-    resident: [n, ...] on every device, or None.
-    rows: the same on the host: images uint8[n, S, S, 3], or features.
+    resident: the rows on every device, or None for tf_data.
+    rows: images uint8[n, S, S, 3], or features [n, ...], on the host.
     labels: int32[n].
-    sampler: what each step draws.
+    sampler: chooses the rows of each step.
     mesh: the devices.
   """
 
@@ -55,18 +52,15 @@ def make_pipeline(
   mesh: jax.sharding.Mesh,
   form: str,
 ) -> InputPipeline:
-  """Puts the training part where the steps will find it.
+  """Makes the input of a phase, and places resident rows on the devices.
 
   Args:
-    rows: what batches are made of, [n, ...].
+    rows: images uint8[n, S, S, 3], or features [n, ...].
     labels: int32[n].
-    sampler: what each step draws.
+    sampler: chooses the rows of each step.
     mesh: the devices.
-    form: 'resident', 'tf_data', or 'auto': resident where the rows take at
-      most a quarter of the device's memory.
-
-  Returns:
-    The feed.
+    form: 'resident', 'tf_data', or 'auto': resident if the rows take at most
+      a quarter of a device's memory.
   """
   resident = None
   if _is_resident(rows.nbytes, mesh, form):
@@ -75,22 +69,20 @@ def make_pipeline(
 
 
 def check_form(num_bytes: int, mesh: jax.sharding.Mesh, form: str) -> None:
-  """Raises UserError where rows need TensorFlow, and there is none.
+  """Raises UserError if the form needs TensorFlow and there is none.
 
   Args:
-    num_bytes: of all rows.
+    num_bytes: size of all rows.
     mesh: the devices.
-    form: see `make_feed`.
+    form: see `make_pipeline`.
   """
   if not _is_resident(num_bytes, mesh, form):
     import_tensorflow()
 
 
 def _is_resident(num_bytes: int, mesh: jax.sharding.Mesh, form: str) -> bool:
-  return form == "resident" or (form == "auto" and _fits(num_bytes, mesh))
-
-
-def _fits(num_bytes: int, mesh: jax.sharding.Mesh) -> bool:
+  if form != "auto":
+    return form == "resident"
   stats = mesh.local_devices[0].memory_stats() or {}
   limit = stats.get("bytes_limit")
   allowed = _HOST_LIMIT if limit is None else _RESIDENT_SHARE * limit
@@ -98,20 +90,20 @@ def _fits(num_bytes: int, mesh: jax.sharding.Mesh) -> bool:
 
 
 def reader(feed: InputPipeline, start: int, stop: int, most: int) -> Take:
-  """Hands out the batches of steps start to stop - 1, several at a time.
+  """Makes the reader of the batches of steps start to stop - 1.
 
   Args:
     feed: the input of the phase.
     start: first step.
     stop: one past the last step.
-    most: L, the greatest number of steps asked for at once.
+    most: largest number L of steps per call.
 
   Returns:
-    A function of a number of steps, at most L, giving their batches: 'id'
-    int32[L, B] (see `sampling.example_ids`), 'label' int32[L, B], and either
-    'index' int32[L, B] or 'row' [L, B, ...]. The axis B is split over the
-    devices; each host reads its share. What lies beyond the steps asked for
-    is padding.
+    A function that takes a number of steps, at most L, and returns the
+    batches of the next ones: 'id' int32[L, B] (see `sampling.example_ids`),
+    'label' int32[L, B], and either 'index' int32[L, B] or 'row' [L, B, ...].
+    The axis B is sharded over the devices; each host reads its share. Batches
+    beyond the number of steps are padding.
   """
   placement = sharding.batched(feed.mesh, axis=1)
   rows = _streamed if feed.resident is None else _indexed
@@ -131,14 +123,14 @@ def reader(feed: InputPipeline, start: int, stop: int, most: int) -> Take:
 
 
 def gather(resident: jax.Array | None, batch: Mapping[str, Any]) -> jax.Array:
-  """The rows of a batch, [B, ...], inside the jitted step."""
+  """Gathers the rows of a batch, [B, ...], inside the jitted step."""
   return batch["row"] if resident is None else resident[batch["index"]]
 
 
 def _indexed(
   feed: InputPipeline, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """This host's share of each batch, as indices."""
+  """Yields this host's share of each batch, as indices."""
   share = sharding.local_share(feed.sampler.batch_size, feed.mesh)
   for step in range(start, stop):
     index = sampling.batch_indices(feed.sampler, step)
@@ -150,7 +142,7 @@ def _indexed(
 def _streamed(
   feed: InputPipeline, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The same with rows for indices: `tf.data`, in parallel, prefetched."""
+  """Yields the same with rows in place of indices, prefetched by tf.data."""
   tf = import_tensorflow()
 
   def read(step: np.int64) -> tuple[np.ndarray, ...]:
@@ -173,7 +165,7 @@ def _streamed(
 
 
 def import_tensorflow() -> Any:
-  """TensorFlow, which never sees the GPU.
+  """Imports TensorFlow, and hides the GPU from it.
 
   Raises:
     UserError: if it is not installed.

@@ -1,11 +1,10 @@
-"""Which images a step sees: pure numpy functions of (seed, step).
+"""Sampling of batches: pure NumPy functions of (seed, step).
 
 Class j is drawn with probability p_j proportional to n_j^q (Kang et al. 2020,
 eq. (1)): q = 1 is instance sampling, where each image comes once per epoch in
 shuffled order; q = 1/2 is square-root sampling; q = 0 is the paper's
-class-balanced sampling, eq. (4). Nothing is remembered between steps, so a
-resumed run sees the batches an uninterrupted one would have seen, on any
-number of devices.
+class-balanced sampling, eq. (4). There is no state between steps, so a resumed
+run sees the batches of an uninterrupted one, on any number of devices.
 """
 
 import functools
@@ -23,16 +22,13 @@ _EPOCH, _STEP = 1, 2
 def philox(
   seed: int, stream: int, index: int = 0, block: int = 0
 ) -> np.random.Generator:
-  """Makes the generator of one draw; different arguments are independent.
+  """Makes a random generator; those of different arguments are independent.
 
   Args:
     seed: seed, not negative.
     stream: purpose of the draw, 0 to 127.
     index: number of the draw within the stream, below 2^56.
     block: highest word of the counter, below 2^64.
-
-  Returns:
-    A Philox generator, counter-based: nothing is drawn to reach it.
   """
   key = [seed, (stream << 56) | index]
   counter = np.array([0, 0, 0, block], np.uint64)
@@ -40,7 +36,7 @@ def philox(
 
 
 class Sampler(NamedTuple):
-  """What a phase draws from, and how. Made by `make_sampler`.
+  """Parameters of the sampling of a phase. Made by `make_sampler`.
 
   Attributes:
     order: int64[n], the training images sorted by class.
@@ -63,7 +59,7 @@ class Sampler(NamedTuple):
 def make_sampler(
   labels: np.ndarray, num_classes: int, q: float, batch_size: int, seed: int
 ) -> Sampler:
-  """Sorts the training images by class, once.
+  """Makes a sampler: sorts the training images by class, once.
 
   Args:
     labels: int[n], the class of each training image.
@@ -72,11 +68,8 @@ def make_sampler(
     batch_size: images per step over all devices.
     seed: seed of the phase, not negative.
 
-  Returns:
-    The sampler.
-
   Raises:
-    UserError: if the batch is larger than the training part.
+    UserError: if the batch is larger than the training split.
   """
   if batch_size > len(labels):
     raise UserError(
@@ -95,7 +88,7 @@ def make_sampler(
 
 
 def class_probabilities(counts: np.ndarray, q: float) -> np.ndarray:
-  """p_j = n_j^q / sum_i n_i^q over the classes that have images.
+  """Computes p_j = n_j^q / sum_i n_i^q over the classes that have images.
 
   Args:
     counts: int[C], images per class; an empty class gets probability 0.
@@ -110,24 +103,24 @@ def class_probabilities(counts: np.ndarray, q: float) -> np.ndarray:
 
 
 def steps_per_epoch(sampler: Sampler) -> float:
-  """Steps in which as many images are drawn as the training part holds."""
+  """Returns the number of steps that draw as many images as there are."""
   return len(sampler.order) / sampler.batch_size
 
 
 def num_steps(sampler: Sampler, epochs: float) -> int:
-  """Steps after which `epochs` times the training part has been drawn."""
+  """Returns the number of steps of a number of epochs, rounded up."""
   return math.ceil(epochs * steps_per_epoch(sampler) - 1e-9)
 
 
 def batch_indices(sampler: Sampler, step: int) -> np.ndarray:
-  """The training images of one step.
+  """Draws the training images of one step.
 
   Args:
-    sampler: what to draw from.
+    sampler: from `make_sampler`.
     step: step number within the phase, from 0.
 
   Returns:
-    int32[batch_size], indices into the training part.
+    int32[batch_size], indices into the training split.
   """
   if sampler.q == 1:
     return _next_in_shuffled_epochs(sampler, step)
@@ -141,7 +134,7 @@ def batch_indices(sampler: Sampler, step: int) -> np.ndarray:
 
 
 def _next_in_shuffled_epochs(sampler: Sampler, step: int) -> np.ndarray:
-  """Batches cut from one endless row of shuffled epochs, none left out."""
+  """Cuts batches from an endless sequence of shuffled epochs."""
   n = len(sampler.order)
   places = step * sampler.batch_size + np.arange(sampler.batch_size)
   epochs = places // n
@@ -158,15 +151,15 @@ def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def example_ids(indices: np.ndarray, num_images: int) -> np.ndarray:
-  """A number for each drawn example, from which its views are keyed.
+  """Numbers the examples of a batch; random views are keyed by the number.
 
-  The id of an image is its index, so that its view does not depend on where
-  in the batch, or on which device, it lies. An image drawn twice into one
-  batch gets another id the second time, and so another view.
+  The id of an image is its index, so that its view does not depend on its
+  place in the batch, or on the device. An image that is drawn twice into one
+  batch gets another id, and so another view, the second time.
 
   Args:
     indices: int32[B], as returned by `batch_indices`.
-    num_images: size of the training part.
+    num_images: size of the training split.
 
   Returns:
     int32[B], unique within the batch.

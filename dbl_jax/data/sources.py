@@ -1,11 +1,12 @@
 """The data sets, by name, and the file each is prepared into."""
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _shared_images(dataset: Dataset, options: Any) -> list[str]:
   """Returns a warning if splits share images, as accuracy is then too high."""
   shared = [
     f"{number} of {other} are in {one} too"
-    for (one, other), number in inspection.shared(dataset.parts).items()
+    for (one, other), number in inspection.shared(dataset.splits).items()
   ]
   if not shared:
     return []
@@ -181,7 +182,9 @@ def _prepare(options: Any) -> Dataset:
     except UserError as error:
       log.warning("%s Preparing it anew.", error)
   started = time.perf_counter()
-  _check_writable(path.parent)
+  # Before minutes are spent on what cannot be written.
+  with _writing(path.parent), tempfile.TemporaryFile(dir=path.parent):
+    pass
   log.info("Preparing %s at %d px", options.name, options.image_size)
   if found is None:
     dataset = _draw(options, fingerprint)
@@ -190,41 +193,35 @@ def _prepare(options: Any) -> Dataset:
       found, options.name, options.image_size, _progress(options)
     )
   _check_counts(dataset)
-  try:
+  with _writing(path.parent):
     datasets.save(path, dataset)
-  except OSError as error:
-    raise _unwritable(path.parent, error) from error
   log.info(
     "Prepared %s images in %.1f s: %s",
-    " + ".join(f"{len(p.labels)} {k}" for k, p in dataset.parts.items()),
+    " + ".join(f"{len(p.labels)} {k}" for k, p in dataset.splits.items()),
     time.perf_counter() - started,
     path,
   )
   return dataset
 
 
-def _check_writable(directory: Path) -> None:
-  """Raises UserError before minutes are spent on what cannot be written."""
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+  """Makes a folder; errors while it is written to become UserError."""
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory):
-      pass
+    yield
   except OSError as error:
-    raise _unwritable(directory, error) from error
-
-
-def _unwritable(directory: Path, error: OSError) -> UserError:
-  return UserError(
-    f"{directory}, where prepared images are kept, cannot be written"
-    f" ({error.strerror or error}). Free some space, or set"
-    " --config.data.cache_dir to another folder."
-  )
+    raise UserError(
+      f"{directory}, where prepared images are kept, cannot be written"
+      f" ({error.strerror or error}). Free some space, or set"
+      " --config.data.cache_dir to another folder."
+    ) from error
 
 
 def _check_counts(dataset: Dataset) -> None:
   counts = {
     name: np.bincount(split.labels, minlength=len(dataset.class_names))
-    for name, split in dataset.parts.items()
+    for name, split in dataset.splits.items()
   }
   check_counts(dataset.name, dataset.class_names, counts)
 
@@ -264,9 +261,9 @@ def check_counts(
 
 def _split_validation(dataset: Dataset, options: Any) -> Dataset:
   """Splits 'validation' off 'train', unless the data set has its own."""
-  if "validation" in dataset.parts:
+  if "validation" in dataset.splits:
     return dataset
-  whole = dataset.parts["train"]
+  whole = dataset.splits["train"]
   counts = np.bincount(whole.labels, minlength=len(dataset.class_names))
   single = [dataset.class_names[c] for c in np.flatnonzero(counts == 1)]
   if single:
@@ -277,12 +274,13 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
   train, validation = splits.stratified_split(
     whole.labels, options.validation_fraction, options.split_seed
   )
-  parts = {
-    "train": Split(whole.images[train], whole.labels[train]),
-    "validation": Split(whole.images[validation], whole.labels[validation]),
-    "test": dataset.parts["test"],
-  }
-  return dataset._replace(parts=parts)
+  return dataset._replace(
+    splits={
+      "train": Split(whole.images[train], whole.labels[train]),
+      "validation": Split(whole.images[validation], whole.labels[validation]),
+      "test": dataset.splits["test"],
+    }
+  )
 
 
 def _synthetic_fingerprint(options: Any) -> str:
@@ -295,7 +293,7 @@ def _synthetic_fingerprint(options: Any) -> str:
 
 def _draw(options: Any, fingerprint: str) -> Dataset:
   numbers = {"train": options.num_train, "test": options.num_test}
-  parts = {
+  drawn = {
     name: Split(
       *synthetic.make_split(
         name, number, options.image_size, options.image_seed
@@ -303,7 +301,7 @@ def _draw(options: Any, fingerprint: str) -> Dataset:
     )
     for name, number in numbers.items()
   }
-  return Dataset(options.name, synthetic.CLASS_NAMES, parts, fingerprint)
+  return Dataset(options.name, synthetic.CLASS_NAMES, drawn, fingerprint)
 
 
 def _progress(options: Any) -> Callable[[int, int], None]:

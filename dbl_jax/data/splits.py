@@ -114,7 +114,7 @@ def cut(dataset: Dataset, kind: str, imbalance: float, seed: int) -> Dataset:
   Raises:
     UserError: if the classes are not those of RAF-DB, for 'raf_db'.
   """
-  images, labels = dataset.parts["train"]
+  images, labels = dataset.splits["train"]
   counts = np.bincount(labels, minlength=len(dataset.class_names))
   if kind == "raf_db":
     targets = _raf_db_counts(dataset)
@@ -142,7 +142,7 @@ def cut(dataset: Dataset, kind: str, imbalance: float, seed: int) -> Dataset:
     )
   state = f"{dataset.fingerprint} {what} {seed}"
   return dataset._replace(
-    parts=dataset.parts | {"train": Split(images[kept], labels[kept])},
+    splits=dataset.splits | {"train": Split(images[kept], labels[kept])},
     fingerprint=hashlib.sha256(state.encode()).hexdigest(),
     warnings=warnings,
   )

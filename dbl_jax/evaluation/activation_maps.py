@@ -1,27 +1,35 @@
-"""Class activation maps: where in an image a class finds its evidence.
+"""Class activation maps: where in an image the evidence for a class is.
 
-Zhou et al. 2016, "Learning Deep Features for Discriminative Localization". A
-linear classifier on features that are averages over a map may as well be
-applied to each pixel of the map.
+A linear classifier on features averaged over a map can be applied to each pixel
+of the map instead.
+
+Source: Zhou et al., "Learning deep features for discriminative localization",
+CVPR 2016.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dbl_jax.evaluation.plots import BLUE, INK, ORANGE, one_line, to_png
+from dbl_jax.evaluation.plots import (
+  BLUE,
+  INK,
+  MAX_CLASSES,
+  ORANGE,
+  one_line,
+  to_png,
+)
 
-_FACE = 0.95  # inches, height and width
-# What the largest value of a map is painted in, red, green and blue.
+_SIDE = 0.95  # of an image, in inches
+# RGB colour of the largest value of a map.
 _HOT = 255 * np.array(to_rgb(ORANGE), np.float32)
 
 
 def class_activation_maps(maps: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-  """M_c(x, y) = sum_k w_kc f_k(x, y), Zhou et al. 2016, eq. (1) and (2).
+  """Computes M_c(x, y) = sum_k w_kc f_k(x, y), eq. (1) and (2) of the paper.
 
   Args:
     maps: f32[n, h, w, F], f, whose averages over h and w are the features.
@@ -43,27 +51,32 @@ def examples(
   num_classes: int,
   per_class: int = 2,
 ) -> np.ndarray:
-  """Chooses images to show: of each class some right and some wrong.
+  """Chooses images to show: for each class some correct and some wrong.
 
-  Half of a class's are right (the larger half of an odd number), the first
-  there are; where too few are right, or wrong, there are fewer in all.
+  Takes the first of each, half of them correct (the larger half of an odd
+  number), and fewer where there are too few. Of more than `plots.MAX_CLASSES`
+  classes with images, that many are taken, evenly spaced in index order.
 
   Args:
-    labels: int[n], the truth.
+    labels: int[n], true classes.
     predictions: int[n].
     num_classes: C.
-    per_class: most images of a class.
+    per_class: maximum number of images of a class.
 
   Returns:
-    int64[k] indices, k <= C * per_class, by class, right before wrong.
+    int64[k] indices, k <= C * per_class, by class, correct before wrong.
   """
   labels, predictions = np.asarray(labels), np.asarray(predictions)
-  right = labels == predictions
+  classes = np.flatnonzero(np.bincount(labels, minlength=num_classes))
+  if len(classes) > MAX_CLASSES:
+    spread = np.linspace(0, len(classes) - 1, MAX_CLASSES)
+    classes = classes[spread.round().astype(int)]
+  correct = labels == predictions
   chosen = [np.zeros(0, np.int64)]
-  for label in range(num_classes):
-    mine = labels == label
-    chosen.append(np.flatnonzero(mine & right)[: (per_class + 1) // 2])
-    chosen.append(np.flatnonzero(mine & ~right)[: per_class // 2])
+  for label in classes:
+    members = labels == label
+    chosen.append(np.flatnonzero(members & correct)[: (per_class + 1) // 2])
+    chosen.append(np.flatnonzero(members & ~correct)[: per_class // 2])
   return np.concatenate(chosen)
 
 
@@ -75,10 +88,10 @@ def activation_figure(
   class_names: Sequence[str],
   title: str,
 ) -> bytes:
-  """Draws faces, each beside itself with its class activation map over it.
+  """Draws images, each next to itself under its class activation map.
 
-  A row for each class that occurs in `truth`, in the order of the classes:
-  the right ones on the left, the wrong ones on the right.
+  One row for each class that occurs in `truth`, in index order: correct
+  predictions on the left, wrong ones on the right.
 
   Args:
     images: uint8[k, S, S, 3], k at least 1.
@@ -87,7 +100,7 @@ def activation_figure(
     truth: int[k] classes.
     predictions: int[k] classes.
     class_names: C names.
-    title: text above the faces; may be empty.
+    title: text above the images; may be empty.
 
   Returns:
     A PNG file.
@@ -95,15 +108,30 @@ def activation_figure(
   truth, predictions = np.asarray(truth), np.asarray(predictions)
   cells = _cells(truth, predictions)
   rows, columns = (1 + max(place) for place in zip(*cells, strict=True))
-  figure = Figure(figsize=(2.35 * _FACE * columns, 1.24 * _FACE * rows))
+  figure = Figure(figsize=(2.35 * _SIDE * columns, 1.24 * _SIDE * rows))
   grid = figure.subplots(rows, columns, squeeze=False)
   figure.subplots_adjust(0, 0, 1, 1, wspace=0.1, hspace=0.2)
   for axes in grid.flat:
     axes.set_axis_off()
-  for place, index in cells.items():
-    _draw_pair(grid[place], images[index], maps[index])
-    name, taken = (class_names[row[index]] for row in (truth, predictions))
-    _name_pair(grid[place], name, taken, truth[index] == predictions[index])
+  for place, i in cells.items():
+    image = images[i]
+    gap = np.full((len(image), max(1, len(image) // 24), 3), 255, np.uint8)
+    pair = np.concatenate([image, gap, overlay(image, maps[i])], axis=1)
+    grid[place].imshow(pair, interpolation="bilinear")
+    text, correct = (
+      one_line(class_names[truth[i]], 14),
+      truth[i] == predictions[i],
+    )
+    if not correct:
+      text += f", predicted {one_line(class_names[predictions[i]], 14)}"
+    grid[place].set_title(
+      text,
+      size=7.5,
+      color=BLUE if correct else ORANGE,
+      loc="left",
+      pad=2.5,
+      parse_math=False,
+    )
   if title:
     figure.text(
       x=0,
@@ -117,13 +145,13 @@ def activation_figure(
 
 
 def overlay(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
-  """Lays an activation map over an image in grey.
+  """Blends an activation map into an image in grey.
 
   Args:
     image: uint8[S, S, 3].
-    activation: f32[h, w]; enlarged bilinearly to the image's size. Its
-      smallest value leaves the grey as it is, its largest turns it orange; a
-      map of one value leaves it all.
+    activation: f32[h, w]; resized bilinearly to the image's size. Its
+      smallest value keeps the grey, its largest becomes orange; a constant map
+      changes nothing.
 
   Returns:
     uint8[S, S, 3].
@@ -145,33 +173,12 @@ def _cells(
   truth: np.ndarray, predictions: np.ndarray
 ) -> dict[tuple[int, int], int]:
   """Row and column of the grid -> index of the example drawn there."""
-  right = truth == predictions
-  labels = np.unique(truth)
-  first_wrong = max(np.sum(right & (truth == label)) for label in labels)
+  correct, labels = truth == predictions, np.unique(truth)
+  first_wrong = max(np.sum(correct & (truth == label)) for label in labels)
   cells = {}
   for row, label in enumerate(labels):
-    mine = truth == label
-    for group, start in ((mine & right, 0), (mine & ~right, first_wrong)):
+    own = truth == label
+    for group, start in ((own & correct, 0), (own & ~correct, first_wrong)):
       for column, index in enumerate(np.flatnonzero(group), int(start)):
         cells[row, column] = int(index)
   return cells
-
-
-def _draw_pair(axes: Axes, image: np.ndarray, activation: np.ndarray) -> None:
-  gap = np.full((len(image), max(1, len(image) // 24), 3), 255, np.uint8)
-  pair = np.concatenate([image, gap, overlay(image, activation)], axis=1)
-  axes.imshow(pair, interpolation="bilinear")
-
-
-def _name_pair(axes: Axes, truth: str, prediction: str, right: bool) -> None:
-  text = one_line(truth, 14)
-  if not right:
-    text += f", taken for {one_line(prediction, 14)}"
-  axes.set_title(
-    text,
-    size=7.5,
-    color=BLUE if right else ORANGE,
-    loc="left",
-    pad=2.5,
-    parse_math=False,
-  )

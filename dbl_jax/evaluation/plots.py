@@ -1,9 +1,8 @@
-"""Pictures of an evaluation: the confusion matrix, and recall per class.
+"""Plots of an evaluation, each returned as a PNG file.
 
-Figures are built through matplotlib's object interface, which shares no state
-between calls and needs no display. Names come from strangers' data sets, so
-every text that may hold one is drawn with `parse_math=False`: dollar signs are
-then dollar signs and not broken TeX.
+Figures use matplotlib's object interface, which has no global state and needs
+no display. Class names are untrusted input: every text that may hold one is
+drawn with `parse_math=False`, so that a dollar sign is not read as TeX.
 """
 
 import io
@@ -17,16 +16,35 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 
 from dbl_jax.evaluation import metrics
 
 # Twice the 96 pixels per inch of CSS: sharp on dense screens.
 DPI = 192
-# From Okabe and Ito's palette, told apart by people with any colour vision.
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#a3a9b1"
+# Okabe and Ito's palette, which is safe for colour-blind readers.
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#a3a9b1"
 INK, FAINT, GRID = "#24292f", "#6e7781", "#dfe3e8"
+# With more classes, plots show a summary in place of every class.
+MAX_CLASSES = 30
+MAX_VIEW_PAIRS = 8
+_EXTREMES = 10  # classes with the highest, and with the lowest recall
+_HEAT_MAP_CELLS = 400  # in a row, at most
+
+# Key in metrics.jsonl, label, colour and line style, by panel.
+_LOSSES = (
+  ("loss", "training", BLUE, "-"),
+  ("val_loss", "validation", ORANGE, "-"),
+)
+_ACCURACIES = (
+  ("val_mean_class_accuracy", "mean-class", BLUE, "-"),
+  ("val_overall_accuracy", "overall", ORANGE, "-"),
+  ("knn_mean_class_accuracy", "mean-class, kNN", BLUE, "--"),
+  ("knn_overall_accuracy", "overall, kNN", ORANGE, "--"),
+)
 
 
 def frequency_order(counts: ArrayLike) -> np.ndarray:
@@ -35,41 +53,144 @@ def frequency_order(counts: ArrayLike) -> np.ndarray:
 
 
 def confusion_matrix_figure(
-  confusion: ArrayLike, class_names: Sequence[str], title: str
+  confusion: ArrayLike,
+  class_names: Sequence[str],
+  title: str,
+  train_counts: Sequence[int] | None = None,
 ) -> bytes:
   """Draws a confusion matrix in per cent of each row (the paper's fig. 3).
 
   Args:
-    confusion: int[C, C], rows are the truth.
+    confusion: int[C, C], rows are the true classes.
     class_names: C names.
     title: text above the matrix; may be empty.
+    train_counts: C training images per class, which order the classes of a
+      heat map; None orders them by the images of the evaluated split.
 
   Returns:
-    A PNG file. The row of a class without images is grey with dashes.
+    A PNG file: numbers in cells up to `MAX_CLASSES` classes, a heat map beyond.
+    The row of a class without images is grey, with dashes for numbers.
   """
-  confusion = np.asarray(confusion, np.int64)
-  size = len(confusion)
-  count = confusion.sum(axis=1)
-  share = 100 * confusion / np.maximum(count, 1)[:, None]
+  confusion = np.asarray(confusion)
+  size, count = len(confusion), confusion.sum(axis=1)
   cell = 0.7 if size <= 8 else max(0.4, 5.6 / size)
-  font = 9 if size <= 8 else 8 if size <= 12 else 7
-  figure = Figure(figsize=(cell * size, cell * size))
+  side = cell * size if size <= MAX_CLASSES else 7.0
+  figure = Figure(figsize=(side, side))
   axes = figure.add_axes((0, 0, 1, 1))
-  colours = colormaps["Blues"](share / 100)
-  colours[count == 0] = (0.95, 0.95, 0.95, 1)
-  axes.imshow(colours, interpolation="nearest")
-  for (i, j), value in np.ndenumerate(share):
-    text = "–" if not count[i] else _cell_text(value, size)
-    ink = FAINT if text in "0–" else _ink_on(colours[i, j])
-    weight = "bold" if i == j and count[i] else "normal"
-    axes.text(
-      j, i, text, color=ink, size=font, weight=weight, ha="center", va="center"
+  if size <= MAX_CLASSES:
+    draw_confusion(axes, confusion, cell, digits=1 if size <= 12 else 0)
+    names = [one_line(name) for name in class_names]
+    tilt = max(map(len, names)) * 0.073 > cell
+    name_columns(axes, names, 40 if tilt else 0)
+    name_rows(
+      axes, [f"{n}  ({k:,})" for n, k in zip(names, count, strict=True)]
     )
-  _name_cells(axes, [one_line(name) for name in class_names], count, cell)
-  axes.tick_params(labelsize=max(font, 8))
+    axes.set_xlabel("Predicted class", size=10, color=INK, labelpad=8)
+    axes.set_ylabel("True class (images)", size=10, color=INK, labelpad=8)
+  else:
+    order = frequency_order(count if train_counts is None else train_counts)
+    image = draw_heat_map(axes, confusion, order)
+    axes.set_xlabel("Predicted class, by frequency rank", size=10, color=INK)
+    axes.set_ylabel("True class, by frequency rank", size=10, color=INK)
+    bar = figure.colorbar(image, cax=figure.add_axes((1.03, 0, 0.025, 1)))
+    bar.set_ticks(
+      [0, 1, 5, 20, 50, 100], labels=["0", "1", "5", "20", "50", "100%"]
+    )
+    bar.ax.tick_params(length=0, labelsize=8.5, labelcolor=FAINT)
+    bar.outline.set_visible(False)  # type: ignore[operator]
   if title:
     axes.set_title(one_line(title, 80), size=11, color=INK, parse_math=False)
   return to_png(figure)
+
+
+def draw_confusion(
+  axes: Axes, confusion: np.ndarray, cell: float, digits: int = 0
+) -> None:
+  """Draws int[C, C] in per cent of each row, with a number in every cell.
+
+  Args:
+    axes: the panel.
+    confusion: int[C, C], rows are the true classes.
+    cell: width of a cell in inches.
+    digits: decimal places.
+  """
+  count = confusion.sum(axis=1)
+  share = confusion / np.maximum(count, 1)[:, None]
+  colours = colormaps["Blues"](share)
+  colours[count == 0] = (0.95, 0.95, 0.95, 1)
+  axes.imshow(colours, interpolation="nearest")
+  for (i, j), value in np.ndenumerate(share):
+    text = f"{100 * value:.{digits if value else 0}f}" if count[i] else "–"
+    axes.text(
+      j,
+      i,
+      text,
+      color=FAINT if text in "0–" else _ink_on(colours[i, j]),
+      size=min(9, 26 * cell),
+      weight="bold" if i == j and count[i] else "normal",
+      ha="center",
+      va="center",
+    )
+  edges = np.arange(1, len(confusion)) - 0.5
+  axes.set_xticks([])
+  axes.set_yticks([])
+  axes.set_xticks(edges, minor=True)
+  axes.set_yticks(edges, minor=True)
+  axes.grid(which="minor", color="white", linewidth=1.5)
+  axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
+  axes.spines[:].set_visible(False)
+
+
+def draw_heat_map(
+  axes: Axes, confusion: np.ndarray, order: np.ndarray
+) -> AxesImage:
+  """Draws int[C, C] in per cent of each row, classes as in `order`.
+
+  Neighbouring classes share a cell where there are more than 400. Colours
+  follow the square root, which shows confusions of a few per cent.
+  """
+  size = len(confusion)
+  side = min(size, _HEAT_MAP_CELLS)
+  cell_of = np.empty(size, np.int64)
+  cell_of[order] = np.arange(size) * side // size
+  true, predicted = np.nonzero(confusion)
+  pooled = np.zeros((side, side))
+  np.add.at(
+    pooled, (cell_of[true], cell_of[predicted]), confusion[true, predicted]
+  )
+  count = pooled.sum(axis=1, keepdims=True)
+  share = np.where(count > 0, 100 * pooled / np.maximum(count, 1), np.nan)
+  limits = (0.5, size + 0.5)
+  axes.set_facecolor("#f2f2f2")  # classes without images
+  axes.tick_params(length=0, labelsize=8.5, labelcolor=FAINT)
+  axes.spines[:].set_visible(False)
+  return axes.imshow(
+    share,
+    cmap="Blues",
+    norm=PowerNorm(0.5, 0, 100),
+    extent=(*limits, *limits[::-1]),
+    interpolation="antialiased",
+    interpolation_stage="rgba",
+  )
+
+
+def name_columns(axes: Axes, names: Sequence[str], rotation: float) -> None:
+  """Writes class names below a confusion matrix."""
+  axes.set_xticks(range(len(names)))
+  axes.set_xticklabels(
+    names,
+    rotation=rotation,
+    ha="right" if rotation else "center",
+    va="top",
+    rotation_mode="anchor",
+    parse_math=False,
+  )
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+  """Writes class names to the left of a confusion matrix or of bars."""
+  axes.set_yticks(range(len(names)))
+  axes.set_yticklabels(names, parse_math=False)
 
 
 def class_recall_figure(
@@ -77,29 +198,31 @@ def class_recall_figure(
   class_names: Sequence[str],
   train_counts: Sequence[int] | None,
 ) -> bytes:
-  """Draws recall per class beside the class's share of the training data.
+  """Draws recall per class next to the class's share of the training data.
 
   Args:
-    confusion: int[C, C], rows are the truth.
+    confusion: int[C, C], rows are the true classes.
     class_names: C names.
     train_counts: C training images per class; None leaves that panel out and
       sorts by the images of the evaluated split.
 
   Returns:
     A PNG file; most frequent class on top, whiskers for 95% Wilson intervals.
+    Of more than `MAX_CLASSES` classes, the ten whose interval has the highest
+    lower limit, then the ten whose interval has the lowest upper limit.
   """
-  confusion = np.asarray(confusion, np.int64)
-  correct, count = np.diagonal(confusion), confusion.sum(axis=1)
+  correct, count = np.diagonal(confusion), np.asarray(confusion).sum(axis=1)
   basis = count if train_counts is None else np.asarray(train_counts)
+  mean = _recall(correct, count)[count > 0].mean() if count.any() else None
   order = frequency_order(basis)
-  correct, count, basis = correct[order], count[order], basis[order]
-  height = 0.34 * len(order) + 0.5
-  figure = Figure(figsize=(8.2, height))
+  if len(order) > MAX_CLASSES:
+    order = _extremes(order, correct, count)
+  figure = Figure(figsize=(8.2, 0.34 * len(order) + 0.5))
   panels = [figure.add_axes((0, 0, 0.58, 1))]
-  _recall_panel(panels[0], correct, count)
+  _recall_panel(panels[0], correct[order], count[order], mean)
   if train_counts is not None:
     panels.append(figure.add_axes((0.64, 0, 0.36, 1)))
-    _share_panel(panels[1], 100 * basis / max(basis.sum(), 1))
+    _share_panel(panels[1], 100 * basis[order] / max(basis.sum(), 1))
   for axes in panels:
     axes.set_xticks([])
     axes.set_yticks([])
@@ -107,117 +230,57 @@ def class_recall_figure(
     axes.tick_params(axis="y", length=0, labelsize=9.5, labelcolor=INK)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.spines["left"].set_color(FAINT)
-  names = [one_line(class_names[i]) for i in order]
-  panels[0].set_yticks(range(len(order)))
-  panels[0].set_yticklabels(names, parse_math=False)
+  name_rows(panels[0], [one_line(class_names[i]) for i in order])
   return to_png(figure)
 
 
-def _name_cells(
-  axes: Axes, names: Sequence[str], count: np.ndarray, cell: float
-) -> None:
-  """Names the rows and columns of a matrix with cells of `cell` inches."""
-  size = len(names)
-  rows = [f"{name}  ({n:,})" for name, n in zip(names, count, strict=True)]
-  tilt = max(map(len, names)) * 0.073 > cell
-  axes.set_xticks(range(size))
-  axes.set_xticklabels(
-    names,
-    rotation=40 if tilt else 0,
-    ha="right" if tilt else "center",
-    rotation_mode="anchor",
-    va="top",
-    parse_math=False,
+def recall_distribution_figure(
+  confusion: ArrayLike, train_counts: Sequence[int] | None
+) -> bytes:
+  """Draws how recall is distributed over many classes.
+
+  Args:
+    confusion: int[C, C], rows are the true classes, at least one with images.
+    train_counts: C training images per class; None takes the images of the
+      evaluated split in their place.
+
+  Returns:
+    A PNG file: a histogram, and recall against the number of images.
+  """
+  correct, count = np.diagonal(confusion), np.asarray(confusion).sum(axis=1)
+  basis = count if train_counts is None else np.asarray(train_counts)
+  recall = 100 * _recall(correct, count)[count > 0]
+  images = np.maximum(basis[count > 0], 1)
+  figure = Figure(figsize=(8.2, 2.8))
+  histogram = figure.add_axes((0, 0, 0.42, 1))
+  scatter = figure.add_axes((0.52, 0, 0.48, 1))
+  histogram.hist(recall, bins=20, range=(0, 100), color=BLUE, rwidth=0.92)
+  histogram.axvline(recall.mean(), color=ORANGE, lw=1.2, ls="--")
+  histogram.set_title(
+    "Classes by recall (%); dashed: mean", size=10, color=INK, loc="left"
   )
-  axes.set_yticks(range(size))
-  axes.set_yticklabels(rows, parse_math=False)
-  axes.set_xlabel("Predicted class", size=10, color=INK, labelpad=8)
-  axes.set_ylabel("True class (images)", size=10, color=INK, labelpad=8)
-  axes.tick_params(length=0, labelcolor=INK)
-  axes.set_xticks(np.arange(1, size) - 0.5, minor=True)
-  axes.set_yticks(np.arange(1, size) - 0.5, minor=True)
-  axes.grid(which="minor", color="white", linewidth=1.5)
-  axes.tick_params(which="minor", length=0)
-  axes.spines[:].set_visible(False)
-
-
-def _share_panel(axes: Axes, share: np.ndarray) -> None:
-  """Bars of each class's share of the training data, f64[C] in per cent."""
-  axes.barh(range(len(share)), share, height=0.62, color=GREY)
-  for y, value in enumerate(share):
-    x = value + 0.02 * share.max()
-    axes.text(x, y, f"{value:.1f}", va="center", size=9, color=INK)
-  axes.set_xlim(0, 1.18 * max(share.max(), 1))
-  axes.set_title("Share of training images (%)", size=10, color=INK, loc="left")
-
-
-def _recall_panel(axes: Axes, correct: np.ndarray, count: np.ndarray) -> None:
-  """Bars of recall from hits int[C] of count int[C], with intervals."""
-  occurs = count > 0
-  recall = np.where(occurs, 100 * correct / np.maximum(count, 1), 0)
-  lower, upper = (100 * x for x in metrics.wilson_interval(correct, count))
-  axes.barh(range(len(count)), recall, height=0.62, color=BLUE)
-  for y, value in enumerate(recall):
-    if not occurs[y]:
-      axes.text(1, y, "– not in this split", va="center", size=9, color=FAINT)
-      continue
-    limits = (lower[y], upper[y])
-    # A white edge keeps the whisker visible where it lies on the bar.
-    axes.plot(limits, (y, y), color="white", lw=4, solid_capstyle="butt")
-    axes.plot(limits, (y, y), color=INK, lw=1.6, solid_capstyle="butt")
-    axes.text(
-      112, y, f"{value:.1f}", va="center", ha="right", size=9, color=INK
-    )
-  if occurs.any():
-    mean = recall[occurs].mean()
-    axes.axvline(mean, color=ORANGE, linewidth=1.2, linestyle="--", zorder=0)
-  axes.set_xlim(0, 112)
-  axes.set_title(
-    "Recall (%), 95% interval; dashed: mean", size=10, color=INK, loc="left"
+  scatter.scatter(
+    images, recall, s=12, color=BLUE, alpha=0.35, lw=0, rasterized=True
   )
-
-
-def _ink_on(colour: np.ndarray) -> str:
-  """White or dark, whichever contrasts more with an RGBA colour in [0, 1]."""
-  linear = np.asarray(colour[:3]) ** 2.2
-  luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
-  # Where the WCAG contrast with white equals that with INK.
-  return "white" if luminance < 0.22 else INK
-
-
-def _cell_text(value: float, num_classes: int) -> str:
-  if value == 0:
-    return "0"
-  return f"{value:.1f}" if num_classes <= 12 else f"{value:.0f}"
-
-
-def one_line(name: object, limit: int = 26) -> str:
-  """Makes of any name one printable line of at most `limit` characters."""
-  line = " ".join(str(name).encode("utf-8", "replace").decode().split())
-  return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def to_png(figure: Figure) -> bytes:
-  """Renders a figure, cropped to what is drawn, on white."""
-  FigureCanvasAgg(figure)
-  buffer = io.BytesIO()
-  with warnings.catch_warnings():
-    # A name in a script the font lacks is drawn as boxes; the page beside the
-    # picture spells it out.
-    warnings.filterwarnings("ignore", message="Glyph")
-    figure.savefig(
-      buffer,
-      format="png",
-      dpi=DPI,
-      bbox_inches="tight",
-      pad_inches=0.06,
-      facecolor="white",
-      metadata={"Software": None},
-    )
-  return buffer.getvalue()
-
-
-MAX_VIEW_PAIRS = 8
+  groups = np.array_split(np.argsort(images, kind="stable"), 10)
+  scatter.plot(
+    [np.exp(np.log(images[group]).mean()) for group in groups],
+    [recall[group].mean() for group in groups],
+    color=ORANGE,
+    marker="o",
+    ms=3.5,
+  )
+  scatter.set_xscale("log")
+  kind = "images of this split" if train_counts is None else "training images"
+  scatter.set_title(
+    f"Recall (%) by {kind}; orange: mean of a tenth of the classes",
+    size=10,
+    color=INK,
+    loc="left",
+  )
+  for axes in (histogram, scatter):
+    _light_axes(axes)
+  return to_png(figure)
 
 
 def learning_curves_figure(
@@ -226,44 +289,32 @@ def learning_curves_figure(
   """Draws a phase's loss, and its accuracies where they were measured.
 
   Args:
-    history: rows of metrics.jsonl; rows of other phases are passed over. Where
-      a resumed run logged a step twice, the later row stands.
-    phase: which phase to draw.
+    history: rows of metrics.jsonl of any phase. Where a resumed run logged a
+      step twice, the later row counts.
+    phase: the phase to draw.
 
   Returns:
     A PNG file, or None when the phase logged nothing that can be drawn.
   """
   rows = [row for row in history if row.get("phase") == phase]
-  losses = [("loss", "training", BLUE, "-")]
-  losses += [("val_loss", "validation", ORANGE, "-")]
-  accuracies = [
-    ("val_mean_class_accuracy", "mean-class", BLUE, "-"),
-    ("val_overall_accuracy", "overall", ORANGE, "-"),
-    ("knn_mean_class_accuracy", "mean-class, kNN", BLUE, "--"),
-    ("knn_overall_accuracy", "overall, kNN", ORANGE, "--"),
-  ]
-  panels = [("Loss", losses, 1), ("Validation accuracy (%)", accuracies, 100)]
-  drawn = [
-    (heading, curves)
-    for heading, keys, scale in panels
-    if (curves := _curves(rows, keys, scale))
-  ]
-  if not drawn:
+  found = {
+    "Loss": _curves(rows, _LOSSES, 1),
+    "Validation accuracy (%)": _curves(rows, _ACCURACIES, 100),
+  }
+  panels = {heading: curves for heading, curves in found.items() if curves}
+  if not panels:
     return None
-  figure = Figure(figsize=(4.5, 2.2 * len(drawn)))
-  grid = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+  figure = Figure(figsize=(4.5, 2.2 * len(panels)))
+  grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
   figure.subplots_adjust(0, 0, 1, 1, hspace=0.3)
-  for axes, (heading, curves) in zip(grid, drawn, strict=True):
+  for axes, (heading, curves) in zip(grid, panels.items(), strict=True):
     for label, colour, dash, points in curves:
       marker = "o" if len(points) <= 30 else None
       axes.plot(
         *points.T, dash, color=colour, marker=marker, ms=3, lw=1.5, label=label
       )
     axes.set_title(heading, size=10, color=INK, loc="left")
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.tick_params(length=0, labelsize=8.5, labelcolor=FAINT)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
+    _light_axes(axes)
     axes.legend(fontsize=8.5, frameon=False, labelcolor=INK)
   grid[-1].set_xlabel("Epoch", size=9.5, color=INK)
   return to_png(figure)
@@ -300,12 +351,107 @@ def view_pairs_figure(
   return to_png(figure)
 
 
+def one_line(name: object, limit: int = 26) -> str:
+  """Makes of any name one printable line of at most `limit` characters."""
+  line = " ".join(str(name).encode("utf-8", "replace").decode().split())
+  return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def to_png(figure: Figure) -> bytes:
+  """Renders a figure on white, cropped to its content."""
+  FigureCanvasAgg(figure)
+  buffer = io.BytesIO()
+  with warnings.catch_warnings():
+    # The font draws boxes for a script it lacks; the page has the name.
+    warnings.filterwarnings("ignore", message="Glyph")
+    figure.savefig(
+      buffer,
+      format="png",
+      dpi=DPI,
+      bbox_inches="tight",
+      pad_inches=0.06,
+      facecolor="white",
+      metadata={"Software": None},
+    )
+  return buffer.getvalue()
+
+
+def _recall(correct: np.ndarray, count: np.ndarray) -> np.ndarray:
+  """Recall f64[C], 0 for a class without images."""
+  return correct / np.maximum(count, 1)
+
+
+def _extremes(
+  order: np.ndarray, correct: np.ndarray, count: np.ndarray
+) -> np.ndarray:
+  """The classes of surest high recall, then those of surest low recall."""
+  occurring = order[count[order] > 0]
+  lower, upper = metrics.wilson_interval(correct[occurring], count[occurring])
+  best = occurring[np.argsort(-lower, kind="stable")[:_EXTREMES]]
+  worst = occurring[np.argsort(upper, kind="stable")[:_EXTREMES][::-1]]
+  return np.array(list(dict.fromkeys([*best, *worst])), np.int64)
+
+
+def _recall_panel(
+  axes: Axes, correct: np.ndarray, count: np.ndarray, mean: float | None
+) -> None:
+  """Bars of recall with whiskers; `mean` over all classes is a dashed line."""
+  occurs, recall = count > 0, 100 * _recall(correct, count)
+  lower, upper = (100 * x for x in metrics.wilson_interval(correct, count))
+  axes.barh(range(len(count)), recall, height=0.62, color=BLUE)
+  for y, value in enumerate(recall):
+    if not occurs[y]:
+      axes.text(1, y, "– not in this split", va="center", size=9, color=FAINT)
+      continue
+    # A white edge keeps the whisker visible on the bar.
+    for colour, width in (("white", 4), (INK, 1.6)):
+      limits = (lower[y], upper[y])
+      axes.plot(limits, (y, y), color=colour, lw=width, solid_capstyle="butt")
+    axes.text(
+      112, y, f"{value:.1f}", va="center", ha="right", size=9, color=INK
+    )
+  if mean is not None:
+    axes.axvline(100 * mean, color=ORANGE, lw=1.2, ls="--", zorder=0)
+  axes.set_xlim(0, 112)
+  axes.set_title(
+    "Recall (%), 95% interval; dashed: mean", size=10, color=INK, loc="left"
+  )
+
+
+def _share_panel(axes: Axes, share: np.ndarray) -> None:
+  """Bars of each class's share of the training data, f64[C] in per cent."""
+  digits = 1 if share.max() >= 1 else 3
+  axes.barh(range(len(share)), share, height=0.62, color=GREY)
+  for y, value in enumerate(share):
+    x = value + 0.02 * share.max()
+    axes.text(x, y, f"{value:.{digits}f}", va="center", size=9, color=INK)
+  axes.set_xlim(0, 1.18 * max(share.max(), 1e-9))
+  axes.set_title("Share of training images (%)", size=10, color=INK, loc="left")
+
+
+def _light_axes(axes: Axes) -> None:
+  """A light grid and only the bottom axis line."""
+  axes.grid(color=GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.tick_params(which="both", length=0, labelsize=8.5, labelcolor=FAINT)
+  axes.spines[["top", "right", "left"]].set_visible(False)
+  axes.spines["bottom"].set_color(FAINT)
+
+
+def _ink_on(colour: np.ndarray) -> str:
+  """White or dark, whichever contrasts more with an RGBA colour in [0, 1]."""
+  linear = np.asarray(colour[:3]) ** 2.2
+  luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
+  # Where the WCAG contrast with white equals that with INK.
+  return "white" if luminance < 0.22 else INK
+
+
 def _curves(
   rows: Sequence[Mapping[str, Any]],
   keys: Sequence[tuple[str, str, str, str]],
   scale: float,
 ) -> list[tuple[str, str, str, np.ndarray]]:
-  """(label, colour, dash, f64[n, 2] of epoch and value) of what was logged."""
+  """(label, colour, dash, f64[n, 2] of epoch and value) of finite values."""
   curves = []
   for key, label, colour, dash in keys:
     points = {

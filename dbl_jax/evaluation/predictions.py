@@ -1,7 +1,4 @@
-"""Scores of a run on a part of the data, kept for comparisons.
-
-A file of plain arrays: nothing in it is executed.
-"""
+"""Scores of a run on a split, stored as plain arrays without pickle."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,16 +10,16 @@ from dbl_jax.runtime import files
 
 
 class Predictions(NamedTuple):
-  """What a run says of each image.
+  """A run's class scores on a split and on the validation split.
 
   Attributes:
     class_names: C names in the order of the labels.
     train_counts: int[C], training images of each class.
-    labels: int32[n], the truth.
-    scores: f32[n, C], the greatest of a row predicted.
+    labels: int32[n], true classes.
+    scores: f32[n, C]; the argmax of a row is the prediction.
     validation_labels: int32[m].
     validation_scores: f32[m, C].
-    calibrated: whether the softmax of a row is a distribution.
+    calibrated: whether the softmax of a row is a class distribution.
   """
 
   class_names: tuple[str, ...]
@@ -35,7 +32,7 @@ class Predictions(NamedTuple):
 
 
 def save(path: Path, predictions: Predictions) -> None:
-  """Writes the file whole or not at all; its folder is made if need be."""
+  """Writes the file atomically; creates its folder if missing."""
   content = predictions._asdict() | {
     "class_names": np.array(predictions.class_names, dtype=np.str_)
   }
@@ -45,22 +42,16 @@ def save(path: Path, predictions: Predictions) -> None:
 
 
 def load(path: Path) -> Predictions:
-  """Reads a file of `save`.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The predictions.
+  """Reads a file written by `save`.
 
   Raises:
-    UserError: if it is damaged or something else.
+    UserError: the file is damaged or has other content.
   """
   try:
     found = files.load(path)
     missing = [name for name in Predictions._fields if name not in found]
     if missing:
-      raise ValueError(f"it lacks {', '.join(missing)}")
+      raise ValueError(f"without {', '.join(missing)}")
     fields: dict[str, Any] = {name: found[name] for name in Predictions._fields}
     fields["class_names"] = tuple(map(str, np.atleast_1d(found["class_names"])))
     fields["calibrated"] = bool(np.all(found["calibrated"]))
@@ -68,12 +59,13 @@ def load(path: Path) -> Predictions:
   except ValueError as error:
     raise UserError(
       f"{path} does not hold a run's scores, or is damaged ({error}). Delete"
-      " it and run the same command again: what is trained is not lost."
+      " this file and run the same command again: it is written again from the"
+      " checkpoint."
     ) from error
 
 
 def _checked(found: Predictions) -> Predictions:
-  """The predictions, or ValueError unless their arrays belong together."""
+  """Raises ValueError unless shapes, dtypes and labels are consistent."""
   classes = len(found.class_names)
   shapes = {
     "train_counts": (classes,),
@@ -88,5 +80,5 @@ def _checked(found: Predictions) -> Predictions:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
       raise ValueError(f"its labels are {list(labels.shape)} of {labels.dtype}")
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-      raise ValueError("its labels name classes there are not")
+      raise ValueError(f"its labels are not in 0 to {classes - 1}")
   return found

@@ -1,4 +1,4 @@
-"""Files that an evaluation leaves: numbers, a picture and a page to read."""
+"""Files of an evaluation: metrics.json, confusion_matrix.png, report.html."""
 
 import json
 import math
@@ -15,12 +15,13 @@ from dbl_jax.runtime import files
 
 DASH = "–"
 # Shown with the config.
-_MADE_BY = (
+_PROVENANCE = (
   "made_by",
   "data_fingerprint",
   "skipped_steps",
   "better_checkpoint_lost",
 )
+_MAX_LISTED = 20  # names in a sentence
 ViewPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -36,110 +37,115 @@ def write(
 ) -> None:
   """Writes `metrics.json`, `confusion_matrix.png` and `report.html`.
 
-  Each file appears whole or not at all, the numbers first. The page stands
-  alone: pictures and style are inside it, and it loads nothing.
+  Each file is written atomically, metrics.json first. The page loads no other
+  file. Apart from the confusion matrix itself, time and memory are linear in
+  the number of classes.
 
   Args:
-    out_dir: folder, made if missing.
-    metrics: the result of `metrics.summarise` and, each optional, `dataset`,
-      `split`, `checkpoint_step`, `predictor`, `config`, `made_by`,
-      `data_fingerprint`, `skipped_steps` and `better_checkpoint_lost`. Written
-      in the order given, with null for numbers that are not finite.
+    out_dir: folder, created if missing.
+    metrics: the result of `metrics.summarise` (its confusion matrix may be an
+      array) and, each optional, `dataset`, `split`, `checkpoint_step`,
+      `predictor`, `config`, `made_by`, `data_fingerprint`, `skipped_steps` and
+      `better_checkpoint_lost`. Written in the order given, with null for
+      numbers that are not finite.
     train_counts: training images of each class, or None.
     history: rows of `metrics.jsonl`, possibly none.
     view_pairs: (originals uint8[k, H, W, 3], first views f32[k, S, S, 3],
       second views f32[k, S, S, 3] in [0, 1]), or None.
-    activation: picture of class activation maps, PNG, or None.
+    activation: plot of class activation maps, PNG, or None.
     title: heading of the page, plain text.
 
   Raises:
     ValueError: `train_counts` does not match the classes.
   """
-  plain = _plain(metrics)
-  names = plain["class_names"]
+  confusion = np.asarray(metrics["confusion_matrix"], np.int64)
+  results = _to_json({**metrics, "confusion_matrix": []})
+  names = results["class_names"]
   if train_counts is not None:
-    train_counts = _counts(train_counts, len(names))
+    train_counts = [int(count) for count in train_counts]
+    if len(train_counts) != len(names):
+      raise ValueError(
+        f"found {len(train_counts)} training counts for {len(names)} classes"
+      )
   out_dir = Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
-  numbers = json.dumps(plain, indent=2, allow_nan=False) + "\n"
-  files.write(out_dir / "metrics.json", numbers.encode())
-  matrix = plots.confusion_matrix_figure(
-    plain["confusion_matrix"], names, title
-  )
+  _write_metrics(out_dir / "metrics.json", results, confusion)
+  matrix = plots.confusion_matrix_figure(confusion, names, title, train_counts)
   files.write(out_dir / "confusion_matrix.png", matrix)
   sections = (
-    _headline(plain),
-    _per_class(plain, train_counts),
-    _confusion(plain),
+    _headline(results, confusion),
+    _per_class(results, confusion, train_counts),
+    _confusion(matrix, len(names)),
     _activation(activation),
     _curves(history),
     _views(view_pairs),
-    _config(plain),
+    _config(results),
   )
-  content = page.page(title, _facts(plain), sections)
+  content = page.page(title, _facts(results), sections)
   files.write(
     out_dir / "report.html", content.encode("utf-8", "xmlcharrefreplace")
   )
 
 
-def _counts(train_counts: Sequence[int], num_classes: int) -> list[int]:
-  """Training images of each class as Python's integers."""
-  counts = [int(count) for count in train_counts]
-  if len(counts) != num_classes:
-    raise ValueError(
-      f"found {len(counts)} training counts for {num_classes} classes"
-    )
-  return counts
+def _write_metrics(
+  path: Path, results: Mapping[str, Any], confusion: np.ndarray
+) -> None:
+  """Writes JSON with each row of the confusion matrix on a line.
+
+  Rows are encoded one by one: all of them as Python's numbers take gigabytes
+  with thousands of classes.
+  """
+  # JSON escapes quotes and newlines, so this is found at the top level only.
+  key = '\n  "confusion_matrix": ['
+  text = json.dumps(results, indent=2, allow_nan=False)
+  before, _, after = text.partition(key)
+  with files.replacing(path) as file:
+    file.write((before + key).encode())
+    for i, row in enumerate(confusion):
+      start = ",\n    " if i else "\n    "
+      file.write((start + json.dumps(row.tolist())).encode())
+    file.write(f"\n  {after}\n".encode())
 
 
-def _facts(metrics: Mapping[str, Any]) -> list[str]:
+def _facts(results: Mapping[str, Any]) -> list[str]:
   """The line under the title."""
   facts = []
-  if metrics.get("dataset") is not None:
-    facts.append(str(metrics["dataset"]))
-  if metrics.get("split") is not None:
-    facts.append(f"{metrics['split']} split")
-  facts.append(f"{metrics['images']:,} images")
-  if metrics.get("checkpoint_step") is not None:
-    facts.append(f"checkpoint at step {metrics['checkpoint_step']:,}")
-  if metrics.get("predictor") is not None:
-    facts.append(f"classified by {metrics['predictor']}")
+  if results.get("dataset") is not None:
+    facts.append(str(results["dataset"]))
+  if results.get("split") is not None:
+    facts.append(f"{results['split']} split")
+  facts.append(f"{results['images']:,} images")
+  if results.get("checkpoint_step") is not None:
+    facts.append(f"checkpoint at step {results['checkpoint_step']:,}")
+  if results.get("predictor") is not None:
+    facts.append(f"classified by {results['predictor']}")
   return facts
 
 
-def _headline(metrics: Mapping[str, Any]) -> str:
-  """Mean-class accuracy, overall accuracy and the class found least often."""
-  confusion = np.asarray(metrics["confusion_matrix"])
-  count = confusion.sum(axis=1)
-  total = int(count.sum())
-  if not total:
+def _headline(results: Mapping[str, Any], confusion: np.ndarray) -> str:
+  """Mean-class accuracy, overall accuracy and the lowest recall."""
+  interval = mean_class_interval(confusion)
+  if interval is None:
     return page.section("Accuracy", page.note("This split has no images."))
-  frequent = int(count.argmax())
-  names = metrics["class_names"]
-  recall = np.where(
-    count > 0, np.diagonal(confusion) / np.maximum(count, 1), np.inf
-  )
-  weakest = int(recall.argmin())
-  correct = int(np.trace(confusion))
-  mean_limits = mean_class_interval(confusion)
-  assert mean_limits is not None  # there are images
-  lower, upper = wilson_interval(correct, total)
+  names, count = results["class_names"], confusion.sum(axis=1)
+  correct, total = np.diagonal(confusion), int(count.sum())
+  recall = np.where(count > 0, correct / np.maximum(count, 1), np.inf)
+  frequent, weakest = int(count.argmax()), int(recall.argmin())
+  lower, upper = wilson_interval(int(correct.sum()), total)
+  majority = _percent(count[frequent] / total)
   return page.tiles(
     [
       (
         "Mean-class accuracy",
-        _percent(metrics["mean_class_accuracy"]),
-        (
-          _interval(*mean_limits),
-          f"chance: {_percent(1 / len(count))}",
-        ),
+        _percent(results["mean_class_accuracy"]),
+        (_interval(*interval), f"chance: {_percent(1 / len(count))}"),
       ),
       (
         "Overall accuracy",
-        _percent(metrics["overall_accuracy"]),
+        _percent(results["overall_accuracy"]),
         (
           _interval(float(lower), float(upper)),
-          f"always “{names[frequent]}”: {_percent(count[frequent] / total)}",
+          f"always “{names[frequent]}”: {majority}",
         ),
       ),
       (
@@ -147,7 +153,7 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         _percent(recall[weakest]),
         (
           names[weakest],
-          f"{confusion[weakest, weakest]:,} of {count[weakest]:,} images",
+          f"{correct[weakest]:,} of {count[weakest]:,} images",
         ),
       ),
     ]
@@ -155,21 +161,53 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 
 
 def _per_class(
-  metrics: Mapping[str, Any], train_counts: Sequence[int] | None
+  results: Mapping[str, Any],
+  confusion: np.ndarray,
+  train_counts: Sequence[int] | None,
 ) -> str:
-  """Recall beside training share: the picture, then the numbers."""
-  names, confusion = metrics["class_names"], metrics["confusion_matrix"]
-  per_class = metrics["per_class"]
+  """Recall per class: plots, then a table of all classes."""
+  names, per_class = results["class_names"], results["per_class"]
   count = [per_class[name]["count"] for name in names]
-  trained = train_counts or count
-  order = plots.frequency_order(trained)
-  head = ["Class", "Recall", "95% interval", "Precision", "F1", "Images"]
-  if train_counts:
-    head += ["Training images", "Training share"]
+  many = len(names) > plots.MAX_CLASSES
+  shown = []
+  if many and any(count):
+    png = plots.recall_distribution_figure(confusion, train_counts)
+    alt = "Distribution of recall over classes, and recall by number of images"
+    shown.append(page.picture(png, alt))
+  png = plots.class_recall_figure(confusion, names, train_counts)
+  alt = "Bars of each class's recall; the table below has the numbers"
+  if many:
+    alt = "Bars of the classes with the highest and with the lowest recall"
+  shown.append(page.picture(png, alt, caption="Extremes" if many else ""))
+  return page.section(
+    "Recall by class" if many else "Recall by class, most frequent first",
+    *shown,
+    _class_table(results, confusion, train_counts or count, bool(train_counts)),
+    page.note(
+      "Mean-class accuracy is the mean of recall over classes, so each class "
+      "has the same weight however rare it is. Intervals cover the sampling "
+      "of test images only: train with several seeds to measure how much runs "
+      "differ. Click on a heading to sort.",
+      _absent([name for name, n in zip(names, count, strict=True) if not n]),
+    ),
+  )
+
+
+def _class_table(
+  results: Mapping[str, Any],
+  confusion: np.ndarray,
+  order_by: Sequence[int],
+  trained: bool,
+) -> str:
+  """All classes, most frequent first; training counts if `trained`."""
+  names, count = results["class_names"], confusion.sum(axis=1)
   lower, upper = wilson_interval(np.diagonal(confusion), count)
-  rows = []
-  for i in order:
-    row = per_class[names[i]]
+  head = ["Class", "Recall", "95% interval", "Precision", "F1", "Images"]
+  if trained:
+    head += ["Training images", "Training share"]
+  rows, total = [], max(sum(order_by), 1)
+  for i in plots.frequency_order(order_by):
+    row = results["per_class"][names[i]]
     cells = [
       names[i],
       _percent(row["recall"]),
@@ -178,40 +216,38 @@ def _per_class(
       _percent(row["f1"]),
       f"{count[i]:,}",
     ]
-    if train_counts:
-      share = train_counts[i] / max(sum(train_counts), 1)
-      cells += [f"{train_counts[i]:,}", _percent(share)]
+    if trained:
+      share = f"{100 * order_by[i] / total:.{1 if len(names) < 100 else 3}f}%"
+      cells += [f"{order_by[i]:,}", share]
     rows.append(cells)
-  png = plots.class_recall_figure(confusion, names, train_counts)
-  alt = "Bars of each class's recall; the table below has the numbers"
-  absent = [name for name in names if not per_class[name]["count"]]
-  left_out = f"Not in this split, so not in the mean: {', '.join(absent)}."
-  return page.section(
-    "Recall by class, most frequent first",
-    page.picture(png, alt),
-    page.table(head, rows),
-    page.note(
-      "Mean-class accuracy is the mean of recall over classes, so each class "
-      "counts the same however rare it is. Intervals cover the draw of the "
-      "images only: train with several seeds to see how much runs differ.",
-      left_out if absent else "",
-    ),
-  )
+  return page.table(head, rows)
 
 
-def _confusion(metrics: Mapping[str, Any]) -> str:
-  """The confusion matrix; the page's heading makes a title superfluous."""
-  png = plots.confusion_matrix_figure(
-    metrics["confusion_matrix"], metrics["class_names"], ""
-  )
-  alt = "Confusion matrix in per cent of each true class: " + "; ".join(
-    f"{name} {_percent(row['recall'])} right"
-    for name, row in metrics["per_class"].items()
+def _absent(names: Sequence[str]) -> str:
+  """A sentence about classes without images."""
+  if not names:
+    return ""
+  more = len(names) - _MAX_LISTED
+  listed = ", ".join(names[:_MAX_LISTED]) + (f" and {more:,} more" * (more > 0))
+  return f"Not in this split, so not in the mean: {listed}."
+
+
+def _confusion(png: bytes, num_classes: int) -> str:
+  """The confusion matrix."""
+  each = "Per cent of the images of each true class"
+  if num_classes <= plots.MAX_CLASSES:
+    remark = f"{each}; rows add up to 100."
+  else:
+    remark = (
+      f"{each}. Classes are sorted by frequency: errors left of the diagonal"
+      " are images of rare classes taken for frequent ones. With more than 400"
+      " classes, neighbouring classes share a cell."
+    )
+  alt = (
+    f"Confusion matrix of {num_classes:,} classes; the table has the recalls"
   )
   return page.section(
-    "Confusion matrix",
-    page.picture(png, alt),
-    page.note("Per cent of the images of each true class; rows add up to 100."),
+    "Confusion matrix", page.picture(png, alt), page.note(remark)
   )
 
 
@@ -220,12 +256,12 @@ def _activation(png: bytes | None) -> str:
   if png is None:
     return ""
   return page.section(
-    "Where it looks",
-    page.picture(png, "Faces beside their class activation maps"),
+    "Class activation maps",
+    page.picture(png, "Images next to their class activation maps"),
     page.note(
-      "Class activation maps of the predicted class (Zhou et al. 2016): the"
-      " more orange, the more that place speaks for it. Of each class the"
-      " first images that were right, and that were wrong."
+      "Evidence for the predicted class by location (Zhou et al. 2016), from"
+      " grey (least) to orange (most). For each class the first correct and"
+      " the first wrong images; with many classes, for a sample of them."
     ),
   )
 
@@ -254,18 +290,18 @@ def _views(view_pairs: ViewPairs | None) -> str:
     "Augmented views",
     page.picture(png, alt),
     page.note(
-      "What training sees: each image above two random views of it. Is the "
-      "expression still there? Then the augmentation is not too strong."
+      "The network's input in training: two random views of each image. If "
+      "the class can no longer be recognised, the augmentation is too strong."
     ),
   )
 
 
-def _config(metrics: Mapping[str, Any]) -> str:
-  """The config, and what else decides the numbers, folded."""
-  if not metrics.get("config"):
+def _config(results: Mapping[str, Any]) -> str:
+  """The config and the provenance, collapsed."""
+  if not results.get("config"):
     return ""
-  shown = {name: metrics[name] for name in _MADE_BY if metrics.get(name)}
-  listing = json.dumps(shown | metrics["config"], indent=2, ensure_ascii=False)
+  shown = {name: results[name] for name in _PROVENANCE if results.get(name)}
+  listing = json.dumps(shown | results["config"], indent=2, ensure_ascii=False)
   return page.details("Config", listing)
 
 
@@ -277,14 +313,14 @@ def _interval(lower: float, upper: float) -> str:
   return f"95% interval: {100 * lower:.1f} to {100 * upper:.1f}"
 
 
-def _plain(value: Any) -> Any:
-  """What JSON can hold of dicts, sequences, arrays, scalars and the rest."""
+def _to_json(value: Any) -> Any:
+  """Converts nested dicts, sequences, arrays and scalars to JSON's types."""
   if hasattr(value, "items"):
-    return {str(key): _plain(item) for key, item in value.items()}
+    return {str(key): _to_json(item) for key, item in value.items()}
   if hasattr(value, "tolist"):
     value = value.tolist()
   if isinstance(value, list | tuple):
-    return [_plain(item) for item in value]
+    return [_to_json(item) for item in value]
   if isinstance(value, float):
     return value if math.isfinite(value) else None
   if value is None or isinstance(value, str | int):

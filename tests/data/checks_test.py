@@ -32,7 +32,7 @@ def put(root, name, image, **options):
 
 @pytest.fixture
 def root(tmp_path):
-  """Two classes, with the same picture in two parts and a near one in one."""
+  """Two classes, with the same picture in two splits and a near one in one."""
   root = tmp_path / "faces"
   for i in range(12):
     put(root, f"train/{'ab'[i % 3 == 0]}/{i}.png", smooth(i))
@@ -136,7 +136,7 @@ def test_near_duplicates_are_those_of_a_plain_double_loop():
 def test_data_without_files_can_be_checked(tmp_path):
   data = {"num_train": 30, "num_test": 10, "cache_dir": str(tmp_path)}
   found = sources.find(tiny.get_resolved(**data).data)
-  assert list(found.parts) == ["train", "validation", "test"]
+  assert list(found.splits) == ["train", "validation", "test"]
   facts = inspection.examine(found)
   assert {fact.size for fact in facts} == {(16, 16)}
   assert not any(fact.error for fact in facts)
@@ -146,7 +146,7 @@ def test_raf_db_can_be_checked(tmp_path):
   root = fixture.write(tmp_path / "raf_db")
   data = {"name": "raf_db", "dir": str(root)}
   found = sources.find(tiny.get_resolved(**data).data)
-  assert {part: len(rows) for part, rows in found.parts.items()} == {
+  assert {part: len(rows) for part, rows in found.splits.items()} == {
     "train": 9,
     "test": 7,
   }

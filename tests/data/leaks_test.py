@@ -1,4 +1,4 @@
-"""Images that are in two parts: counted, said once, found quickly."""
+"""Images that are in two splits: counted, said once, found quickly."""
 
 import logging
 import time
@@ -51,18 +51,18 @@ def test_images_that_agree_in_all_that_is_looked_at_first():
 
 
 def test_an_empty_part_shares_nothing():
-  parts = {"train": random_part(5), "test": random_part(0)}
-  assert inspection.shared(parts) == {}
+  splits = {"train": random_part(5), "test": random_part(0)}
+  assert inspection.shared(splits) == {}
 
 
 def test_of_fer2013s_size_it_takes_no_time():
-  parts = {
+  splits = {
     "train": random_part(12_000, 48),
     "test": random_part(3_000, 48, seed=1),
   }
-  parts["test"].images[:351] = parts["train"].images[:351]
+  splits["test"].images[:351] = splits["train"].images[:351]
   started = time.process_time()
-  assert inspection.shared(parts) == {("train", "test"): 351}
+  assert inspection.shared(splits) == {("train", "test"): 351}
   assert time.process_time() - started < 0.5
 
 
@@ -70,14 +70,14 @@ def test_of_fer2013s_size_it_takes_no_time():
 def test_loading_says_it_in_one_line(copies, tmp_path, caplog):
   train, test = random_part(40), random_part(10, seed=1)
   test.images[:copies] = train.images[:copies]
-  parts = {"train": train, "test": test}
-  data = Dataset("image_folder", ("a", "b", "c"), parts, "f")
+  splits = {"train": train, "test": test}
+  data = Dataset("image_folder", ("a", "b", "c"), splits, "f")
   datasets.save(tmp_path / "a.npz", data)
   options = tiny.get_resolved(
     name="image_folder", dir=str(tmp_path / "a.npz"), image_size=16
   ).data
   with caplog.at_level(logging.WARNING):
-    parts = sources.load(options).parts
+    splits = sources.load(options).splits
   told = [r.getMessage() for r in caplog.records if "share" in r.getMessage()]
   if copies == 0:
     assert told == []
@@ -88,4 +88,4 @@ def test_loading_says_it_in_one_line(copies, tmp_path, caplog):
   assert (
     f"scripts/check_data.py --name=image_folder --dir={tmp_path}/a.npz" in line
   )
-  assert len(parts["test"].labels) == 10  # said, not mended
+  assert len(splits["test"].labels) == 10  # said, not mended

@@ -36,7 +36,7 @@ def test_a_second_start_reads_the_prepared_file(options, tmp_path, caplog):
   assert first.fingerprint == second.fingerprint
   for name in ("train", "validation", "test"):
     np.testing.assert_array_equal(
-      first.parts[name].images, second.parts[name].images
+      first.splits[name].images, second.splits[name].images
     )
 
 
@@ -54,18 +54,18 @@ def test_a_damaged_prepared_file_is_made_again(options, tmp_path, caplog):
   again = sources.load(options)
   assert "Preparing it anew" in caplog.text
   np.testing.assert_array_equal(
-    whole.parts["test"].images, again.parts["test"].images
+    whole.splits["test"].images, again.splits["test"].images
   )
 
 
 def test_the_parts_share_no_image(options):
-  parts = sources.load(options).parts
+  splits = sources.load(options).splits
   seen = [
-    {image.tobytes() for image in parts[name].images}
+    {image.tobytes() for image in splits[name].images}
     for name in ("train", "validation", "test")
   ]
   assert sum(map(len, seen)) == len(set.union(*seen)) == 100
-  counts = np.bincount(parts["validation"].labels, minlength=7)
+  counts = np.bincount(splits["validation"].labels, minlength=7)
   assert (counts >= 1).sum() >= 6
 
 
@@ -73,7 +73,7 @@ def test_a_prepared_file_is_enough(options, tmp_path):
   sources.load(options)
   (path,) = tmp_path.glob("*.npz")
   options.dir = str(path.rename(tmp_path / "carried.npz"))
-  assert len(sources.load(options).parts["test"].labels) == 40
+  assert len(sources.load(options).splits["test"].labels) == 40
   options.image_size = 32
   with pytest.raises(UserError, match=r"16 px, but the config asks"):
     sources.load(options)
@@ -89,10 +89,10 @@ def test_a_class_without_images_is_refused(options, tmp_path):
 def test_a_class_with_one_image_is_kept_for_training(options, tmp_path, caplog):
   save(tmp_path / "x.npz", [0, 0, 1, 2, 2, 2])
   options.dir = str(tmp_path / "x.npz")
-  parts = sources.load(options).parts
+  splits = sources.load(options).splits
   assert "b has a single training image" in caplog.text
-  assert 1 in parts["train"].labels
-  assert 1 not in parts["validation"].labels
+  assert 1 in splits["train"].labels
+  assert 1 not in splits["validation"].labels
 
 
 def test_without_a_home_a_folder_is_asked_for(options, monkeypatch):

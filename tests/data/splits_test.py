@@ -74,7 +74,7 @@ def three():
 
 
 def counts_of(dataset, part="train"):
-  return np.bincount(dataset.parts[part].labels).tolist()
+  return np.bincount(dataset.splits[part].labels).tolist()
 
 
 def test_exponential_keeps_the_order_of_sizes_and_only_cuts(three):
@@ -94,16 +94,16 @@ def test_exponential_keeps_the_order_of_sizes_and_only_cuts(three):
 
 
 def test_images_keep_their_labels_and_their_order(three):
-  images, labels = splits.cut(three, "exponential", 16, 0).parts["train"]
+  images, labels = splits.cut(three, "exponential", 16, 0).splits["train"]
   index = images.ravel()
   assert (np.diff(index) > 0).all()
-  np.testing.assert_array_equal(labels, three.parts["train"].labels[index])
+  np.testing.assert_array_equal(labels, three.splits["train"].labels[index])
 
 
 def test_a_cut_is_seeded_nested_and_changes_the_fingerprint(three):
   def cut(imbalance, seed=0):
     found = splits.cut(three, "exponential", imbalance, seed)
-    return set(found.parts["train"].images.ravel()), found.fingerprint
+    return set(found.splits["train"].images.ravel()), found.fingerprint
 
   assert cut(16) == cut(16)
   assert cut(100)[0] < cut(16)[0]

@@ -26,10 +26,10 @@ def picture(size=(12, 12), mode="RGB", kind="PNG", seed=0, **options):
   return file.getvalue()
 
 
-def faces(root, counts=(4, 3), names=("ant", "bee"), parts=("train", "test")):
+def faces(root, counts=(4, 3), names=("ant", "bee"), splits=("train", "test")):
   """A folder of class folders, of different images."""
   seed = 0
-  for part in parts:
+  for part in splits:
     for name, count in zip(names, counts, strict=True):
       folder = root / "d" / part / name
       folder.mkdir(parents=True)
@@ -236,7 +236,7 @@ def last_line(text):
 
 
 def under(name):
-  """Moves a class folder to another name, in all parts."""
+  """Moves a class folder to another name, in all splits."""
 
   def change(path):
     for part in path.iterdir():

@@ -191,7 +191,7 @@ FOLDER = {
     fails("does not exist"),
   ),
   "one image a class": (
-    lambda root: faces(root, (1, 1), parts=("",)),
+    lambda root: faces(root, (1, 1), splits=("",)),
     fails_to_load("no image in the split test"),
   ),
   "one training image a class": (
@@ -444,8 +444,8 @@ def test_it_works_or_one_line_says_why_not(name, what, tmp_path):
       sources.load(options)
     assert not [*(tmp_path / "cache").glob("*")]
   else:
-    parts = sources.load(options).parts
-    assert sum(len(part.labels) for part in parts.values()) == expected
+    splits = sources.load(options).splits
+    assert sum(len(part.labels) for part in splits.values()) == expected
     assert len([*(tmp_path / "cache").glob("*.npz")]) == 1
   assert not [*(tmp_path / "cache").rglob("*partial*")]
   after = {p for p in tmp_path.rglob("*") if "cache" not in p.parts}

@@ -5,15 +5,16 @@ A folder or zip with `label.lst` and the photos:
   label/label.lst     image_name face_id top left right bottom confidence label
   image/origin/*.jpg
 
-A photo may show several faces, so a face is known by its photo and its id.
-Each is cut out by its box, grown to a square. All faces are used, however
-sure the face detector was of them.
+A photo may show several faces, so a face is identified by photo and id. Each
+is cropped to its box, grown to a square. All faces are used, whatever the
+confidence of the face detector.
 
-ExpW has no split of its own. Here it is split by `data.split_seed`: stratified,
-`data.test_fraction` for the test part and `data.validation_fraction` of the
-rest for validation, with all faces of a photo in one part, as they share the
-scene. The paper (Fan et al. 2020) names ExpW as long-tailed and trains on
-RAF-DB alone, so it has no split or figures to compare with.
+ExpW has no splits of its own. Here it is split by `data.split_seed`:
+stratified, `data.test_fraction` for the test split and
+`data.validation_fraction` of the rest for validation, with all faces of a
+photo in one split, as they share the scene. The paper (Fan et al. 2020) names
+ExpW as long-tailed and trains on RAF-DB alone, so it has no split or results
+to compare with.
 """
 
 import math
@@ -23,19 +24,19 @@ from typing import Any
 
 import numpy as np
 
-from dbl_jax.data import splits
 from dbl_jax.data.formats import expressions, image_folder, listing, stored
 from dbl_jax.data.formats.images import Box
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import StoredFile, few
+from dbl_jax.data.splits import TEST, VALIDATION, split_off
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 100
 CLASS_NAMES = expressions.FER2013_NAMES
 COUNTS = (3671, 3995, 1088, 30537, 10559, 7060, 34883)
 # More boxes without area than this mean that the columns are others.
-_MOST_DEGENERATE = 0.01
-_FARTHEST = 1e6  # pixels; no photo is so large
+_MAX_DEGENERATE = 0.01
+_MAX_COORDINATE = 1e6  # in pixels; no photo is so large
 _EXPECTED = "expected label/label.lst and the photos in image/origin/"
 _ROW = "image_name face_id top left right bottom confidence label"
 # (photo, face id), label, box.
@@ -81,12 +82,12 @@ def find(path: Path, options: Any) -> Listing:
   warnings += listing.differences(
     str(path), "all", CLASS_NAMES, counts.tolist(), ("ExpW", COUNTS)
   )
-  parts = _split(records, [key[0] for key, _, _ in faces], options)
-  return Listing(CLASS_NAMES, parts, tuple(warnings))
+  splits = _split(records, [key[0] for key, _, _ in faces], options)
+  return Listing(CLASS_NAMES, splits, tuple(warnings))
 
 
 def _photos(files: dict[str, StoredFile]) -> dict[str, StoredFile]:
-  """Photo's name -> file; those in `origin/`, if there is such a folder."""
+  """Returns the photos by name; those in `origin/`, if there is one."""
   names = [name for name in files if image_folder.is_image(name)]
   origin = [name for name in names if "origin" in name.split("/")[:-1]]
   return stored.by_name({name: files[name] for name in origin or names})
@@ -112,7 +113,7 @@ def _parse(file: StoredFile) -> tuple[list[_Face], list[str]]:
     )
   bad = {key: None for key, (_, box, _) in faces.items() if _is_empty(box)}
   shown = few(f"{photo} face {face}" for photo, face in bad)
-  if len(bad) > max(1, _MOST_DEGENERATE * len(faces)):
+  if len(bad) > max(1, _MAX_DEGENERATE * len(faces)):
     raise UserError(
       f"{file.origin}: {len(bad)} of {len(faces)} boxes have no area: {shown};"
       f" expected rows '{_ROW}'. Check the order of the columns."
@@ -138,7 +139,7 @@ def _parse_row(line: str, where: str) -> _Face:
     # A photo's name may hold a space; the numbers after it do not.
     *name, face, top, left, right, bottom, _, label = fields
     box = (float(left), float(top), float(right), float(bottom))
-    if max(map(abs, box)) > _FARTHEST or any(map(math.isnan, box)):
+    if max(map(abs, box)) > _MAX_COORDINATE or any(map(math.isnan, box)):
       raise ValueError
     if not name or label not in {"0", "1", "2", "3", "4", "5", "6"}:
       raise ValueError
@@ -156,21 +157,17 @@ def _split(
 ) -> dict[str, tuple[Record, ...]]:
   labels = np.array([record.label for record in records])
   _, groups = np.unique(list(photos), return_inverse=True)
-  rest, test = splits.split_off(
-    labels,
-    options.test_fraction,
-    options.split_seed,
-    splits.TEST,
-    groups,
+  rest, test = split_off(
+    labels, options.test_fraction, options.split_seed, TEST, groups
   )
-  train, validation = splits.split_off(
+  train, validation = split_off(
     labels[rest],
     options.validation_fraction,
     options.split_seed,
-    splits.VALIDATION,
+    VALIDATION,
     np.unique(groups[rest], return_inverse=True)[1],
   )
-  parts = {"train": rest[train], "validation": rest[validation], "test": test}
+  index = {"train": rest[train], "validation": rest[validation], "test": test}
   return {
-    part: tuple(records[i] for i in index) for part, index in parts.items()
+    split: tuple(records[i] for i in inside) for split, inside in index.items()
   }

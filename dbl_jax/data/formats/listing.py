@@ -38,13 +38,13 @@ class Listing(NamedTuple):
 
   Attributes:
     class_names: in the order of the labels.
-    parts: 'train' and 'test', and 'validation' if the data set has its own.
+    splits: 'train' and 'test', and 'validation' if the data set has its own.
     warnings: lines for the user.
     fingerprint: if the reader computes its own, see `fingerprint`.
   """
 
   class_names: tuple[str, ...]
-  parts: dict[str, tuple[Record, ...]]
+  splits: dict[str, tuple[Record, ...]]
   warnings: tuple[str, ...] = ()
   fingerprint: str = ""
 
@@ -61,7 +61,7 @@ def fingerprint(listing: Listing) -> str:
   if listing.fingerprint:
     return listing.fingerprint
   digest = hashlib.sha256(repr(listing.class_names).encode())
-  for split, records in listing.parts.items():
+  for split, records in listing.splits.items():
     digest.update(f"\n{split}\n".encode())
     for name, label, file, box in records:
       row = (name, label, file.size, file.stamp, box)
@@ -89,7 +89,7 @@ def decode(
   Raises:
     UserError: if images cannot be read, with the first and their number.
   """
-  records = [r for split in listing.parts.values() for r in split]
+  records = [r for split in listing.splits.values() for r in split]
   decoded = np.empty((len(records), image_size, image_size, 3), np.uint8)
 
   def decode_one(index: int) -> UserError | None:
@@ -109,20 +109,20 @@ def decode(
     ) from bad[0]
   if bad:
     raise bad[0]
-  parts, start = {}, 0
-  for split, inside in listing.parts.items():
+  splits, start = {}, 0
+  for split, inside in listing.splits.items():
     labels = np.array([record.label for record in inside], np.int32)
-    parts[split] = Split(decoded[start : start + len(inside)], labels)
+    splits[split] = Split(decoded[start : start + len(inside)], labels)
     start += len(inside)
   return Dataset(
-    name, listing.class_names, parts, fingerprint(listing), listing.warnings
+    name, listing.class_names, splits, fingerprint(listing), listing.warnings
   )
 
 
 def counts(listing: Listing) -> dict[str, list[int]]:
   """Counts the images per class, for each split."""
   found = {}
-  for split, records in listing.parts.items():
+  for split, records in listing.splits.items():
     of_class = Counter(record.label for record in records)
     found[split] = [of_class[c] for c in range(len(listing.class_names))]
   return found

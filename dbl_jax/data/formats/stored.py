@@ -17,6 +17,18 @@ from dbl_jax.errors import UserError
 _MAX_BYTES = 1 << 30
 # Photos hardly shrink in a zip, and tables to a third. Small files may.
 _MAX_RATIO, _ANY_RATIO_BYTES = 100, 16 << 20
+# What damage makes zipfile and its decompressors raise.
+_ZIP_ERRORS = (
+  zipfile.BadZipFile,
+  zlib.error,
+  lzma.LZMAError,
+  struct.error,
+  EOFError,
+  OSError,
+  OverflowError,
+  RuntimeError,  # NotImplementedError among them
+  ValueError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,15 +139,7 @@ def zip_files(
   """
   try:
     archive = zipfile.ZipFile(file)
-  # The directory of a damaged zip makes zipfile raise many kinds of errors.
-  except (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    OSError,
-    ValueError,
-    OverflowError,
-    struct.error,
-  ) as error:
+  except _ZIP_ERRORS as error:
     raise UserError(
       f"{origin} is not a zip file or is damaged ({error}); {expected}."
       " Copy or download it again."
@@ -173,17 +177,7 @@ def _read_entry(archive: zipfile.ZipFile, entry: str, origin: str) -> bytes:
       )
     _check_size(size, f"{origin}: {entry}")
     return archive.read(entry)
-  # zipfile and its decompressors raise whatever damage makes them trip over.
-  except (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    ValueError,
-  ) as error:
+  except _ZIP_ERRORS as error:
     raise UserError(
       f"{origin}: {entry} cannot be read ({error}); expected a whole zip file."
       " Copy or download it again."

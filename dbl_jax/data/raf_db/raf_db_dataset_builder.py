@@ -90,7 +90,7 @@ class RafDb(tfds.core.GeneratorBasedBuilder):
     found = self._listing or reader.find(Path(dl_manager.manual_dir))
     return {
       split: self._generate_examples(records)
-      for split, records in found.parts.items()
+      for split, records in found.splits.items()
     }
 
   def _generate_examples(

@@ -77,7 +77,7 @@ def find(path: Path, _: Any = None) -> Listing:
       f"{path}: {len(missing)} of {len(rows)} images named in {origin} are"
       f" missing: {few(missing)}. Copy or extract the images again, whole."
     )
-  parts = {
+  splits = {
     split: tuple(
       Record(name, label, images[_image_name(name)])
       for name, (its_split, label) in sorted(rows.items())
@@ -85,7 +85,7 @@ def find(path: Path, _: Any = None) -> Listing:
     )
     for split in RAF_DB_COUNTS
   }
-  found = Listing(RAF_DB_NAMES, parts, (), _fingerprint(labels, images))
+  found = Listing(RAF_DB_NAMES, splits, (), _fingerprint(labels, images))
   return found._replace(
     warnings=_warnings(found, str(path), len(images) - len(rows))
   )

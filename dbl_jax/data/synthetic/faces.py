@@ -240,26 +240,23 @@ def _nuisances(size: int, rng: np.random.Generator) -> Values:
     rng: source of randomness of the block.
 
   Returns:
-    Namespace of float32[B, 1, 1] values, one per entry of `_RANGES` and a few
-    made from `_CHANCES`, and of float32[B, 3, 1, 1] colours in [0, 1].
+    Namespace of float32[B, 1, 1] values, one per entry of `_RANGES` and of
+    `_CHANCES` and a few more, and of float32[B, 3, 1, 1] colours in [0, 1].
   """
   p = Values()
   for name, (low, high) in _RANGES.items():
     setattr(p, name, _plane(rng.uniform(low, high, size)))
-  has = {
-    name: _plane(rng.random(size) < chance) for name, chance in _CHANCES.items()
-  }
-  p.haired = 1 - has["bald"]
-  p.hair_len = 0.55 + 1.05 * has["long"]
-  p.beard = has["beard"] * _plane(rng.uniform(0.25, 0.85, size))
-  p.glasses, p.scarf, p.hand = has["glasses"], has["scarf"], has["hand"]
-  p.lens_dark = p.glasses * (0.08 + 0.77 * has["sunglasses"])
-  p.fingers, p.grey = has["fingers"], has["grey"]
-  p.blur = has["blur"] * _plane(rng.uniform(0.006, scene.BLUR_MAX, size))
+  for name, chance in _CHANCES.items():
+    setattr(p, name, _plane(rng.random(size) < chance))
+  p.haired = 1 - p.bald
+  p.hair_len = 0.55 + 1.05 * p.long
+  p.beard = p.beard * _plane(rng.uniform(0.25, 0.85, size))
+  p.lens_dark = p.glasses * (0.08 + 0.77 * p.sunglasses)
+  p.blur = p.blur * _plane(rng.uniform(0.006, scene.BLUR_MAX, size))
   p.bg_cos, p.bg_sin = np.cos(p.bg_angle), np.sin(p.bg_angle)
   p.hand_cos, p.hand_sin = np.cos(p.hand_angle), np.sin(p.hand_angle)
   _surroundings(p, size, rng)
-  _complexion(p, size, rng, has)
+  _complexion(p, size, rng)
   return p
 
 
@@ -275,21 +272,16 @@ def _surroundings(p: Values, size: int, rng: np.random.Generator) -> None:
   p.cast = 0.92 + 0.16 * rng.random((size, 3, 1, 1), np.float32)
 
 
-def _complexion(
-  p: Values,
-  size: int,
-  rng: np.random.Generator,
-  has: dict[str, np.ndarray],
-) -> None:
+def _complexion(p: Values, size: int, rng: np.random.Generator) -> None:
   """Adds the colours of skin, hair, eyes, mouth and hand."""
   # Powers above 1 favour the start of a palette.
   p.skin = _palette(_SKIN, rng.random(size) ** 1.4)
   p.hair = _palette(_HAIR, rng.random(size) ** 1.3)
   p.brow_colour = 0.75 * p.hair * (0.35 + 0.65 * p.skin)
-  dyed = np.maximum(has["hat"], has["dyed"])[:, None]
+  dyed = np.maximum(p.hat, p.dyed)[:, None]
   p.hair = p.hair + dyed * (p.dye - p.hair)
   p.iris = _palette(_IRIS, rng.random(size))
-  rouge = _plane(rng.uniform(0.2, 0.5, size)) + 0.4 * has["lipstick"]
+  rouge = _plane(rng.uniform(0.2, 0.5, size)) + 0.4 * p.lipstick
   p.lip = 0.88 * p.skin
   p.lip = p.lip + rouge[:, None] * (_rgb(0.72, 0.16, 0.20) - p.lip)
   p.hand_colour = np.where(

@@ -48,22 +48,22 @@ def root(tmp_path):
 
 def test_every_face_is_in_one_part_and_a_photos_faces_together(root):
   found = expw.find(root, get_options(root))
-  names = [record.name for rows in found.parts.values() for record in rows]
+  names = [record.name for rows in found.splits.values() for record in rows]
   assert sorted(names) == sorted(f"{r[0]}#{r[1]}" for r in make_rows())
   photos = [
-    {r.name.split("#")[0] for r in rows} for rows in found.parts.values()
+    {r.name.split("#")[0] for r in rows} for rows in found.splits.values()
   ]
   assert sum(map(len, photos)) == len(set.union(*photos)) == 60
-  sizes = {part: len(rows) for part, rows in found.parts.items()}
+  sizes = {part: len(rows) for part, rows in found.splits.items()}
   assert 15 <= sizes["test"] <= 25
   assert 7 <= sizes["validation"] <= 11
   again = expw.find(root, get_options(root))
-  assert [r.name for r in again.parts["test"]] == [
-    r.name for r in found.parts["test"]
+  assert [r.name for r in again.splits["test"]] == [
+    r.name for r in found.splits["test"]
   ]
   other = expw.find(root, get_options(root, split_seed=1))
-  assert [r.name for r in other.parts["test"]] != [
-    r.name for r in found.parts["test"]
+  assert [r.name for r in other.splits["test"]] != [
+    r.name for r in found.splits["test"]
   ]
 
 
@@ -72,8 +72,8 @@ def test_end_to_end_each_face_is_its_box(root, tmp_path):
   dataset = sources.load(options)
   assert dataset.class_names == expw.CLASS_NAMES
   rows = {f"{row[0]}#{row[1]}": row for row in make_rows()}
-  records = expw.find(root, options).parts["test"]
-  test = dataset.parts["test"]
+  records = expw.find(root, options).splits["test"]
+  test = dataset.splits["test"]
   for record, image, label in zip(records, *test, strict=True):
     photo, _, top, left, right, bottom, _, expected = rows[record.name]
     assert label == expected
@@ -84,7 +84,7 @@ def test_end_to_end_each_face_is_its_box(root, tmp_path):
 
 def test_the_photos_may_lie_elsewhere_or_in_a_zip(root, tmp_path):
   options = get_options(root)
-  expected = [r.name for r in expw.find(root, options).parts["train"]]
+  expected = [r.name for r in expw.find(root, options).splits["train"]]
   # An aligned copy beside the photos is not mistaken for them.
   (root / "image" / "aligned").mkdir()
   for file in (root / "image" / "origin").iterdir():
@@ -92,7 +92,7 @@ def test_the_photos_may_lie_elsewhere_or_in_a_zip(root, tmp_path):
   zipped = fixture.zip_folder(root, tmp_path / "expw.zip", "ExpW/")
   other = write(tmp_path / "other", make_rows(), "photos")
   for place in (root, zipped, other):
-    found = expw.find(place, options).parts["train"]
+    found = expw.find(place, options).splits["train"]
     assert [r.name for r in found] == expected
     assert found[0].file.size > 0
 
@@ -111,7 +111,7 @@ def test_a_box_without_area_is_left_out_and_counted(tmp_path):
     f"1 faces are left out, as their boxes have no area: {rows[4][0]}"
     in (found.warnings[0])
   )
-  assert sum(map(len, found.parts.values())) == len(rows) - 1
+  assert sum(map(len, found.splits.values())) == len(rows) - 1
 
 
 def test_many_boxes_without_area_are_refused(tmp_path):
@@ -128,7 +128,9 @@ def test_a_box_that_juts_out_is_moved_in_and_one_outside_refused(
   rows[0] = (*rows[0][:2], -4, -4, 6, 6, *rows[0][6:])
   root = write(tmp_path / "a", rows)
   options = get_options(root, cache_dir=str(tmp_path / "c"))
-  assert sum(len(p.labels) for p in sources.load(options).parts.values()) == 120
+  assert (
+    sum(len(p.labels) for p in sources.load(options).splits.values()) == 120
+  )
   rows[0] = (*rows[0][:2], 100, 100, 110, 110, *rows[0][6:])
   root = write(tmp_path / "b", rows)
   options = get_options(root, cache_dir=str(tmp_path / "c"))

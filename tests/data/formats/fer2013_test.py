@@ -48,7 +48,7 @@ def write_folders(root, rename=str):
 
 
 def labels(found, part):
-  return [record.label for record in found.parts[part]]
+  return [record.label for record in found.splits[part]]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_csv_gives_three_parts(tmp_path, form, end):
     assert found.class_names == NAMES
     assert labels(found, "train") == [*range(7), *range(7)]
     assert labels(found, "validation") == labels(found, "test") == [*range(7)]
-    data = found.parts["test"][1].file.read()
+    data = found.splits["test"][1].file.read()
     np.testing.assert_array_equal(Image.open(io.BytesIO(data)), picture(17))
 
 
@@ -78,14 +78,14 @@ def test_the_csv_end_to_end(tmp_path):
   path = write_csv(tmp_path / "fer2013.csv")
   options = {"name": "fer2013", "dir": str(path), "image_size": 48}
   options = tiny.get_resolved(cache_dir=str(tmp_path / "c"), **options).data
-  parts = sources.load(options).parts
-  assert {k: len(p.labels) for k, p in parts.items()} == {
+  splits = sources.load(options).splits
+  assert {k: len(p.labels) for k, p in splits.items()} == {
     "train": 14,
     "validation": 7,
     "test": 7,
   }
   expected = np.repeat(picture(16)[..., None], 3, axis=-1)
-  np.testing.assert_array_equal(parts["validation"].images[1], expected)
+  np.testing.assert_array_equal(splits["validation"].images[1], expected)
 
 
 def test_the_folder_form_has_the_order_of_the_csv(tmp_path):
@@ -94,7 +94,7 @@ def test_the_folder_form_has_the_order_of_the_csv(tmp_path):
   assert found.class_names == NAMES
   assert image_folder.find(root, None).class_names == tuple(sorted(NAMES))
   for part in ("train", "test"):
-    for record in found.parts[part]:
+    for record in found.splits[part]:
       assert record.name.split("/")[1] == NAMES[record.label]
   assert "train has 14 images (FER2013 has 28709)" in found.warnings[0]
 
@@ -144,6 +144,6 @@ def test_pixels_that_are_no_picture_are_refused(tmp_path, pixel):
   fields = row.split(",")
   fields[1] = f"{pixel} " + fields[1].split(" ", 1)[1]
   path.write_text("\n".join((first, ",".join(fields), rest)))
-  record = fer2013.find(path).parts["train"][0]
+  record = fer2013.find(path).splits["train"][0]
   with pytest.raises(UserError, match=r"fer2013\.csv, line 2 does not hold"):
     record.file.read()

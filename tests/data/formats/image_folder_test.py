@@ -42,7 +42,7 @@ def get_options(path, tmp_path, **others):
 def shape(found):
   return {
     part: [sum(r.label == c for r in rows) for c in range(3)]
-    for part, rows in found.parts.items()
+    for part, rows in found.splits.items()
   }
 
 
@@ -51,17 +51,17 @@ def test_end_to_end(parted, tmp_path, capsys):
   dataset = sources.load(options)
   assert dataset.class_names == ("ant", "bee", "cat")
   assert "image_folder: decoding  30/30" in capsys.readouterr().out
-  assert {k: len(p.labels) for k, p in dataset.parts.items()} == {
+  assert {k: len(p.labels) for k, p in dataset.splits.items()} == {
     "train": 21,
     "validation": 3,
     "test": 6,
   }
   np.testing.assert_array_equal(
-    dataset.parts["test"].labels, [0, 0, 1, 1, 2, 2]
+    dataset.splits["test"].labels, [0, 0, 1, 1, 2, 2]
   )
   data = (parted / "test" / "bee" / "1.png").read_bytes()
   np.testing.assert_array_equal(
-    dataset.parts["test"].images[3], images.decode(data, 16, "")
+    dataset.splits["test"].images[3], images.decode(data, 16, "")
   )
   again = sources.load(options)
   assert again.fingerprint == dataset.fingerprint
@@ -83,13 +83,13 @@ def test_a_validation_part_is_used_as_it_is(parted, tmp_path, name):
   write(parted / name, {"cat": 4, "ant": 1}, seed=2)
   (parted / "train").rename(parted / "Training")
   dataset = sources.load(get_options(parted, tmp_path))
-  assert len(dataset.parts["train"].labels) == 24
+  assert len(dataset.splits["train"].labels) == 24
   np.testing.assert_array_equal(
-    np.bincount(dataset.parts["validation"].labels), [1, 0, 4]
+    np.bincount(dataset.splits["validation"].labels), [1, 0, 4]
   )
   # Also from the prepared file.
   again = sources.load(get_options(parted, tmp_path))
-  assert len(again.parts["validation"].labels) == 5
+  assert len(again.splits["validation"].labels) == 5
 
 
 def test_a_folder_without_parts_is_split(tmp_path):
@@ -99,17 +99,17 @@ def test_a_folder_without_parts_is_split(tmp_path):
   assert shape(found) == {"train": [7, 2, 9], "test": [2, 1, 3]}
   again = image_folder.find(root, options)
   assert listing.fingerprint(again) == listing.fingerprint(found)
-  names = [{r.name for r in rows} for rows in found.parts.values()]
+  names = [{r.name for r in rows} for rows in found.splits.values()]
   assert len(names[0] | names[1]) == 24
   options.split_seed = 1
   other = image_folder.find(root, options)
   assert shape(other) == shape(found)
-  assert {r.name for r in other.parts["test"]} != names[1]
+  assert {r.name for r in other.splits["test"]} != names[1]
 
 
 def test_a_zip_an_outer_folder_and_deeper_images(parted, tmp_path):
   before = image_folder.find(parted, None)
-  contents = {r.file.read() for r in before.parts["train"]}
+  contents = {r.file.read() for r in before.splits["train"]}
   (parted / "train" / "cat" / "more").mkdir()
   image = parted / "train" / "cat" / "9.png"
   image.rename(image.parent / "more" / image.name)
@@ -122,7 +122,7 @@ def test_a_zip_an_outer_folder_and_deeper_images(parted, tmp_path):
     found = image_folder.find(place, None)
     assert shape(found) == shape(before)
     assert found.warnings == ()
-    assert {r.file.read() for r in found.parts["train"]} == contents
+    assert {r.file.read() for r in found.splits["train"]} == contents
 
 
 def test_a_link_to_a_folder_above_does_no_harm(parted):
@@ -156,7 +156,7 @@ def rename(old, new):
     (rename("test", "val"), "has train, val, but no test"),
     (rename("test", "tests"), "has train, but no test"),
     (rename("train", "val"), "has test, val, but no train"),
-    (lambda root: write(root / "training", CLASSES), "but one part twice"),
+    (lambda root: write(root / "training", CLASSES), "but one split twice"),
   ],
 )
 def test_parts_that_do_not_match_are_refused(parted, change, message):

@@ -28,7 +28,7 @@ def decode(reads, progress=None):
     for name, read in reads.items()
   )
   found = listing.Listing(("a", "b"), {"train": records, "test": ()})
-  return listing.decode(found, "x", 8, progress).parts["train"].images
+  return listing.decode(found, "x", 8, progress).splits["train"].images
 
 
 def test_the_order_is_kept_and_progress_reported():

@@ -35,7 +35,7 @@ class RafDbTest(tfds.testing.DatasetBuilderTestCase):
     names = [example["file_name"].decode() for example in examples]
     labels = np.array([example["label"] for example in examples], np.int32)
     assert dict(zip(names, labels, strict=True)) == {
-      record.name: record.label for record in found.parts["train"]
+      record.name: record.label for record in found.splits["train"]
     }
     assert builder.info.features["label"].names == list(RAF_DB_NAMES)
     assert builder.info.citation.startswith("@inproceedings")

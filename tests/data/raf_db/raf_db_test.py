@@ -24,7 +24,7 @@ def root(tmp_path):
 def content(found):
   return [
     (record.name, split, record.label, record.file.read())
-    for split, records in found.parts.items()
+    for split, records in found.splits.items()
     for record in records
   ]
 
@@ -221,7 +221,7 @@ def test_warnings_name_expected_and_found(root):
 
 def test_rafdb_itself_has_no_warnings():
   file = stored.StoredFile("", 0, 0, bytes)
-  parts = {
+  splits = {
     split: tuple(
       listing.Record(f"{split}_{label}_{i}.jpg", label, file)
       for label, count in enumerate(counts)
@@ -229,8 +229,8 @@ def test_rafdb_itself_has_no_warnings():
     )
     for split, counts in RAF_DB_COUNTS.items()
   }
-  assert sum(map(len, parts.values())) == 15339
-  found = listing.Listing(RAF_DB_NAMES, parts)
+  assert sum(map(len, splits.values())) == 15339
+  found = listing.Listing(RAF_DB_NAMES, splits)
   assert reader._warnings(found, "basic", 0) == ()
 
 
@@ -272,7 +272,7 @@ def test_end_to_end(root, tmp_path):
   assert dataset.class_names == RAF_DB_NAMES
   assert len(dataset.warnings) == 2
   rows = sorted(row for row in fixture.ROWS if row[0].startswith("test"))
-  test = dataset.parts["test"]
+  test = dataset.splits["test"]
   assert test.labels.dtype == np.int32
   assert test.labels.tolist() == [code - 1 for _, code in rows]
   expected = [
@@ -326,7 +326,7 @@ def test_kaggles_missing_and_unlabelled_images_are_counted(root, tmp_path):
   table.write_text("image,label\ntrain_00002_aligned.jpg,3\n")
   found = reader.find(other)
   assert "7 aligned images have no label" in found.warnings[-1]
-  assert len(found.parts["train"]) == 1
+  assert len(found.splits["train"]) == 1
 
 
 def test_kaggles_contradictions_are_refused(root, tmp_path):
