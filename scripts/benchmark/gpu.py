@@ -69,7 +69,7 @@ def pack(folder: str) -> None:
     dataset = datasets.load(path)
   meta = dataset._asdict() | {"parts": {}}
   content: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
-  for name, (images, labels) in dataset.parts.items():
+  for name, (images, labels) in dataset.splits.items():
     red, green, blue = np.moveaxis(images, -1, 0)
     left = np.pad(green, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
     channels = [green - left, red - green, blue - green]
