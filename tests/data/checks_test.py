@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import raf_db_fixture as fixture
+import samples
 from PIL import Image
 
 import tiny
@@ -143,7 +143,7 @@ def test_data_without_files_can_be_checked(tmp_path):
 
 
 def test_raf_db_can_be_checked(tmp_path):
-  root = fixture.write(tmp_path / "raf_db")
+  root = samples.write_raf_db(tmp_path / "raf_db")
   data = {"name": "raf_db", "dir": str(root)}
   found = sources.find(tiny.get_resolved(**data).data)
   assert {part: len(rows) for part, rows in found.splits.items()} == {
