@@ -280,7 +280,7 @@ def _check_images(
   dataset: Dataset, meta: Mapping[str, Any], workdir: Path, data_dir: str | None
 ) -> None:
   """Other images may be split otherwise: those trained on, be in test now."""
-  if dataset.fingerprint == meta.get("fingerprint", dataset.fingerprint):
+  if checkpoint.same_images(meta, dataset.fingerprint):
     return
   what = f"The run in {workdir} was trained on other images than are there now"
   if data_dir is None:

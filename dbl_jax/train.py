@@ -93,7 +93,7 @@ def _run(
           "class_names": dataset.class_names,
           "fingerprint": dataset.fingerprint,
           "phase": name,
-          "start": checkpoint.of_arrays(variables) if cached else None,
+          "start": checkpoint.array_checksum(variables) if cached else None,
         }
         compiled = loop.compile_phase(phase, dataset.splits, mesh, config)
         with stop.in_order():

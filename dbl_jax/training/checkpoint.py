@@ -1,20 +1,22 @@
-"""Checkpoints: the only module that imports Orbax.
+"""Checkpoints of a phase: save, resume, and load a trained model.
 
-Each step holds three items: `model` (parameters and batch-norm statistics,
-all that phase 2 and scripts need), `train` (the optimizer's state, and what
-loss terms remember) and `meta` (config, class names, data, checksums of it
-all: a flipped bit in an array is read by Orbax without a word). Kept are the
-two latest steps and the best on validation mean-class accuracy.
+The only module that imports Orbax. Each step stores three items: `model`
+(parameters and batch-norm statistics, all that the next phase and evaluation
+need), `train` (optimizer state and the memory of loss terms) and `meta`
+(config, class names, data, and checksums of all items, because Orbax restores
+an array with a flipped bit without an error). The two latest steps are
+retained, and the best one by mean-class accuracy on validation.
 """
 
-import contextlib
+import functools
 import json
 import logging
+import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -26,19 +28,17 @@ from dbl_jax.runtime import distributed, trees
 from dbl_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
-# By which the best step is chosen.
+_T = TypeVar("_T")
+
+# The metric that selects the best step.
 METRIC = "mean_class_accuracy"
-# Of a step saved between validations: never the best of several.
+# Metrics of a step saved between validations: never the best of several.
 NOT_VALIDATED = {METRIC: -1.0}
-# Version of what `meta` holds. Before 2, which first stored it, synthetic faces
-# had a fingerprint of their source code.
+# Version of `meta`. It is stored from 2 on; before, the fingerprint of synthetic
+# faces was a hash of source code.
 _FORMAT = 2
-# Status codes of TensorStore for errors that can pass. Its exceptions have no
-# other mark.
-_PASSING = re.compile(
-  "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
-  "|CANCELLED|UNAUTHENTICATED|Too many open files|Stale file handle"
-)
+_CHECKSUMS = "checksums"  # key in `meta`
+_DAMAGED = "damaged."  # prefix of folders in quarantine
 # Fields of `meta` that must not change when a run resumes, for the message.
 _SAME = {
   "class_names": "other classes",
@@ -47,23 +47,23 @@ _SAME = {
 }
 
 
+class DamagedError(Exception):
+  """A checksum, a parser or a missing file proves that a step is damaged."""
+
+
 def phase_dir(workdir: Path, phase: str) -> Path:
-  """Where the checkpoints of a phase are."""
+  """Returns the folder of a phase's checkpoints."""
   return workdir / "checkpoints" / phase
 
 
-def open_manager(
-  directory: Path, *, reading: bool = False
-) -> ocp.CheckpointManager:
-  """Opens, and makes if need be, the checkpoints of a phase.
+def open_manager(directory: Path) -> ocp.CheckpointManager:
+  """Opens the checkpoints of a phase for training.
 
-  Orbax with `best_fn` alone would delete the newest checkpoint, from which a
-  run resumes; the preservation policy keeps latest and best.
+  With `best_fn` alone Orbax would delete the newest step, from which a run
+  resumes; the preservation policy retains latest and best.
 
   Args:
-    directory: as returned by `phase_dir`.
-    reading: nothing is written or removed. A run may be saving there, and
-      Orbax by itself takes its unfinished save for a dead one.
+    directory: as returned by `phase_dir`; created if missing.
 
   Returns:
     The manager; close it.
@@ -77,8 +77,7 @@ def open_manager(
     ),
     best_fn=_metric,
     best_mode="max",
-    cleanup_tmp_directories=not reading,
-    create=not reading,
+    cleanup_tmp_directories=True,
   )
   return ocp.CheckpointManager(directory.resolve(), options=options)
 
@@ -88,7 +87,7 @@ def _metric(metrics: dict[str, float]) -> float:
 
 
 def best_so_far(manager: ocp.CheckpointManager) -> float:
-  """The best saved step's score; -inf where nothing is saved."""
+  """Returns the metric of the best saved step; -inf if nothing is saved."""
   step = manager.best_step()
   return -np.inf if step is None else _metric(manager.metrics(step))
 
@@ -102,35 +101,33 @@ def save(
   """Saves a state in the background.
 
   Args:
-    manager: of the phase.
-    state: of the training.
-    metrics: on validation, with `step_folders.METRIC`; or `NOT_VALIDATED`.
-    meta: plain data, kept as JSON.
+    manager: checkpoints of the phase.
+    state: state of the training.
+    metrics: validation metrics, `METRIC` among them; or `NOT_VALIDATED`.
+    meta: plain data, stored as JSON.
   """
   meta = meta | {"format": _FORMAT}
-  model, training = state.model(), _leaves(_of_training(state))
-  items = {"model": model, "train": training, "meta": meta, "metrics": metrics}
+  model, train = state.model(), _named_leaves(_train_item(state))
+  sums = _checksums(model=model, train=train, meta=meta, metrics=metrics)
   manager.save(
     int(state.step),
     args=ocp.args.Composite(
       model=ocp.args.StandardSave(model),
-      train=ocp.args.StandardSave(training),
-      meta=ocp.args.JsonSave(meta | {KEY: of_items(items)}),
+      train=ocp.args.StandardSave(train),
+      meta=ocp.args.JsonSave(meta | {_CHECKSUMS: sums}),
     ),
     metrics=metrics,
   )
 
 
-def _of_training(state: TrainState) -> tuple[Any, dict[str, jax.Array]]:
-  """What training needs besides the model."""
+def _train_item(state: TrainState) -> tuple[Any, dict[str, jax.Array]]:
   return state.opt_state, state.memory
 
 
-def _leaves(tree: Any) -> dict[str, jax.Array]:
-  """A tree's leaves by the names they have on disk.
+def _named_leaves(tree: Any) -> dict[str, jax.Array]:
+  """Leaves by their names on disk, since Orbax cannot store optax's nodes.
 
-  An optimizer's nodes are not all storable. Unlike `trees.by_path`, a name has
-  no '/', which is for folders.
+  Unlike in `trees.by_path`, a name has no '/', which separates folders.
   """
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
@@ -142,48 +139,55 @@ def restore_latest(
   meta: dict[str, Any],
   accept_changes: bool = False,
 ) -> TrainState | None:
-  """The newest readable state, or None where nothing was saved yet.
+  """Restores the newest step that is not damaged.
 
   Args:
-    manager: of the phase.
-    state: a fresh state, whose shapes and placement the result takes on.
-    meta: what is kept with checkpoints now.
-    accept_changes: go on also with other images, or another config.
+    manager: checkpoints of the phase.
+    state: a fresh state; the result has its shapes and shardings.
+    meta: what would be stored with a checkpoint now.
+    accept_changes: resume even if the images have changed.
 
   Returns:
-    The state.
+    The state; None if nothing was saved yet.
 
   Raises:
-    UserError: if there are checkpoints and none can be read, or if config,
-      data or the model it started from are no longer those it was trained
-      with.
+    UserError: if all steps are damaged, a step cannot be read now, or classes,
+      images or the initial model have changed.
   """
   like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-  args = ocp.args.Composite(
-    model=ocp.args.StandardRestore(like.model()),
-    train=ocp.args.StandardRestore(_leaves(_of_training(like))),
-    meta=ocp.args.JsonRestore(),
-  )
   directory = Path(manager.directory)
   while (step := manager.latest_step()) is not None:
-    if accept_changes:
-      _check_same_shapes(directory / str(step), like)
+    path = directory / str(step)
     try:
-      items = manager.restore(step, args=args)
-      metrics = manager.metrics(step)
-      check(items.meta, model=items.model, train=items.train, metrics=metrics)
-      found = _with_step(state, step, items)
-    except Exception as error:
-      _raise_unless_damaged(directory / str(step), error)
+      stored, _ = _read(path, _read_json_items)
+      _check_same_run(stored, meta, directory, accept_changes)
+      model, train = _read(path, functools.partial(_read_arrays, stored, like))
+    except DamagedError as error:
       with distributed.main_first(f"damaged step {step}"):
         if distributed.is_main():
-          quarantine(directory / str(step), error)
-      check_some_left(directory)
+          _quarantine(path, error)
+      _check_some_left(directory)
       manager.reload()
     else:
-      _check_same_run(items.meta, meta, directory, accept_changes)
-      return found
+      return _with_items(state, step, model, train)
   return None
+
+
+def same_images(meta: Mapping[str, Any], fingerprint: str) -> bool:
+  """Whether a checkpoint was trained on images with this fingerprint.
+
+  Args:
+    meta: the checkpoint's `meta`.
+    fingerprint: of the images now.
+
+  Returns:
+    True if the images are the same. Synthetic faces of format 1 always are:
+    their config fixes them.
+  """
+  name = meta.get("config", {}).get("data", {}).get("name")
+  if name == "synthetic_faces" and meta.get("format", 1) < _FORMAT:
+    return True
+  return meta.get("fingerprint", fingerprint) == fingerprint
 
 
 def _check_same_run(
@@ -192,66 +196,71 @@ def _check_same_run(
   directory: Path,
   accept_changes: bool,
 ) -> None:
-  """Raises UserError if data, config or start changed under a run."""
-  before, now = (json.loads(json.dumps(meta)) for meta in (before, now))
+  """Raises UserError if classes, images or initial model have changed."""
+  now = json.loads(json.dumps(now))
   for field, words in _SAME.items():
-    # Earlier versions kept fewer fields.
+    # Earlier versions stored fewer fields.
     if before.get(field, now.get(field)) == now.get(field):
       continue
-    name = before["config"].get("data", {}).get("name")
-    old = before.get("format", 1) < _FORMAT and name == "synthetic_faces"
-    if field == "fingerprint" and old:  # the config has number and seed
+    if field == "fingerprint" and same_images(before, now[field]):
       continue
-    if accept_changes and field == "fingerprint":
+    if field == "fingerprint" and accept_changes:
       logger.warning(
-        "%s was trained on %s; resuming as asked.", directory, words
+        "%s was trained on %s; resuming as requested.", directory, words
       )
       continue
     shown = "" if field == "start" else f": {before[field]}, now {now[field]}"
     raise UserError(
-      f"{directory} was trained on {words}{shown}. Bring back what it was to go"
-      " on, or use another --workdir."
+      f"{directory} was trained on {words}{shown}. Restore them to resume, or"
+      " use another --workdir."
     )
 
 
-def _check_same_shapes(step: Path, like: TrainState) -> None:
-  """Raises UserError if a checkpoint has arrays of other shapes.
+def _read_arrays(
+  meta: Mapping[str, Any], like: TrainState, step: Path
+) -> tuple[Any, dict[str, jax.Array]]:
+  """Reads and verifies the items `model` and `train`.
 
-  Without it, arrays that a changed config does not fit look damaged. What
-  cannot be read is left to who reads it.
+  Raises:
+    UserError: if their shapes differ from those of `like`.
   """
-  wanted = {"model": like.model(), "train": _leaves(_of_training(like))}
+  wanted = {"model": like.model(), "train": _named_leaves(_train_item(like))}
   for name, tree in wanted.items():
-    try:
-      stored = ocp.StandardCheckpointHandler().metadata(step / name).tree
-      differs = trees.first_difference(stored, tree)
-    except Exception:  # `restore_latest` reports it
-      return
-    if differs:
+    stored = ocp.StandardCheckpointHandler().metadata(step / name).tree
+    if differs := trees.first_difference(stored, tree):
       raise UserError(
-        f"{step} cannot go on with the changed config: its {name} has"
-        f" {differs.path} of shape {differs.found}, now {differs.expected}. Use"
-        " another --workdir; with --config.init_from it may start from this"
-        " run's model."
+        f"{step} does not fit the config: its {name} has {differs.path} of"
+        f" shape {differs.found}, expected {differs.expected}. Use another"
+        " --workdir; --config.init_from can start it from this run's model."
       )
+  items = {name: _restore(step / name, tree) for name, tree in wanted.items()}
+  verify(meta, **items)
+  return items["model"], items["train"]
 
 
-def _with_step(state: TrainState, step: int, items: Any) -> TrainState:
-  like = _of_training(state)
+def _restore(item: Path, like: Any) -> Any:
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(item, like)
+
+
+def _with_items(
+  state: TrainState, step: int, model: Any, train: dict[str, jax.Array]
+) -> TrainState:
+  like = _train_item(state)
   opt_state, memory = jax.tree.unflatten(
-    jax.tree.structure(like), [items.train[name] for name in _leaves(like)]
+    jax.tree.structure(like), [train[name] for name in _named_leaves(like)]
   )
   return TrainState(
     step=jax.device_put(jax.numpy.int32(step), state.step.sharding),
-    params=items.model["params"],
-    batch_stats=items.model["batch_stats"],
+    params=model["params"],
+    batch_stats=model["batch_stats"],
     opt_state=opt_state,
     memory=memory,
   )
 
 
 def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
-  """Variables of a finished or running phase.
+  """Loads the variables of a finished or running phase; writes nothing.
 
   Args:
     directory: as returned by `phase_dir`.
@@ -261,30 +270,30 @@ def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
     Variables as host arrays, and the step.
 
   Raises:
-    UserError: if there is no checkpoint, or it is damaged.
+    UserError: if there is no checkpoint, it is damaged or cannot be read.
   """
-  with _reading(directory) as manager:
-    for step in manager.all_steps() if keep == "best" else ():
-      meta, metrics = _stored_meta(manager, step), manager.metrics(step)
-      check(meta, metrics=metrics)
-    step = manager.best_step() if keep == "best" else manager.latest_step()
-    # As host arrays: Orbax by itself asks for the devices that saved them.
-    stored = ocp.StandardCheckpointHandler().metadata(
-      Path(manager.directory) / str(step) / "model"
-    )
-    like = jax.tree.map(
-      lambda leaf: np.empty(leaf.shape, leaf.dtype), stored.tree
-    )
-    args = ocp.args.Composite(
-      model=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
-    )
-    items = manager.restore(step, args=args)
-    check(items.meta, model=items.model)
-    return dict(items.model), step
+  steps = _saved_steps(directory)
+  scores = {
+    step: _read_sound(step, _read_json_items)[1][METRIC]
+    for step in (steps if keep == "best" else ())
+  }
+  # As Orbax does, of equal steps the last.
+  step = max(steps, key=lambda path: (scores.get(path, 0), int(path.name)))
+  return _read_sound(step, _read_variables), int(step.name)
+
+
+def _read_variables(step: Path) -> dict[str, Any]:
+  meta, _ = _read_json_items(step)
+  stored = ocp.StandardCheckpointHandler().metadata(step / "model").tree
+  # Without host arrays Orbax asks for the devices that saved the model.
+  like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
+  model = _restore(step / "model", like)
+  verify(meta, model=model)
+  return dict(model)
 
 
 def load_meta(directory: Path) -> dict[str, Any]:
-  """What was kept with the newest checkpoint: config, class names, data.
+  """Loads `meta` of the newest checkpoint: config, class names, data.
 
   Args:
     directory: as returned by `phase_dir`.
@@ -293,69 +302,37 @@ def load_meta(directory: Path) -> dict[str, Any]:
     Plain data.
 
   Raises:
-    UserError: if there is no checkpoint, or it is damaged.
+    UserError: if there is no checkpoint, it is damaged or cannot be read.
   """
-  with _reading(directory) as manager:
-    meta = _stored_meta(manager, manager.latest_step())
-    check(meta)
-    _check_form(meta)
-    return meta
+  return _read_sound(_saved_steps(directory)[-1], _read_checked_meta)
 
 
-def _stored_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-  args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-  return manager.restore(step, args=args).meta
-
-
-def _check_form(meta: dict[str, Any]) -> None:
-  """Raises ValueError unless it is what `save` is given; it may be anyone's."""
+def _read_checked_meta(step: Path) -> dict[str, Any]:
+  """Reads `meta` and checks its form, since a checkpoint may be anyone's."""
+  meta, _ = _read_json_items(step)
   config, names = meta.get("config"), meta.get("class_names")
   if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
-    raise ValueError("it holds no config")
+    raise DamagedError("it holds no config")
   if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-    raise ValueError("it names no classes")
-
-
-@contextlib.contextmanager
-def _reading(directory: Path) -> Iterator[ocp.CheckpointManager]:
-  """A manager with at least one step; damage becomes a message."""
-  if not directory.is_dir():
-    raise UserError(
-      f"No checkpoint found: {directory} is not a folder. Expected the"
-      " workdir of a run that has saved at least once."
-    )
-  try:
-    with open_manager(directory, reading=True) as manager:
-      if manager.latest_step() is None:
-        raise UserError(f"No checkpoint found in {directory}: it is empty.")
-      yield manager
-  except UserError:
-    raise
-  except Exception as error:
-    _raise_unless_damaged(directory, error)
-    raise UserError(
-      f"A checkpoint in {directory} cannot be read ({first_line(error)}). It is"
-      " damaged. Run the training command again: it puts the damaged step in"
-      " quarantine and resumes from the step before it."
-    ) from error
+    raise DamagedError("it names no classes")
+  return meta
 
 
 def load_start(
   init_from: str, phases: Sequence[str]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-  """The model another run trained, for a phase to start from.
+  """Loads the model of another run, for a phase to start from.
 
   Args:
     init_from: workdir of that run.
-    phases: names of phases in their order; of those the run has, the first
-      is taken, which is where an encoder is trained.
+    phases: names of phases; the first that the run has is taken.
 
   Returns:
-    Variables, 'params' and 'batch_stats', of that run's choice of checkpoint;
-    and its class names.
+    Variables, 'params' and 'batch_stats', of the checkpoint that the phase's
+    config selects; and the class names.
 
   Raises:
-    UserError: if there is no checkpoint.
+    UserError: if there is no checkpoint, it is damaged or cannot be read.
   """
   workdir = Path(init_from).expanduser()
   for name in phases:
@@ -365,8 +342,8 @@ def load_start(
       settings = meta["config"].get(name)
       if not isinstance(settings, dict):
         raise UserError(
-          f"The config kept in {directory} has no phase {name!r}. Expected the"
-          " checkpoints of a run; train it again."
+          f"The config stored in {directory} has no phase {name!r}. Expected"
+          " the checkpoints of a run; train it again."
         )
       variables, _ = load_model(directory, settings.get("keep", "latest"))
       return variables, tuple(meta["class_names"])
@@ -376,138 +353,205 @@ def load_start(
   )
 
 
-_DAMAGED = "damaged."
-
-
 def quarantine_damaged(directory: Path) -> None:
-  """Renames steps whose metadata cannot be read, so that Orbax can open.
+  """Renames steps with damaged JSON items, which Orbax could not open.
 
   Args:
-    directory: of a phase, as returned by `checkpoint.phase_dir`.
+    directory: as returned by `phase_dir`.
 
   Raises:
     UserError: if all steps are damaged, or a step cannot be read now.
   """
-  for path in sorted(_steps(directory), key=lambda path: int(path.name)):
+  for path in _steps(directory):
     try:
-      json.loads((path / "_CHECKPOINT_METADATA").read_text())
-      metrics = json.loads((path / "metrics" / "metrics").read_text())
-      float(metrics[METRIC])
-      stored = json.loads((path / "meta" / "metadata").read_text())
-      check(stored, metrics=metrics)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-      _raise_unless_damaged(path, error)
-      quarantine(path, error)
-  check_some_left(directory)
-
-
-def _raise_unless_damaged(path: Path, error: Exception) -> None:
-  """Raises UserError if reading failed for a reason other than damage.
-
-  Damage is what a checksum, a parser or a missing file proves. A passing error,
-  such as a lack of memory, permissions or file handles, leaves the checkpoint
-  untouched, so that the same command works once its cause is gone.
-
-  Args:
-    path: a checkpoint, or a folder of checkpoints.
-    error: raised while it was read.
-  """
-  cause = _passing_cause(error) or _unreadable_file(path)
-  if cause is not None:
-    raise UserError(
-      f"{path} cannot be read now ({first_line(cause)}). This is not damage and"
-      " nothing was changed. Remove the cause (permissions, memory, open files,"
-      " the disk or the device), then run the same command again."
-    ) from error
-
-
-def _passing_cause(error: BaseException | None) -> BaseException | None:
-  """The first exception of a chain that is no proof of damage.
-
-  Files that cannot be parsed raise ValueError, KeyError and the like, or a bare
-  Exception in Orbax.
-  """
-  while error is not None:
-    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-    passing = isinstance(error, OSError | MemoryError | RuntimeError)
-    if (passing and not missing) or _PASSING.search(str(error)):
-      return error
-    error = error.__cause__ or error.__context__
-  return None
-
-
-def _unreadable_file(path: Path) -> OSError | None:
-  """The error of the first file or folder that exists and cannot be read."""
-  try:
-    for one in (path, *path.rglob("*")):
-      if one.is_dir():
-        next(one.iterdir(), None)
-      elif one.is_file():
-        with one.open("rb") as file:
-          while file.read(1 << 24):
-            pass
-  except FileNotFoundError:
-    return None
-  except OSError as error:
-    return error
-  return None
+      _read(path, _read_json_items)
+    except DamagedError as error:
+      _quarantine(path, error)
+  _check_some_left(directory)
 
 
 def has_steps(directory: Path) -> bool:
-  """Whether a phase has saved anything that is not known to be damaged."""
+  """Whether a phase has a checkpoint that is not in quarantine."""
   return bool(_steps(directory))
 
 
 def _steps(directory: Path) -> list[Path]:
-  return [path for path in _entries(directory) if path.name.isdecimal()]
+  """Folders of saved steps, in order. A save in progress has another name."""
+  steps = [path for path in _entries(directory) if path.name.isdecimal()]
+  return sorted(steps, key=lambda path: int(path.name))
 
 
 def _entries(directory: Path) -> list[Path]:
-  return list(directory.iterdir()) if directory.is_dir() else []
+  try:
+    return list(directory.resolve().iterdir())
+  except (FileNotFoundError, NotADirectoryError):
+    return []
 
 
-def quarantine(path: Path, error: BaseException) -> None:
+def _saved_steps(directory: Path) -> list[Path]:
+  """`_steps`, at least one."""
+  if steps := _steps(directory):
+    return steps
+  raise UserError(
+    f"No checkpoint found in {directory}. Expected the workdir of a run that"
+    " has saved at least once."
+  )
+
+
+def _quarantine(path: Path, error: DamagedError) -> None:
   """Renames a damaged step, so that the step can be saved again."""
-  last = all(int(path.name) >= int(x.name) for x in _steps(path.parent))
-  kept, number = path.with_name(f"{_DAMAGED}{path.name}"), 1
-  while kept.exists():
+  last = path == _steps(path.parent)[-1]
+  target, number = path.with_name(f"{_DAMAGED}{path.name}"), 1
+  while target.exists():
     number += 1
-    kept = path.with_name(f"{_DAMAGED}{path.name}.{number}")
-  path.rename(kept)
+    target = path.with_name(f"{_DAMAGED}{path.name}.{number}")
+  path.rename(target)
   logger.warning(
     "The checkpoint %s is damaged (%s). It is now %s; %s.",
     path,
-    first_line(error),
-    kept.name,
+    error,
+    target.name,
     "resuming from the one before"
     if last
     else "if it was the best on validation, the best of the others counts",
   )
 
 
-def check_some_left(directory: Path) -> None:
+def _check_some_left(directory: Path) -> None:
   """Raises UserError if all steps are in quarantine."""
   damaged = [p.name for p in _entries(directory) if p.name.startswith(_DAMAGED)]
   if damaged and not _steps(directory):
     raise UserError(
-      f"None of the checkpoints in {directory} can be read"
-      f" ({', '.join(sorted(damaged))}): all are damaged. Restore them from a"
-      " backup, or start over in another --workdir."
+      f"None of the checkpoints in {directory} can be read: all are damaged."
+      f" Restore them from a backup, move {', '.join(sorted(damaged))} away to"
+      " start the phase over, or use another --workdir."
     )
 
 
-def first_line(error: BaseException) -> str:
-  """What an error says, in one line of at most 200 characters."""
+def _read_sound(step: Path, read: Callable[[Path], _T]) -> _T:
+  """Reads a step; damage is a UserError."""
+  try:
+    return _read(step, read)
+  except DamagedError as error:
+    raise UserError(
+      f"The checkpoint {step} is damaged ({error}). Move that folder away and"
+      " run the training command again: it resumes from the checkpoints that"
+      " are left."
+    ) from error
+
+
+def _read(step: Path, read: Callable[[Path], _T]) -> _T:
+  """Calls a function that reads a step, and tells damage from other errors.
+
+  What looks like damage must look so twice, with every file readable: Orbax
+  and Python's `exists` report some errors of a disk as a missing file.
+
+  Args:
+    step: folder of the step.
+    read: may raise anything.
+
+  Returns:
+    The result of `read`.
+
+  Raises:
+    DamagedError: if the files of the step are damaged.
+    UserError: for any other error, which may pass: of a disk, memory, a device.
+  """
+  try:
+    try:
+      return read(step)
+    except Exception as error:
+      if not _is_damage(error):
+        raise
+    _read_every_file(step)
+    return read(step)
+  except UserError:
+    raise
+  except Exception as error:
+    if _is_damage(error) and step.is_dir():
+      raise DamagedError(_first_line(error)) from error
+    raise UserError(
+      f"{step} cannot be read now ({_first_line(error)}). This is no proof of"
+      " damage, so nothing was changed. Remove the cause (permissions, memory,"
+      " open files, the disk or the device) and run the same command again."
+    ) from error
+
+
+# Damaged files make parsers raise these; see `_is_damage`.
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_PARSING = (DamagedError, ValueError, LookupError, TypeError, RecursionError)
+# Status codes of TensorStore for what a file contains. All others, such as
+# UNKNOWN for most errors of a system call, may pass.
+_STATUS = re.compile("([A-Z]+(?:_[A-Z]+)*): ")
+_DAMAGE_STATUS = {
+  "DATA_LOSS",
+  "FAILED_PRECONDITION",
+  "INVALID_ARGUMENT",
+  "NOT_FOUND",
+  "OUT_OF_RANGE",
+}
+
+
+def _is_damage(error: BaseException) -> bool:
+  """Whether an error, with all its causes, comes from the content of files.
+
+  Orbax raises a bare Exception for a truncated array, whose cause is
+  TensorStore's ValueError with a status code in front.
+  """
+  chain: list[BaseException] = []
+  cause: BaseException | None = error
+  while cause is not None and cause not in chain:
+    chain.append(cause)
+    cause = cause.__cause__ or cause.__context__
+  others = (OSError, MemoryError, RuntimeError)
+  if any(
+    isinstance(one, others) and not isinstance(one, _MISSING + _PARSING)
+    for one in chain
+  ):
+    return False
+  if codes := {found[1] for one in chain if (found := _STATUS.match(str(one)))}:
+    return codes <= _DAMAGE_STATUS
+  return isinstance(error, _MISSING + _PARSING)
+
+
+def _read_every_file(folder: Path) -> None:
+  """Raises OSError unless every file of a folder can be read to its end."""
+
+  def fail(error: OSError) -> None:
+    raise error
+
+  for place, _, names in os.walk(folder, onerror=fail):
+    for name in names:
+      with open(os.path.join(place, name), "rb") as file:
+        while file.read(1 << 24):
+          pass
+
+
+def _first_line(error: BaseException) -> str:
+  """The message of an error in one line of at most 200 characters."""
   text = str(error).strip() or type(error).__name__
   return text.splitlines()[0][:200]
 
 
-# Where `meta` keeps them.
-KEY = "checksums"
-_PLAIN = ("meta", "metrics")
+def _read_json_items(step: Path) -> tuple[dict[str, Any], dict[str, float]]:
+  """Reads and verifies the items `meta` and `metrics`."""
+  _read_json(step / "_CHECKPOINT_METADATA")
+  metrics = _read_json(step / "metrics" / "metrics")
+  meta = _read_json(step / "meta" / "metadata")
+  if not isinstance(metrics.get(METRIC), int | float):
+    raise DamagedError(f"its metrics have no {METRIC}")
+  verify(meta, metrics=metrics)
+  return meta, metrics
 
 
-def of_arrays(tree: Any) -> int:
+def _read_json(path: Path) -> dict[str, Any]:
+  found = json.loads(path.read_text())
+  if not isinstance(found, dict):
+    raise DamagedError(f"{path.name} holds no JSON object")
+  return found
+
+
+def array_checksum(tree: Any) -> int:
   """CRC-32 over the bytes of a tree's leaves, in the order of their paths."""
   found = 0
   for _, leaf in sorted(trees.by_path(tree).items()):
@@ -516,30 +560,33 @@ def of_arrays(tree: Any) -> int:
   return found
 
 
-def of_text(plain: Mapping[str, Any]) -> int:
+def json_checksum(plain: Mapping[str, Any]) -> int:
   """CRC-32 of plain data as JSON, whatever the order of its keys."""
   return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
-def of_items(items: Mapping[str, Any]) -> dict[str, int]:
-  """Name -> checksum of a checkpoint's items, of arrays or of plain data."""
+def _checksums(**items: Any) -> dict[str, int]:
+  plain = ("meta", "metrics")
   return {
-    name: of_text(item) if name in _PLAIN else of_arrays(item)
+    name: json_checksum(item) if name in plain else array_checksum(item)
     for name, item in items.items()
   }
 
 
-def check(stored: Mapping[str, Any], **items: Any) -> None:
-  """Raises ValueError if something is not as it was saved.
+def verify(meta: Mapping[str, Any], **items: Any) -> None:
+  """Compares items with their stored checksums; early versions stored none.
 
   Args:
-    stored: the item `meta`; without checksums where an earlier version saved.
+    meta: the item `meta`, which is verified, too.
     **items: any of `model`, `train` and `metrics`.
+
+  Raises:
+    DamagedError: naming the first item that differs.
   """
-  sums = stored.get(KEY, {})
-  if not sums:
+  stored = meta.get(_CHECKSUMS)
+  if not stored:
     return
-  items["meta"] = {k: v for k, v in stored.items() if k != KEY}
-  for name, found in of_items(items).items():
-    if sums[name] != found:
-      raise ValueError(f"its {name} changed after it was saved")
+  own = {key: value for key, value in meta.items() if key != _CHECKSUMS}
+  for name, found in _checksums(**items, meta=own).items():
+    if stored[name] != found:
+      raise DamagedError(f"its {name} changed after it was saved")

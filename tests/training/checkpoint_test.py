@@ -1,8 +1,8 @@
-"""Damaged checkpoints: noticed, told, and the one before taken."""
+"""Damage is reported and the step before restored; other errors change nothing.
+"""
 
 import errno
 import json
-import pathlib
 import shutil
 import time
 
@@ -17,6 +17,10 @@ from dbl_jax.errors import UserError
 from dbl_jax.training import checkpoint
 from dbl_jax.training.state import TrainState
 
+# Callbacks of TensorStore that come after Orbax has failed, see `cli.run_main`.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 META = {
   "config": {"data": {}, "classify": {"keep": "best"}},
   "class_names": ["a", "b"],
@@ -37,28 +41,38 @@ def state_at(step):
   return state.replace(step=jnp.int32(step), opt_state=opt_state)
 
 
-@pytest.fixture
-def directory(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
   """Steps 1 and 2, of which 2 is the better."""
-  directory = tmp_path / "checkpoints" / "classify"
+  directory = tmp_path_factory.mktemp("saved") / "classify"
   with checkpoint.open_manager(directory) as manager:
     for step in (1, 2):
       metrics = {checkpoint.METRIC: step / 4}
       checkpoint.save(manager, state_at(step), metrics, META)
-  # TensorStore remembers what it wrote, by path.
-  moved = tmp_path / "moved" / "checkpoints" / "classify"
-  shutil.copytree(directory, moved)
-  return moved
+  return directory
 
 
-def restore(directory):
+@pytest.fixture
+def directory(saved, tmp_path):
+  """A copy, because TensorStore caches what it wrote, by path."""
+  copy = tmp_path / "checkpoints" / "classify"
+  shutil.copytree(saved, copy)
+  return copy
+
+
+def restore(directory, meta=META, like=None, **options):
   checkpoint.quarantine_damaged(directory)
+  like = like or state_at(0)
   with checkpoint.open_manager(directory) as manager:
-    return checkpoint.restore_latest(manager, state_at(0), META)
+    return checkpoint.restore_latest(manager, like, meta, **options)
 
 
 def assert_is(state, step):
   jax.tree.map(np.testing.assert_array_equal, state, state_at(step))
+
+
+def names(directory):
+  return sorted(path.name for path in directory.iterdir())
 
 
 def flip(path, place=0.5):
@@ -89,23 +103,26 @@ def no_files(step):
   step.mkdir()
 
 
-def other_digit(step):
-  path = step / "metrics" / "metrics"
-  path.write_text(path.read_text().replace("0.5", "0.7"))
+def change(name, old, new):
+  def damage(step):
+    path = step / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
 
-
-def other_config(step):
-  path = step / "meta" / "metadata"
-  path.write_text(path.read_text().replace("best", "last"))
+  return damage
 
 
 DAMAGE = {
   "truncated": truncate_all,
   "arrays truncated": lambda s: largest(s / "model").write_bytes(b"x" * 9000),
+  "index truncated": lambda s: (s / "model/manifest.ocdbt").write_bytes(b"x"),
   "bit of the model": lambda s: flip(largest(s / "model")),
   "bit of the optimizer": lambda s: flip(largest(s / "train"), 0.7),
-  "bit of the scores": other_digit,
-  "bit of the config": other_config,
+  "bit of the index": lambda s: flip(s / "train" / "manifest.ocdbt"),
+  "bit of the metrics": change("metrics/metrics", "0.5", "0.7"),
+  "bit of the config": change("meta/metadata", "best", "last"),
+  "bit of a key": change("model/_METADATA", "key_type", "kex_type"),
+  "nested": lambda s: (s / "meta/metadata").write_text("[" * 100_000),
   "emptied": empty_all,
   "no files": no_files,
   "half deleted": lambda s: shutil.rmtree(s / "train"),
@@ -113,9 +130,13 @@ DAMAGE = {
   "metadata deleted": lambda s: (s / "_CHECKPOINT_METADATA").unlink(),
   "meta deleted": lambda s: shutil.rmtree(s / "meta"),
 }
+OF_MODEL = [
+  name for name in DAMAGE if name not in ("bit of the optimizer",
+  "bit of the index", "half deleted")
+]  # fmt: skip
 
 
-def test_whole_checkpoints_are_restored(directory, caplog):
+def test_sound_checkpoints_are_restored(directory, caplog):
   assert_is(restore(directory), 2)
   model, step = checkpoint.load_model(directory, "best")
   assert step == 2
@@ -124,95 +145,116 @@ def test_whole_checkpoints_are_restored(directory, caplog):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_told_and_the_one_before_taken(directory, damage, caplog):
+def test_damage_is_reported_and_the_step_before_restored(
+  directory, damage, caplog
+):
   DAMAGE[damage](directory / "2")
   assert_is(restore(directory), 1)
   assert "classify/2 is damaged" in caplog.text
   assert "It is now damaged.2; resuming from the one before" in caplog.text
-  assert (directory / "damaged.2").is_dir()
+  assert names(directory) == ["1", "damaged.2"]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_with_none_left_nothing_starts_over(directory, damage):
-  for step in ("1", "2"):
-    DAMAGE[damage](directory / step)
-  if damage == "bit of the scores":
-    path = directory / "1" / "metrics" / "metrics"
-    path.write_text(path.read_text().replace("0.25", "0.75"))
-  for _ in range(2):  # nor when it is tried again
-    with pytest.raises(
-      UserError, match=r"None of the checkpoints in .*damaged"
-    ):
-      restore(directory)
-
-
-@pytest.mark.parametrize(
-  "damage",
-  [
-    "bit of the model",
-    "bit of the scores",
-    "bit of the config",
-    "arrays deleted",
-    "meta deleted",
-  ],
-)
-def test_a_damaged_model_is_not_reported(directory, damage):
   DAMAGE[damage](directory / "2")
-  with pytest.raises(UserError, match="cannot be read"):
+  if damage == "bit of the metrics":
+    change("metrics/metrics", "0.25", "0.75")(directory / "1")
+  else:
+    DAMAGE[damage](directory / "1")
+  for _ in range(2):  # nor when it is tried again
+    with pytest.raises(UserError, match="None of the checkpoints in .*damaged"):
+      restore(directory)
+  assert names(directory) == ["damaged.1", "damaged.2"]
+
+
+@pytest.mark.parametrize("damage", OF_MODEL)
+def test_a_damaged_model_is_not_evaluated(directory, damage):
+  DAMAGE[damage](directory / "2")
+  with pytest.raises(UserError, match=r"classify/2 is damaged.*Move that"):
     checkpoint.load_model(directory, "best")
+  assert names(directory) == ["1", "2"]
 
 
 PASSING = {
   "no permission": PermissionError(errno.EACCES, "Permission denied"),
   "stale disk": OSError(errno.ESTALE, "Stale file handle"),
   "open files": OSError(errno.EMFILE, "Too many open files"),
+  "full disk": OSError(errno.ENOSPC, "No space left on device"),
   "disk error": OSError(errno.EIO, "Input/output error"),
   "memory": MemoryError("Unable to allocate 9 GiB"),
   "device memory": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB"),
   "no platform": RuntimeError("Unable to initialize backend 'cuda'"),
-  "in TensorStore": ValueError("UNAVAILABLE: cannot read the kvstore"),
-  "wrapped": None,
+  "in TensorStore": ValueError("UNKNOWN: Failed to open: Stale file handle"),
+  "a bug": AssertionError("not our day"),
+}
+CALLS = {
+  "resume": lambda directory: int(restore(directory).step),
+  "evaluate": lambda directory: checkpoint.load_model(directory, "best")[1],
 }
 
 
-@pytest.mark.parametrize("where", ["resume", "evaluate"])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("where", ["metadata", "arrays", "arrays in Orbax"])
 @pytest.mark.parametrize("name", PASSING)
-def test_a_passing_error_is_not_damage(
-  directory, monkeypatch, caplog, name, where
+def test_an_error_that_may_pass_changes_nothing(
+  directory, monkeypatch, caplog, name, where, call
 ):
   def fail(*_, **__):
-    if name == "wrapped":
-      raise ValueError("cannot read arrays") from PASSING["open files"]
+    if where == "arrays in Orbax":
+      raise Exception("Error while reading array index") from PASSING[name]
     raise PASSING[name]
 
-  def read():
-    if where == "resume":
-      return int(restore(directory).step)
-    return checkpoint.load_model(directory, "best")[1]
-
+  place = (
+    (checkpoint.json, "loads")
+    if where == "metadata"
+    else (ocp.StandardCheckpointer, "restore")
+  )
   with monkeypatch.context() as patch:
-    patch.setattr(ocp.CheckpointManager, "restore", fail)
-    with pytest.raises(UserError, match="cannot be read now") as caught:
-      read()
-  assert "same command again" in str(caught.value)
-  assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
-  assert read() == 2
+    patch.setattr(*place, fail)
+    with pytest.raises(UserError, match="cannot be read now.*command again"):
+      CALLS[call](directory)
+  assert names(directory) == ["1", "2"]
+  assert CALLS[call](directory) == 2
   assert caplog.text == ""
 
 
-def test_a_file_that_cannot_be_opened_is_not_damage(directory, monkeypatch):
-  inner = pathlib.Path.open
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("files", ["unreadable", "readable again"])
+def test_a_disk_s_error_that_orbax_reports_as_a_missing_file_is_not_damage(
+  directory, monkeypatch, files, call
+):
+  """Its `exists` is False for any error, such as of a stale disk."""
+  failures = iter([FileNotFoundError("model not found")])
+  restored = ocp.StandardCheckpointer.restore
 
-  def opened(path, *mode, **options):
-    if path.name == "metrics" and "2" in path.parts:
-      raise OSError(errno.ESTALE, "Stale file handle", str(path))
-    return inner(path, *mode, **options)
+  def restore_once(*arguments):
+    for failure in failures:
+      raise failure
+    return restored(*arguments)
+
+  def stale(*_):
+    raise OSError(errno.ESTALE, "Stale file handle")
 
   with monkeypatch.context() as patch:
-    patch.setattr(pathlib.Path, "open", opened)
-    with pytest.raises(UserError, match="cannot be read now"):
-      restore(directory)
-  assert_is(restore(directory), 2)
+    patch.setattr(ocp.StandardCheckpointer, "restore", restore_once)
+    if files == "unreadable":
+      patch.setattr(checkpoint, "open", stale, raising=False)
+      with pytest.raises(UserError, match="cannot be read now.*Stale"):
+        CALLS[call](directory)
+    else:
+      assert CALLS[call](directory) == 2
+  assert names(directory) == ["1", "2"]
+  assert CALLS[call](directory) == 2
+
+
+def test_a_step_that_a_running_phase_removes_is_not_damage(directory):
+  def gone(step):
+    shutil.rmtree(step)
+    raise FileNotFoundError
+
+  with pytest.raises(UserError, match="cannot be read now"):
+    checkpoint._read(directory / "2", gone)
 
 
 def test_nothing_in_quarantine_is_deleted(directory):
@@ -226,29 +268,30 @@ def test_nothing_in_quarantine_is_deleted(directory):
   assert (directory / "damaged.2.2" / "mark").read_text() == "2"
 
 
-def test_a_run_from_before_the_version_of_synthetic_faces_resumes(directory):
-  meta = META | {"config": {"data": {"name": "synthetic_faces"}}}
-  for step in ("1", "2"):
-    (directory / step / "meta" / "metadata").write_text(json.dumps(meta))
-  with checkpoint.open_manager(directory) as manager:
-    now = meta | {"fingerprint": "another"}
-    assert_is(checkpoint.restore_latest(manager, state_at(0), now), 2)
-
-
-def test_scores_that_changed_do_not_choose_another_model(directory):
-  path = directory / "1" / "metrics" / "metrics"
-  path.write_text(path.read_text().replace("0.25", "0.75"))
+def test_damaged_metrics_do_not_select_another_model(directory):
+  change("metrics/metrics", "0.25", "0.75")(directory / "1")
   with pytest.raises(UserError, match="its metrics changed after"):
     checkpoint.load_model(directory, "best")
 
 
-def test_to_look_at_a_run_leaves_its_unfinished_save_alone(directory):
+def test_reading_leaves_an_unfinished_save_alone(directory):
   saving = directory / "3.orbax-checkpoint-tmp"
   saving.mkdir()
   checkpoint.load_meta(directory)
   checkpoint.load_model(directory, "best")
   time.sleep(0.5)  # Orbax removes such folders in a thread
   assert saving.is_dir()
+
+
+def test_of_equal_steps_the_last_is_the_best(directory):
+  with checkpoint.open_manager(directory) as manager:
+    for step, score in ((3, 0.5), (4, 0.1)):
+      metrics = {checkpoint.METRIC: score}
+      checkpoint.save(manager, state_at(step), metrics, META)
+    manager.wait_until_finished()
+    assert manager.best_step() == 3
+  assert checkpoint.load_model(directory, "best")[1] == 3
+  assert checkpoint.load_model(directory, "latest")[1] == 4
 
 
 @pytest.mark.parametrize(
@@ -259,48 +302,55 @@ def test_to_look_at_a_run_leaves_its_unfinished_save_alone(directory):
     ({"start": 5}, "another model to start from"),
   ],
 )
-def test_a_state_is_not_restored_into_another_run(
-  directory, change, message, caplog
-):
+def test_another_run_is_not_resumed(directory, change, message, caplog):
   meta = META | {"start": 4}
   with checkpoint.open_manager(directory) as manager:
     checkpoint.save(manager, state_at(3), {checkpoint.METRIC: 0.1}, meta)
-    manager.wait_until_finished()
-    with pytest.raises(UserError, match=message):
-      checkpoint.restore_latest(manager, state_at(0), meta | change)
-    if "fingerprint" not in change:
-      return
-    accepted = checkpoint.restore_latest(
-      manager, state_at(0), meta | change, accept_changes=True
-    )
-  assert_is(accepted, 3)
-  assert "resuming as asked" in caplog.text
+  with pytest.raises(UserError, match=message):
+    restore(directory, meta | change)
+  if "fingerprint" in change:
+    assert_is(restore(directory, meta | change, accept_changes=True), 3)
+    assert "resuming as requested" in caplog.text
 
 
-def test_a_changed_model_is_not_taken_for_damage(directory):
+def test_a_run_from_before_the_version_of_synthetic_faces_resumes(directory):
+  meta = META | {"config": {"data": {"name": "synthetic_faces"}}}
+  for step in ("1", "2"):
+    (directory / step / "meta" / "metadata").write_text(json.dumps(meta))
+  assert_is(restore(directory, meta | {"fingerprint": "another"}), 2)
+  with checkpoint.open_manager(directory) as manager:
+    checkpoint.save(manager, state_at(3), {checkpoint.METRIC: 0.1}, meta)
+  assert checkpoint.load_meta(directory)["format"] == 2
+  with pytest.raises(UserError, match="other images"):
+    restore(directory, meta | {"fingerprint": "another"})
+
+
+@pytest.mark.parametrize("accept_changes", [False, True])
+def test_a_changed_model_is_not_damage(directory, accept_changes):
   other = state_at(0)
   other = other.replace(params={"head": {"kernel": jnp.zeros((64, 50))}})
-  with (
-    checkpoint.open_manager(directory) as manager,
-    pytest.raises(UserError, match=r"kernel.*shape \(64, 100\), now \(64, 50"),
+  with pytest.raises(
+    UserError, match=r"kernel.*shape \(64, 100\), expected \(64, 50"
   ):
-    checkpoint.restore_latest(manager, other, META, accept_changes=True)
-  assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
+    restore(directory, like=other, accept_changes=accept_changes)
+  assert names(directory) == ["1", "2"]
 
 
 @pytest.mark.parametrize(
   "meta",
   [{}, {"config": 5}, {"config": {"data": 5}}, META | {"class_names": "ab"}],
 )
-def test_a_strangers_meta_is_refused(directory, meta):
+def test_meta_of_another_form_is_refused(directory, meta):
   (directory / "2" / "meta" / "metadata").write_text(json.dumps(meta))
-  with pytest.raises(UserError, match="cannot be read"):
-    checkpoint.load_meta(directory)
-  with pytest.raises(UserError, match="cannot be read"):
-    checkpoint.load_start(str(directory.parents[1]), ["classify"])
+  for load in (
+    lambda: checkpoint.load_meta(directory),
+    lambda: checkpoint.load_start(str(directory.parents[1]), ["classify"]),
+  ):
+    with pytest.raises(UserError, match="is damaged"):
+      load()
 
 
-def test_an_older_damaged_one_is_told_too(directory, caplog):
+def test_an_older_damaged_step_is_reported_too(directory, caplog):
   DAMAGE["bit of the config"](directory / "1")
   assert_is(restore(directory), 2)
   assert "the best of the others counts" in caplog.text
@@ -311,3 +361,23 @@ def test_checkpoints_from_before_checksums_are_read(directory):
     (directory / step / "meta" / "metadata").write_text(json.dumps(META))
   assert_is(restore(directory), 2)
   assert checkpoint.load_model(directory, "best")[1] == 2
+
+
+@pytest.mark.parametrize("path", ["missing", "empty"])
+def test_no_checkpoint_is_one_line(tmp_path, path):
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match="No checkpoint found"):
+    checkpoint.load_model(tmp_path / path, "best")
+
+
+def test_checksums_see_any_value_and_no_order():
+  array = np.arange(6, dtype=np.float32).reshape(2, 3)
+  of = checkpoint.array_checksum
+  before = of({"a": array, "b": np.float32(1)})
+  assert of({"b": np.float32(1), "a": array}) == before
+  for place in np.ndindex(array.shape):
+    changed = array.copy()
+    changed[place] = np.nextafter(changed[place], np.float32(9))
+    assert of({"a": changed, "b": np.float32(1)}) != before
+  of = checkpoint.json_checksum
+  assert of({"a": 1, "b": 2}) == of({"b": 2, "a": 1}) != of({"a": 1, "b": 3})
