@@ -43,16 +43,11 @@ _EXPECTED = (
 
 
 def find(path: Path, _: Any = None) -> Listing:
-  """Finds the images.
+  """Finds the images, see `Source.find`.
 
   Args:
     path: the CSV, or a folder or zip that holds it or the class folders.
-
-  Returns:
-    The images, with a split 'validation' if they are from the CSV.
-
-  Raises:
-    UserError: if neither form is found, or something in it is wrong.
+    _: unused.
   """
   if path.suffix.lower() == ".csv" and path.is_file():
     files = {path.name: stored.of_path(path)}

@@ -35,17 +35,12 @@ _EXPECTED = (
 
 
 def find(path: Path, _: Any = None) -> Listing:
-  """Finds the images and reads their labels.
+  """Finds the images and reads their labels, see `Source.find`.
 
   Args:
     path: the folder that holds `basic`, `basic` itself, or a zip of either;
       or Kaggle's `DATASET`.
-
-  Returns:
-    The images, in the order of their names.
-
-  Raises:
-    UserError: if something is missing, malformed or contradictory.
+    _: unused.
   """
   files = stored.open_tree(path, _EXPECTED, _IGNORED)
   base = _base(files, path)
