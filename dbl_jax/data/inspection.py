@@ -305,12 +305,13 @@ def write_sheets(findings: Findings, out: Path) -> list[Path]:
   Returns:
     The files.
   """
+  out.mkdir(parents=True, exist_ok=True)
   found, facts = findings.listing, findings.facts
   members = defaultdict(list)
   for fact in facts:
     if not fact.error:
       members[fact.record.label, fact.split].append(fact)
-  sheets = {}
+  paths = []
   for label, name in enumerate(found.class_names):
     bands = []
     for split in found.splits:
@@ -322,13 +323,13 @@ def write_sheets(findings: Findings, out: Path) -> list[Path]:
       bands.append(_band([title], shown))
     # A file name has at most 255 bytes.
     safe = re.sub(r"\W+", "_", name)[:50]
-    sheets[f"class_{label}_{safe}.png"] = bands
+    paths.append(out / f"class_{label}_{safe}.png")
+    Image.fromarray(np.concatenate(bands)).save(paths[-1])
   if pairs := _pairs(findings):
-    sheets["duplicates.png"] = _duplicate_bands(facts, pairs)
-  out.mkdir(parents=True, exist_ok=True)
-  for file_name, bands in sheets.items():
-    Image.fromarray(np.concatenate(bands)).save(out / file_name)
-  return [out / file_name for file_name in sheets]
+    paths.append(out / "duplicates.png")
+    bands = _duplicate_bands(facts, pairs)
+    Image.fromarray(np.concatenate(bands)).save(paths[-1])
+  return paths
 
 
 def _duplicate_bands(
