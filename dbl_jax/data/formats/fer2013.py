@@ -155,7 +155,7 @@ def _parse_row(
 
 def _image(pixels: bytes, where: str) -> bytes:
   """Converts pixels to a PGM file, so that they are read like any image."""
-  # What is no number would end NumPy's reading, or be taken for one.
+  # NumPy would stop at other characters, or take them for numbers.
   if pixels.translate(None, b"0123456789 \t"):
     pixels = b""
   values = np.fromstring(pixels, np.int64, sep=" ")

@@ -43,7 +43,7 @@ def find(path: Path, _: Any = None) -> Listing:
       or Kaggle's `DATASET`.
     _: unused.
   """
-  # What else lies in a folder of data sets is not searched.
+  # A folder may hold other data sets too, which are not searched.
   inner = not _has_labels(path) and _has_labels(path / "basic")
   root = path / "basic" if inner else path
   if not _has_labels(root) and os.path.isfile(path / "basic.zip"):
