@@ -90,7 +90,7 @@ def write(
   Returns:
     What `metrics.json` holds.
   """
-  part, names = dataset.parts[split], dataset.class_names
+  part, names = dataset.splits[split], dataset.class_names
   # On several hosts all take part in whatever runs the model.
   fitted = predictors.fit(run.config[run.phase].predictor, known)
   seen = known.forward(part.images)
@@ -140,7 +140,7 @@ def _view_pairs(
   config: ConfigDict, dataset: Dataset
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """One training image of each class and two views of it, for the eye."""
-  images, labels = dataset.parts["train"]
+  images, labels = dataset.splits["train"]
   _, first = np.unique(labels, return_index=True)
   views = dict(config[configs.phases(config)[0]]) | {"views": 2, "mixup": 0.0}
   draw = jax.jit(inputs.of_images(views, dataset.image_size, "frozen").draw)
@@ -229,9 +229,9 @@ def evaluate_workdir(
       " classes."
     )
   _check_images(dataset, meta, workdir, data_dir)
-  if split not in dataset.parts:
+  if split not in dataset.splits:
     raise UserError(
-      f"--split={split}: no such part. There are {', '.join(dataset.parts)}."
+      f"--split={split}: no such part. There are {', '.join(dataset.splits)}."
     )
   model = make_model(config.model, config[phase].head, len(dataset.class_names))
   _check_shapes(model, variables, dataset.image_size, directory)
@@ -323,7 +323,7 @@ def known(
   return FitContext(
     make_forward(eval_step, placed, mesh),
     variables,
-    dataset.parts,
+    dataset.splits,
     len(dataset.class_names),
   )
 

@@ -176,7 +176,7 @@ def _describe(trainer: Trainer, path: Path) -> None:
 def _headline(
   config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh
 ) -> str:
-  counts = {name: len(part.labels) for name, part in dataset.parts.items()}
+  counts = {name: len(part.labels) for name, part in dataset.splits.items()}
   sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
   device = mesh.devices.flat[0]
   return (

@@ -106,7 +106,7 @@ def _make_plan(
   """Checks a phase and says what it does, which may be traced or done."""
   phase, number = config[name], stage(config, name)
   num_classes, size = len(dataset.class_names), dataset.image_size
-  train = dataset.parts["train"]
+  train = dataset.splits["train"]
   seed = config.seed * MOST_STAGES + number
   sampler = sampling.make_sampler(
     train.labels, num_classes, phase.q, phase.batch_size, seed
@@ -196,7 +196,7 @@ def _traced(
   start: dict[str, Any] | None,
 ) -> dict[str, Any]:
   """Shapes of the model that a phase leaves, from shapes of its start."""
-  images, labels = dataset.parts["train"]
+  images, labels = dataset.splits["train"]
   views, size = config[name].cached_views, config[name].batch_size
 
   def first_step(start: dict[str, Any] | None) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def make_trainer(
   predict_step = jit_eval_step(
     steps.make_eval_step(plan.model, plan.images), mesh
   )
-  parts, eval_step = dataset.parts, predict_step
+  parts, eval_step = dataset.splits, predict_step
   if phase.cached_views:
     parts = inputs.extract(
       plan.model, state.model(), parts, phase, plan.key, mesh, name

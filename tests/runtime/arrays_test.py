@@ -259,4 +259,4 @@ def test_every_cut_and_every_flipped_byte_is_an_error_or_harmless(tmp_path):
         found = datasets.load(path)
       except UserError:
         continue
-      assert found.parts["train"].labels.tolist() == [0, 1, 0, 1]
+      assert found.splits["train"].labels.tolist() == [0, 1, 0, 1]

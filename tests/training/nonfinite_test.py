@@ -166,9 +166,9 @@ def test_hard_data_stay_finite(cache, tmp_path, monkeypatch, temperature):
 
   def hard(options):
     dataset = load(options)
-    parts = {k: constant(p, k == "train") for k, p in dataset.parts.items()}
+    parts = {k: constant(p, k == "train") for k, p in dataset.splits.items()}
     assert (parts["train"].labels == 2).sum() == 1
-    return dataset._replace(parts=parts)
+    return dataset._replace(splits=parts)
 
   monkeypatch.setattr(train.sources, "load", hard)
   config = tiny.get_resolved(cache_dir=cache, num_train=60)

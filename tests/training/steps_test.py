@@ -199,7 +199,7 @@ def test_cached_views_are_the_plain_image_and_random_ones(
   forward = make_forward(
     trainer.predict_step, trainer.state.model(), sharding.make_mesh()
   )
-  images = dataset.parts["train"].images
+  images = dataset.splits["train"].images
   np.testing.assert_allclose(plain, forward(images)[0], atol=1e-6)
   for other in others:
     assert (np.abs(other - plain).max(axis=1) > 1e-4).mean() > 0.9

@@ -106,7 +106,7 @@ def _start(
   dataset = Dataset(
     name="random pixels",
     class_names=tuple(map(str, range(len(shares)))),
-    parts={"train": train, "validation": Split(*(a[:8] for a in train))},
+    splits={"train": train, "validation": Split(*(a[:8] for a in train))},
     fingerprint="",
   )
   mesh = sharding.make_mesh(jax.devices()[:1])
@@ -187,7 +187,7 @@ def cached_phase(run: Run) -> Callable[[], None]:
   Returns:
     The function.
   """
-  trainer, train = run.trainer, run.dataset.parts["train"]
+  trainer, train = run.trainer, run.dataset.splits["train"]
   start = jax.device_get(trainer.state)
   placement = sharding.replicated(run.mesh)
 
