@@ -1,4 +1,4 @@
-"""Data sets as strangers hand them over: one builder for each oddity.
+"""Unusual and damaged data sets: one builder for each oddity.
 
 A builder takes an empty folder, writes to it, and returns what to give as
 `data.dir`.

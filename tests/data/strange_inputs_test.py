@@ -1,6 +1,6 @@
-"""What strangers hand over: it works as expected, or one line says why not.
+"""Unusual and damaged data: it works as expected, or one line says why not.
 
-Each case is loaded as for training and looked at by scripts/check_data.py.
+Each case is loaded as for training, and inspected by scripts/check_data.py.
 """
 
 import os

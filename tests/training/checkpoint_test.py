@@ -1,5 +1,4 @@
-"""Damage is reported and the step before restored; other errors change nothing.
-"""
+"""Damage is reported and the step before restored; other errors change nothing."""
 
 import errno
 import json

@@ -184,6 +184,13 @@ def test_what_is_not_there_is_named(root, tmp_path):
     reader.find(path)
 
 
+def test_what_else_lies_in_the_folder_is_not_searched(root):
+  for folder in (root / "other", root / "basic" / "Image" / "original"):
+    folder.mkdir()
+    (folder / "x.jpg").symlink_to("nowhere")
+  assert content(reader.find(root)) == expected_content(root)
+
+
 def test_two_sets_in_one_zip_are_refused(root, tmp_path):
   samples.zip_folder(root, tmp_path / "two.zip", "old/")
   with zipfile.ZipFile(tmp_path / "two.zip", "a") as archive:
