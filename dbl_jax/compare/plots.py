@@ -139,11 +139,11 @@ def accuracies(
       ms=12,
       mec="white",
       elinewidth=1,
-      zorder=3,
+      zorder=2,
       label=f"{number}  {one_line(title(system))}",
     )
-    axes.annotate(
-      str(number), (x, y), color="white", size=7.5, ha="center", va="center"
+    axes.text(
+      x, y, str(number), color="white", size=7.5, ha="center", va="center"
     )
   low, high = np.array(axes.dataLim.min), np.array(axes.dataLim.max)
   # At least half a point of room, which keeps noise from filling the axes.
