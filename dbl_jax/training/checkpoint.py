@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 METRIC = "mean_class_accuracy"
 # Metrics of a step saved between validations: never the best of several.
 NOT_VALIDATED = {METRIC: -1.0}
-# Version of `meta`. It is stored from 2 on; before, the fingerprint of synthetic
+# Version of `meta`, stored since 2. In version 1 the fingerprint of synthetic
 # faces was a hash of source code.
 _FORMAT = 2
 _CHECKSUMS = "checksums"  # key in `meta`
