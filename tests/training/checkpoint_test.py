@@ -1,4 +1,4 @@
-"""Damage is reported and the step before restored; other errors change nothing."""
+"""Damage falls back to the step before; other errors change nothing."""
 
 import errno
 import json
