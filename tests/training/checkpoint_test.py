@@ -1,5 +1,4 @@
-"""Damage is reported and the step before restored; other errors change nothing.
-"""
+"""Damaged steps are reported and replaced; other errors change nothing."""
 
 import errno
 import json
@@ -163,7 +162,9 @@ def test_with_none_left_nothing_starts_over(directory, damage):
   else:
     DAMAGE[damage](directory / "1")
   for _ in range(2):  # nor when it is tried again
-    with pytest.raises(UserError, match="None of the checkpoints in .*damaged"):
+    with pytest.raises(
+      UserError, match=r"None of the checkpoints in .*damaged"
+    ):
       restore(directory)
   assert names(directory) == ["damaged.1", "damaged.2"]
 
@@ -212,7 +213,7 @@ def test_an_error_that_may_pass_changes_nothing(
   )
   with monkeypatch.context() as patch:
     patch.setattr(*place, fail)
-    with pytest.raises(UserError, match="cannot be read now.*command again"):
+    with pytest.raises(UserError, match=r"cannot be read now.*command again"):
       CALLS[call](directory)
   assert names(directory) == ["1", "2"]
   assert CALLS[call](directory) == 2
@@ -240,7 +241,7 @@ def test_a_disk_s_error_that_orbax_reports_as_a_missing_file_is_not_damage(
     patch.setattr(ocp.StandardCheckpointer, "restore", restore_once)
     if files == "unreadable":
       patch.setattr(checkpoint, "open", stale, raising=False)
-      with pytest.raises(UserError, match="cannot be read now.*Stale"):
+      with pytest.raises(UserError, match=r"cannot be read now.*Stale"):
         CALLS[call](directory)
     else:
       assert CALLS[call](directory) == 2
