@@ -97,7 +97,7 @@ def write(
   Returns:
     The content of `metrics.json`.
   """
-  part, names = dataset.parts[split], dataset.class_names
+  part, names = dataset.splits[split], dataset.class_names
   # All hosts take part in every forward pass.
   fitted = predictors.fit(run.config[run.phase].predictor, context)
   model_outputs = context.forward(part.images)
@@ -147,7 +147,7 @@ def _view_pairs(
   config: ConfigDict, dataset: Dataset
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """One training image of each class and two augmented views of it."""
-  images, labels = dataset.parts["train"]
+  images, labels = dataset.splits["train"]
   _, first = np.unique(labels, return_index=True)
   first = first[: plots.MAX_VIEW_PAIRS]
   views = dict(config[configs.phases(config)[0]]) | {"views": 2, "mixup": 0.0}
@@ -238,9 +238,9 @@ def evaluate_workdir(
       " classes."
     )
   _check_images(dataset, meta, workdir, data_dir)
-  if split not in dataset.parts:
+  if split not in dataset.splits:
     raise UserError(
-      f"--split={split}: no such split. There are {', '.join(dataset.parts)}."
+      f"--split={split}: no such split. There are {', '.join(dataset.splits)}."
     )
   model = make_model(config.model, config[phase].head, len(dataset.class_names))
   _check_shapes(model, variables, dataset.image_size, directory)
@@ -332,7 +332,7 @@ def fit_context(
   return FitContext(
     make_forward(eval_step, placed, mesh),
     variables,
-    dataset.parts,
+    dataset.splits,
     len(dataset.class_names),
   )
 

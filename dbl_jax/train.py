@@ -95,7 +95,7 @@ def _run(
           "phase": name,
           "start": checkpoint.array_checksum(variables) if cached else None,
         }
-        compiled = loop.compile_phase(phase, dataset.parts, mesh, config)
+        compiled = loop.compile_phase(phase, dataset.splits, mesh, config)
         with stop.in_order():
           loop.run_phase(
             compiled,
@@ -185,7 +185,7 @@ def _write_parameter_overview(phase: Phase, path: Path) -> None:
 def _headline(
   config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh
 ) -> str:
-  counts = {name: len(part.labels) for name, part in dataset.parts.items()}
+  counts = {name: len(part.labels) for name, part in dataset.splits.items()}
   sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
   device = mesh.devices.flat[0]
   return (

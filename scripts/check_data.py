@@ -68,24 +68,21 @@ def main(argv: Sequence[str]) -> None:
   found = sources.find(options)
   total = sum(len(records) for records in found.splits.values())
   line = Progress("reading", total)
-  facts = inspection.examine(
-    found, lambda n, of: line.show(n, f"{n}/{of}", last=n == of)
+  findings = inspection.inspect(
+    found,
+    inspection.NEAR if _DISTANCE.value is None else _DISTANCE.value,
+    lambda n, of: line.show(n, f"{n}/{of}", last=n == of),
   )
-  distance = inspection.NEAR if _DISTANCE.value is None else _DISTANCE.value
-  same, near = inspection.find_duplicates(facts, distance)
-  lines = inspection.report(found, facts, same, near, distance)
-  print(
-    "\n".join(map(printable, [f"{options.name} {options.dir}", "", *lines]))
-  )
+  lines = [f"{options.name} {options.dir}", "", *inspection.report(findings)]
+  print("\n".join(map(printable, lines)))
   out = Path(_OUT.value or f"data_check/{options.name}").expanduser()
-  pairs = inspection.pairs_of(facts, same, near)
-  inspection.write_sheets(found, facts, pairs, out)
+  inspection.write_sheets(findings, out)
   with (out / "findings.csv").open(
     "w", newline="", encoding="utf-8", errors="backslashreplace"
   ) as file:
-    csv.writer(file).writerows(inspection.table(found, facts, pairs))
+    csv.writer(file).writerows(inspection.table(findings))
   print(f"Contact sheets and a list of findings: {out}")
-  bad = sum(bool(fact.error) for fact in facts)
+  bad = sum(bool(fact.error) for fact in findings.facts)
   if bad:
     raise UserError(
       f"{bad} of {total} images cannot be read: see above and"

@@ -1,11 +1,11 @@
-"""Remakes the paper's Table 1: trains what is missing, then compares.
+"""Reproduces the paper's Table 1: trains missing runs, then compares them.
 
 python scripts/make_table.py --out=runs/table --epochs=60 \
   --data.name=raf_db --data.dir=/data/RAF-DB --seeds=0,1,2
 
-Writes table.md, table.csv, table.html and two pictures to --out. Run again, it
-goes on where it stopped; with more systems or seeds it trains those alone.
-Several of the same command at once, with one --out, share the work.
+Writes table.md, table.csv, table.html and two plots to --out. The same command
+resumes after an interruption; with more systems or seeds it trains only those.
+Several processes with the same command and --out share the work.
 """
 
 import ast
@@ -30,27 +30,26 @@ _SYSTEMS = flags.DEFINE_list(
   _TABLE_1,
   "Names of configs in configs/, with variants such as decoupling:lws.",
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Each system is trained with each.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Training seeds of every system.")
 _OUT = flags.DEFINE_string(
   "out", "runs/table", "Folder of the table and of the workdirs."
 )
 _EPOCHS = flags.DEFINE_integer(
   "epochs",
   0,
-  "Of encoder training, the same for every system; 0: as each config has it.",
+  "Epochs of encoder training, for every system; 0: as in each config.",
   lower_bound=0,
 )
 _HEAD_EPOCHS = flags.DEFINE_integer(
   "head_epochs",
   0,
-  "Of a second phase; 0: as each config has it.",
+  "Epochs of a second phase; 0: as in each config.",
   lower_bound=0,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
   "batch_size",
   0,
-  "At most, where a config has more than the data have images; 0: as each"
-  " config has it.",
+  "Upper limit of the batch size, for small data sets; 0: as in each config.",
   lower_bound=0,
 )
 _SET = flags.DEFINE_multi_string(
@@ -60,74 +59,76 @@ _SET = flags.DEFINE_multi_string(
   " dbl.pretrain.epochs=400. May be repeated.",
 )
 _REFERENCE = flags.DEFINE_string(
-  "reference", "basic", "The system that others are compared with."
+  "reference", "basic", "System that the others are compared with."
 )
 _CUTS = flags.DEFINE_list(
   "cuts",
   [],
-  "Tiers: more training images than the first are 'many', fewer than the"
-  " second 'few'; the literature has 100,20. Default: an even share of the"
-  " images, and a third of it.",
+  "Tiers: classes with more training images than the first are 'many', with"
+  " fewer than the second 'few'; the literature uses 100,20. Default: the mean"
+  " class size, and a third of it.",
 )
 _PAPER_POINTS = flags.DEFINE_bool(
-  "paper_points", False, "Draw the paper's accuracies in the picture too."
+  "paper_points", False, "Draw the paper's accuracies too."
 )
 _TRAIN = flags.DEFINE_bool(
-  "train", True, "--notrain: compare what is finished, train nothing."
+  "train", True, "--notrain: compare finished runs, train nothing."
 )
 _DATA = define_section(
-  "data", configs.base().data, "The data set, as in any config: --data.name=..."
+  "data",
+  configs.base().data,
+  "Fields of the data set, as in any config: --data.name=...",
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Trains and writes."""
+  """Trains the systems and writes the table."""
   parse_flags(argv)
-  cuts, seeds = _cuts(), _wholes("seeds", _SEEDS.value)
+  cuts, seeds = _cuts(), _integers("seeds", _SEEDS.value)
   _check_names()
   from dbl_jax.compare import sweep
-  from dbl_jax.compare.write import write
+  from dbl_jax.compare.table import write
   from dbl_jax.runtime import files
   from dbl_jax.runtime.logs import say
 
   out = Path(_OUT.value).expanduser()
+  default = configs.base().data.to_dict()
   data = {
     name: value
     for name, value in _DATA.value.to_dict().items()
-    if value != configs.base().data.to_dict()[name]
+    if value != default[name]
   }
   systems = _systems(data)
   files.make_writable(out, "--out")
-  entries = sweep.plan(systems, seeds, out / "stages")
-  epochs = sweep.encoder_epochs(entries)
-  in_words = ", ".join(f"{name} {n:g}" for name, n in epochs.items())
+  plan = sweep.plan(systems, seeds, out / "stages")
+  epochs = sweep.encoder_epochs(plan)
+  epochs_text = ", ".join(f"{name} {n:g}" for name, n in epochs.items())
   if len(set(epochs.values())) > 1:
     say(
-      f"Encoders are trained for different numbers of epochs ({in_words});"
-      " --epochs makes them equal, but for a second phase that trains on."
+      f"Encoders are trained for different numbers of epochs ({epochs_text})."
+      " --epochs makes them equal, except for a second phase that trains the"
+      " encoder further."
     )
-  failed = sweep.run(entries) if _TRAIN.value else {}
-  missing = sweep.missing(entries, failed)
+  failed = sweep.run(plan) if _TRAIN.value else {}
+  missing = sweep.missing(plan, failed)
   if failed:
     say("\n  ".join(["Not trained:", *missing]))
-  failure = f"{len(missing)} of {len(entries)} could not be trained: see above."
-  records = sweep.records(entries)
-  if failed and not records:
+  failure = f"{len(missing)} of {len(plan)} could not be trained: see above."
+  results = sweep.results(plan)
+  if failed and not results:
     raise UserError(failure)
-  config = entries[0].stage.config
+  config = next(iter(plan.values())).config
   write(
     out,
-    records,
+    results,
     missing,
-    {
-      "dataset": _data_in_words(data, config.data.name),
-      "image_size": config.data.image_size,
-      "epochs": in_words,
-      "command": shlex.join(["python", *sys.argv]),
-    },
     reference=_REFERENCE.value,
     cuts=cuts,
     paper_points=_PAPER_POINTS.value,
+    dataset=_describe_data(data, config.data.name),
+    image_size=config.data.image_size,
+    epochs=epochs_text,
+    command=shlex.join(["python", *sys.argv]),
   )
   say(f"Table: {out / 'table.html'}")
   if failed:
@@ -135,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _systems(data: Mapping[str, object]) -> dict[str, ConfigDict]:
-  """The configs of --systems on the data, with the budget of the flags."""
+  """The configs of --systems with the data and the budget of the flags."""
   from dbl_jax.compare import sweep
 
   systems = {
@@ -175,15 +176,15 @@ def _set_field(systems: Mapping[str, ConfigDict], text: str) -> None:
     raise UserError(f"--set={text}: {error}.") from error
 
 
-def _data_in_words(changed: Mapping[str, object], name: str) -> str:
-  """The data set, and what makes it another than its name says."""
+def _describe_data(changed: Mapping[str, object], name: str) -> str:
+  """The data set's name, and fields that change its content."""
   places = ("name", "dir", "cache_dir", "image_size", "input")
   shown = [f"{k}={v}" for k, v in changed.items() if k not in places]
   return f"{name} ({', '.join(shown)})" if shown else name
 
 
-def _wholes(flag: str, values: Sequence[str]) -> list[int]:
-  """Different whole numbers, at least one."""
+def _integers(flag: str, values: Sequence[str]) -> list[int]:
+  """Parses different whole numbers, at least one."""
   for value in values:
     if not re.fullmatch("[0-9]+", value.strip()):
       raise UserError(
@@ -200,7 +201,7 @@ def _wholes(flag: str, values: Sequence[str]) -> list[int]:
 def _cuts() -> tuple[int, int] | None:
   if not _CUTS.value:
     return None
-  cuts = _wholes("cuts", _CUTS.value)
+  cuts = _integers("cuts", _CUTS.value)
   if len(cuts) != 2 or cuts[0] < cuts[1]:
     raise UserError(
       f"--cuts={','.join(_CUTS.value)}: expected two numbers, the larger first."
@@ -209,13 +210,13 @@ def _cuts() -> tuple[int, int] | None:
 
 
 def _check_names() -> None:
-  """Before hours are spent on what cannot be compared."""
+  """Checks --systems and --reference before any training."""
   names = _SYSTEMS.value
   if not names or len(set(names)) < len(names):
     raise UserError(
       f"--systems={','.join(names)}: expected one name or more, each once."
     )
-  # Left at its default, a table without it has no differences.
+  # Without the default reference, a table has no differences.
   if flags.FLAGS["reference"].present and _REFERENCE.value not in names:
     raise UserError(
       f"--reference={_REFERENCE.value} is not among --systems. Add it there, or"

@@ -179,7 +179,7 @@ def _of_file(read: Callable[[Path], Any]) -> Callable[[bytes], None]:
 
 def _read_prepared(path: Path) -> None:
   dataset = datasets.load(path)
-  for part in dataset.parts.values():
+  for part in dataset.splits.values():
     assert part.images.dtype == np.uint8
     assert len(part.images) == len(part.labels)
     assert set(part.labels.tolist()) <= set(range(len(dataset.class_names)))

@@ -44,15 +44,15 @@ def seal(monkeypatch):
 
   def load_sealed(options):
     dataset = load(options)
-    test = Split(*(Sealed(array, state) for array in dataset.parts["test"]))
-    return dataset._replace(parts=dataset.parts | {"test": test})
+    test = Split(*(Sealed(array, state) for array in dataset.splits["test"]))
+    return dataset._replace(splits=dataset.splits | {"test": test})
 
   def write_opened(run, dataset, split, known, out):
     state["reports"] += 1
     assert split == "test"
     state["sealed"] = False
-    test = Split(*(sealed._array for sealed in dataset.parts["test"]))
-    whole = dataset._replace(parts=dataset.parts | {"test": test})
+    test = Split(*(sealed._array for sealed in dataset.splits["test"]))
+    whole = dataset._replace(splits=dataset.splits | {"test": test})
     return write(run, whole, split, known, out)
 
   monkeypatch.setattr(sources, "load", load_sealed)
@@ -69,7 +69,7 @@ def test_training_and_selection_never_read_the_test_part(seal, tmp_path):
 
 def test_the_seal_holds():
   dataset = sources.load(tiny.get_resolved().data)
-  sealed = Sealed(dataset.parts["test"].images, {"sealed": True})
+  sealed = Sealed(dataset.splits["test"].images, {"sealed": True})
   assert len(sealed) == 40
   for read in (
     lambda: sealed[0],

@@ -1,25 +1,17 @@
-"""Pictures of a comparison: confusion matrices, and the two accuracies.
+"""Plots of a comparison: confusion matrices, and the two accuracies."""
 
-As in `dbl_jax.figures`, names are strangers' text and never TeX.
-"""
-
-import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from dbl_jax.compare import statistics
 from dbl_jax.compare.records import (
-  PAPER,
-  TITLES,
-  Record,
+  TABLE_1,
+  RunResult,
   by_system,
   confusion,
   summary,
@@ -29,6 +21,7 @@ from dbl_jax.evaluation import plots
 from dbl_jax.evaluation.plots import (
   BLUE,
   FAINT,
+  GREEN,
   GREY,
   GRID,
   INK,
@@ -36,36 +29,32 @@ from dbl_jax.evaluation.plots import (
   one_line,
 )
 
-# Of the palette in `dbl_jax.figures`.
-GREEN = "#009e73"
-# x, y, text and colour.
-_Label = tuple[float, float, str, str]
-# More classes than this leave no room for numbers in the cells.
-MAX_NUMBERED = 16
-# Strengths of logit adjustment along the curve, and those with their number.
+# Strengths of logit adjustment along the curve, and those written next to it.
 STRENGTHS = tuple(i / 20 for i in range(31))
 MARKED = (0.0, 0.5, 1.0)
 
 
-def confusion_matrices(records: Sequence[Record]) -> bytes:
+def confusion_matrices(results: Sequence[RunResult]) -> bytes:
   """Draws a confusion matrix for each system, summed over its seeds.
 
   Args:
-    records: finished runs on one data set.
+    results: finished runs on one data set.
 
   Returns:
     A PNG file: per cent of each true class (as the paper's fig. 3), a panel
-    for each system in Table 1's order. The row of a class without test images
-    is grey with dashes.
+    for each system in Table 1's order; heat maps beyond `plots.MAX_CLASSES`
+    classes. The row of a class without test images is grey.
 
   Raises:
-    UserError: the records cannot be compared, see `records.by_system`.
+    UserError: the runs cannot be compared, see `records.by_system`.
   """
-  groups = by_system(records)
-  names = [one_line(name, 18) for name in records[0].class_names]
+  groups = by_system(results)
+  run = results[0].predictions
+  names = [one_line(name, 18) for name in run.class_names]
+  many = len(names) > plots.MAX_CLASSES
   columns = min(len(groups), 3 if len(groups) <= 9 else 4)
   lines = math.ceil(len(groups) / columns)
-  side = min(max(0.36 * len(names), 1.2), 7)
+  side = 4.0 if many else min(max(0.36 * len(names), 1.2), 7)
   # Inches: 0.2 and 0.4 are the gaps between panels.
   width = side * columns + 0.2 * (columns - 1)
   height = side * lines + 0.4 * (lines - 1)
@@ -76,27 +65,25 @@ def confusion_matrices(records: Sequence[Record]) -> bytes:
     axes.set_axis_off()
   for i, (system, group) in enumerate(groups.items()):
     axes = grid.flat[i]
-    _matrix(axes, confusion(group), side / len(names))
     axes.set_title(
       one_line(title(system)), size=10, color=INK, parse_math=False
     )
+    if many:
+      order = plots.frequency_order(run.train_counts)
+      plots.draw_heat_map(axes, confusion(group), order)
+      axes.tick_params(labelleft=i % columns == 0)
+      axes.tick_params(labelbottom=i + columns >= len(groups))
+      continue
+    plots.draw_confusion(axes, confusion(group), side / len(names))
     if i % columns == 0:
-      axes.set_yticks(range(len(names)))
-      axes.set_yticklabels(names, parse_math=False)
+      plots.name_rows(axes, names)
     if i + columns >= len(groups):
-      axes.set_xticks(range(len(names)))
-      axes.set_xticklabels(
-        names,
-        rotation=45,
-        ha="right",
-        va="top",
-        rotation_mode="anchor",
-        parse_math=False,
-      )
+      plots.name_columns(axes, names, 45)
+  kind = "class, by frequency rank" if many else "class"
   figure.text(
     0,
     1 + 0.3 / height,
-    "Rows: true class. Columns: predicted class. Per cent of the true class.",
+    f"Rows: true {kind}. Columns: predicted {kind}. Per cent of each row.",
     size=9,
     color=FAINT,
     va="bottom",
@@ -105,160 +92,61 @@ def confusion_matrices(records: Sequence[Record]) -> bytes:
 
 
 def accuracies(
-  records: Sequence[Record],
+  results: Sequence[RunResult],
   reference: str = "basic",
   strengths: ArrayLike = STRENGTHS,
   *,
   paper_points: bool = False,
 ) -> bytes:
-  """Draws mean-class against overall accuracy, a point for each system.
+  """Draws mean-class against overall accuracy, a numbered point per system.
 
   Args:
-    records: finished runs on one data set.
+    results: finished runs on one data set.
     reference: system whose logit-adjustment frontier is drawn, averaged over
-      its seeds; none where it has no run or its scores give no probability.
+      its seeds; none without a run or without probabilities.
     strengths: of logit adjustment, f64[k].
-    paper_points: whether to draw the paper's accuracies too, faintly.
+    paper_points: whether to draw the paper's accuracies too.
 
   Returns:
-    A PNG file. Bars are standard deviations over seeds.
+    A PNG file. Bars are standard deviations over seeds; the legend has the
+    systems' names.
 
   Raises:
-    UserError: the records cannot be compared, see `records.by_system`.
+    UserError: the runs cannot be compared, see `records.by_system`.
   """
-  groups = by_system(records)
-  figure = Figure(figsize=(7.6, 5.6))
+  groups = by_system(results)
+  figure = Figure(figsize=(6.2, 5.2))
   axes = figure.add_axes((0, 0, 1, 1))
-  labels: list[_Label] = []
-  for is_paper, colour, kind in (
-    (True, BLUE, "systems of Table 1"),
-    (False, ORANGE, "systems beyond the paper"),
-  ):
-    chosen = [system for system in groups if (system in TITLES) == is_paper]
-    for system in chosen:
-      x, y = _accuracies(groups[system])
-      assert x.mean is not None  # there are runs
-      assert y.mean is not None
-      axes.errorbar(
-        x.mean,
-        y.mean,
-        xerr=x.sd,
-        yerr=y.sd,
-        fmt="o",
-        color=colour,
-        ms=6.5,
-        mec="white",
-        elinewidth=1,
-        zorder=3,
-        label=kind if system == chosen[0] else None,
-      )
-      labels.append((x.mean, y.mean, one_line(title(system)), INK))
-  labels += _frontier(axes, groups.get(reference, ()), strengths)
+  _frontier(axes, groups.get(reference, ()), strengths)
   if paper_points:
-    labels += _paper(axes)
-  _dress(axes)
-  _write_labels(figure, axes, labels)
-  return plots.to_png(figure)
-
-
-def _matrix(axes: Axes, counts: np.ndarray, cell: float) -> None:
-  """One panel, its cells `cell` inches wide."""
-  images = counts.sum(axis=1)
-  share = 100 * counts / np.maximum(images, 1)[:, None]
-  colours = colormaps["Blues"](share / 100)
-  colours[images == 0] = (0.95, 0.95, 0.95, 1)
-  axes.imshow(colours, interpolation="nearest")
-  for (i, j), value in np.ndenumerate(share):
-    if len(counts) > MAX_NUMBERED:
-      break
-    text = f"{value:.0f}" if images[i] else "–"
-    ink = "white" if value > 62 else INK
-    axes.text(
-      j,
-      i,
-      text,
-      color=FAINT if text in "0–" else ink,
-      size=min(8.5, 26 * cell),
-      weight="bold" if i == j and images[i] else "normal",
-      ha="center",
-      va="center",
+    _paper(axes)
+  for number, (system, group) in enumerate(groups.items(), 1):
+    each = 100 * np.array(
+      [
+        [s["overall_accuracy"], s["mean_class_accuracy"]]
+        for s in map(summary, group)
+      ]
     )
-  axes.set_xticks([])
-  axes.set_yticks([])
-  if len(counts) <= MAX_NUMBERED:
-    edges = np.arange(1, len(counts)) - 0.5
-    axes.set_xticks(edges, minor=True)
-    axes.set_yticks(edges, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1)
-  font = min(8.5, 58 * cell)
-  axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=font)
-  axes.spines[:].set_visible(False)
-
-
-def _accuracies(
-  group: Sequence[Record],
-) -> tuple[statistics.Mean, statistics.Mean]:
-  """Overall and mean-class accuracy in per cent."""
-  each = [summary(record) for record in group]
-  return (
-    statistics.over_seeds([100 * e["overall_accuracy"] for e in each]),
-    statistics.over_seeds([100 * e["mean_class_accuracy"] for e in each]),
-  )
-
-
-def _frontier(
-  axes: Axes, group: Sequence[Record], strengths: ArrayLike
-) -> list[_Label]:
-  """The reference's curve; returns the labels of its marked strengths."""
-  if not group or not all(record.probabilities_ok for record in group):
-    return []
-
-  def at(values: ArrayLike) -> np.ndarray:
-    """f64[2, k]: overall, then mean-class accuracy in per cent."""
-    each = [
-      statistics.logit_adjustment_frontier(
-        record.labels, record.scores, record.train_counts, values
-      )
-      for record in group
-    ]
-    return 100 * np.mean(each, axis=0)[::-1]
-
-  name = one_line(title(group[0].system))
-  axes.plot(
-    *at(strengths),
-    color=GREEN,
-    lw=1.5,
-    zorder=1,
-    label=f"{name}, logit adjustment by strength",
-  )
-  low, high = np.min(strengths), np.max(strengths)
-  marked = [strength for strength in MARKED if low <= strength <= high]
-  points = at(marked)
-  axes.scatter(points[0], points[1], marker="D", color=GREEN, s=16, zorder=2)
-  return [
-    (x, y, f"{strength:g}", GREEN)
-    for (x, y), strength in zip(points.T, marked, strict=True)
-  ]
-
-
-def _paper(axes: Axes) -> list[_Label]:
-  """The paper's points; returns their labels."""
-  points = [
-    (overall, average, TITLES[system], FAINT)
-    for system, (average, overall) in PAPER.items()
-    if average is not None and overall is not None
-  ]
-  x, y, *_ = zip(*points, strict=True)
-  axes.scatter(
-    x, y, marker="x", color=GREY, s=24, zorder=1, label="the paper, RAF-DB"
-  )
-  return points
-
-
-def _dress(axes: Axes) -> None:
-  """Axes, grid and legend."""
+    x, y = each.mean(axis=0)
+    x_sd, y_sd = each.std(axis=0, ddof=1) if len(each) > 1 else (None, None)
+    axes.errorbar(
+      x,
+      y,
+      xerr=x_sd,
+      yerr=y_sd,
+      fmt="o",
+      color=BLUE if system in TABLE_1 else ORANGE,
+      ms=12,
+      mec="white",
+      elinewidth=1,
+      zorder=2,
+      label=f"{number}  {one_line(title(system))}",
+    )
+    axes.text(
+      x, y, str(number), color="white", size=7.5, ha="center", va="center"
+    )
   low, high = np.array(axes.dataLim.min), np.array(axes.dataLim.max)
-  # Room for labels; and noise must not look like a landslide.
+  # At least half a point of room, which keeps noise from filling the axes.
   room = np.maximum(0.1 * (high - low), 0.5)
   axes.set_xlim(low[0] - room[0], high[0] + room[0])
   axes.set_ylim(low[1] - room[1], high[1] + room[1])
@@ -270,105 +158,71 @@ def _dress(axes: Axes) -> None:
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["left", "bottom"]].set_color(FAINT)
   legend = axes.legend(
-    loc="lower left",
-    bbox_to_anchor=(0, 1),
-    ncols=2,
+    loc="upper left",
+    bbox_to_anchor=(1.02, 1),
     fontsize=9,
     frameon=False,
     labelcolor=INK,
+    title="Blue: Table 1; orange: others",
+    title_fontsize=9,
+    markerscale=0.6,
   )
   for text in legend.get_texts():
     text.set_parse_math(False)
+  return plots.to_png(figure)
 
 
-def _write_labels(figure: Figure, axes: Axes, labels: Sequence[_Label]) -> None:
-  """Writes each label where it covers least, with a line to its point."""
-  texts = [
-    axes.text(x, y, text, color=colour, size=9, parse_math=False, zorder=5)
-    for x, y, text, colour in labels
+def _frontier(
+  axes: Axes, group: Sequence[RunResult], strengths: ArrayLike
+) -> None:
+  """Draws the reference's curve, and writes the marked strengths next to it."""
+  runs = [result.predictions for result in group]
+  if not runs or not all(run.calibrated for run in runs):
+    return
+  strengths = np.asarray(strengths)
+  each = [
+    statistics.logit_adjustment_frontier(
+      run.labels, run.scores, run.train_counts, strengths
+    )
+    for run in runs
   ]
-  renderer = FigureCanvasAgg(figure).get_renderer()
-  extents = [text.get_window_extent(renderer).size for text in texts]
-  points = axes.transData.transform([label[:2] for label in labels])
-  half = np.array(extents) / 2 + 1
-  frame = np.array(axes.get_window_extent().extents)
-  centres = _place(points, half, _ink(axes), frame)
-  to_data = axes.transData.inverted()
-  for text, point, centre, size in zip(
-    texts, points, centres, half, strict=True
-  ):
-    text.set(position=to_data.transform(centre), ha="center", va="center")
-    line = _leaders(point, centre[None], size)[0]
-    if np.hypot(*(line[-1] - line[0])) > 9:
-      axes.plot(*to_data.transform(line).T, color=INK, lw=0.6, zorder=4)
+  y, x = 100 * np.mean(each, axis=0)
+  marks = [int(i) for i in np.flatnonzero(np.isin(strengths, MARKED))]
+  axes.plot(
+    x,
+    y,
+    "D-",
+    markevery=marks,
+    color=GREEN,
+    lw=1.5,
+    ms=4,
+    zorder=1,
+    label="Logit adjustment of "
+    f"{one_line(title(group[0].system))}, by strength",
+  )
+  for i in marks:
+    axes.annotate(
+      f"{strengths[i]:g}",
+      (x[i], y[i]),
+      (7, -11),
+      textcoords="offset points",
+      color=GREEN,
+      size=8.5,
+    )
 
 
-def _place(
-  points: np.ndarray, half: np.ndarray, ink: np.ndarray, frame: np.ndarray
-) -> np.ndarray:
-  """Centres f64[k, 2] for labels of half sizes f64[k, 2], all in pixels.
-
-  Places are tried in rings around the point. Each label is placed in turn and
-  then again in sight of all others, which settles in a few rounds.
-
-  Args:
-    points: f64[k, 2] that are labelled.
-    half: f64[k, 2], half the width and height of each label.
-    ink: f64[m, 2] that labels had better not cover.
-    frame: left, bottom, right and top limits.
-  """
-  # Not placed is far away; the prices below are pixels of distance.
-  centres = np.full(points.shape, 1e9)
-  ink = np.concatenate([ink, np.repeat(points, 6, axis=0)])
-  for _, i in itertools.product(range(4), range(len(points))):
-    others = np.arange(len(points)) != i
-    places, cost = _rings(points[i], half[i])
-    gap = np.abs(places[:, None] - centres[others]) - half[others]
-    cost += 1000 * (gap < half[i] + 1).all(axis=2).sum(axis=1)
-    cost += 500 * (places - half[i] < frame[:2]).any(axis=1)
-    cost += 500 * (places + half[i] > frame[2:]).any(axis=1)
-    lines = _leaders(points[others], centres[others], half[others])
-    marks = np.concatenate([ink, lines[:, 1:].reshape(-1, 2)])
-    covered = np.abs(places[:, None] - marks) < half[i] + 3
-    cost += 10 * covered.all(axis=2).sum(axis=1)
-    own = _leaders(points[i], places, half[i])[:, 1:, None]
-    crossed = np.abs(own - centres[others]) < half[others] + 1
-    cost += 100 * crossed.all(axis=3).any(axis=1).sum(axis=1)
-    through = np.abs(own - points[others]) < 5
-    cost += 40 * through.all(axis=3).any(axis=1).sum(axis=1)
-    centres[i] = places[cost.argmin()]
-  return centres
-
-
-def _rings(
-  point: np.ndarray, half: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Places f64[r, 2] around a point, and how far f64[r] each is from it."""
-  angles = np.arange(24) * np.pi / 12
-  radii = np.array([7, 12, 18, 26, 36, 48, 62, 80, 100, 130])
-  towards = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-  # The label's nearest edge, not its centre, is on the ring.
-  places = radii[:, None, None] * towards + half * np.clip(1.5 * towards, -1, 1)
-  return point + places.reshape(-1, 2), np.repeat(radii, len(angles)) * 1.0
-
-
-def _leaders(
-  points: np.ndarray, centres: np.ndarray, half: np.ndarray
-) -> np.ndarray:
-  """f64[k, 12, 2]: steps from points to the nearest edge of their labels."""
-  ends = np.clip(points, centres - half, centres + half)
-  steps = np.linspace(0, 1, 12)[:, None]
-  start = np.broadcast_to(points, ends.shape)[:, None]
-  return start + steps * (ends[:, None] - start)
-
-
-def _ink(axes: Axes) -> np.ndarray:
-  """Points f64[m, 2] in pixels along all that is drawn as lines or marks."""
-  paths = [np.asarray(line.get_xydata()) for line in axes.lines]
-  for one in axes.collections:
-    if isinstance(one, LineCollection):
-      paths += map(np.asarray, one.get_segments())
-  steps = np.linspace(0, 1, 8)[:, None, None]
-  joined = [path[:-1] + steps * np.diff(path, axis=0) for path in paths]
-  drawn = np.concatenate([path.reshape(-1, 2) for path in (*paths, *joined)])
-  return axes.transData.transform(drawn)
+def _paper(axes: Axes) -> None:
+  """Draws the paper's points with their names."""
+  for name, average, overall in TABLE_1.values():
+    if average is None or overall is None:
+      continue
+    axes.plot(overall, average, "x", color=GREY, ms=5, zorder=1)
+    axes.annotate(
+      name,
+      (overall, average),
+      (5, 4),
+      textcoords="offset points",
+      color=FAINT,
+      size=8,
+    )
+  axes.plot([], [], "x", color=GREY, label="the paper, on RAF-DB")

@@ -1,7 +1,7 @@
-"""Numbers that tell systems apart: tiers, calibration, paired differences."""
+"""Statistics over systems: tiers, calibration, paired differences."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,17 +10,12 @@ from numpy.typing import ArrayLike
 from dbl_jax.errors import UserError
 
 TIERS = ("many", "medium", "few")
+# None where undefined.
+MeanStd = tuple[float | None, float | None]
 
 
-class Mean(NamedTuple):
-  """Mean and sample standard deviation; None where undefined."""
-
-  mean: float | None
-  sd: float | None
-
-
-class Difference(NamedTuple):
-  """A difference of fractions, its 95% interval and two-sided p."""
+class Gain(NamedTuple):
+  """A difference of accuracies (fractions), its 95% interval, two-sided p."""
 
   difference: float
   lower: float
@@ -28,34 +23,27 @@ class Difference(NamedTuple):
   p: float
 
 
-class Comparison(NamedTuple):
-  """How much more accurate one system is than another."""
-
-  mean_class: Difference
-  overall: Difference
-
-
-def over_seeds(values: Sequence[float | None]) -> Mean:
-  """Mean over the seeds, and their sample standard deviation (s - 1 below).
+def mean_std(values: Sequence[float | None]) -> MeanStd:
+  """Mean and sample standard deviation (divisor s - 1) over s seeds.
 
   Args:
-    values: one for each seed, or None for a seed where it is not known.
+    values: one for each seed; None, for an unknown value, is left out.
 
   Returns:
-    The mean of the known ones, None if there are none; no deviation of one.
+    The mean, None without values; the deviation, None below two values.
   """
   known = [value for value in values if value is not None]
-  return Mean(
+  return (
     float(np.mean(known)) if known else None,
     float(np.std(known, ddof=1)) if len(known) > 1 else None,
   )
 
 
-def own_cuts(train_counts: ArrayLike) -> tuple[int, int]:
-  """(many, few) for `tiers`: an even share of the images, and a third of it.
+def default_cuts(train_counts: ArrayLike) -> tuple[int, int]:
+  """(many, few) for `tiers`: the mean class size, and a third of it.
 
-  The cuts of the literature, 100 and 20, are for a thousand classes; with
-  seven, every class of RAF-DB has more.
+  The literature's cuts of 100 and 20 are for a thousand classes; in RAF-DB,
+  every class has more images.
 
   Args:
     train_counts: int[C], training images of each class.
@@ -65,7 +53,7 @@ def own_cuts(train_counts: ArrayLike) -> tuple[int, int]:
 
 
 def tiers(train_counts: ArrayLike, cuts: tuple[int, int]) -> tuple[str, ...]:
-  """Sorts classes by how many training images they have.
+  """Groups classes by their number of training images.
 
   Args:
     train_counts: int[C], training images of each class.
@@ -94,20 +82,19 @@ def tiers(train_counts: ArrayLike, cuts: tuple[int, int]) -> tuple[str, ...]:
 
 def tier_recall(
   recall: Sequence[float | None], names: Sequence[str]
-) -> Mapping[str, float | None]:
+) -> dict[str, float | None]:
   """Mean recall of each tier.
 
   Args:
-    recall: C recalls, None for a class that does not occur in the test.
-    names: C tiers, as from `tiers`.
+    recall: C recalls, None for a class without test images.
+    names: C tiers, as returned by `tiers`.
 
   Returns:
-    Tier -> mean over its classes that occur, None if there are none.
+    Tier -> mean over its classes with test images, None without any.
   """
+  members = list(zip(recall, names, strict=True))
   return {
-    tier: over_seeds(
-      [value for value, name in zip(recall, names, strict=True) if name == tier]
-    ).mean
+    tier: mean_std([value for value, name in members if name == tier])[0]
     for tier in TIERS
   }
 
@@ -135,9 +122,9 @@ def expected_calibration_error(
     return float("nan")
   shares = np.exp(scores - scores.max(axis=1, keepdims=True))
   confidence = 1 / shares.sum(axis=1)
-  right = scores.argmax(axis=1) == labels
+  correct = scores.argmax(axis=1) == labels
   bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-  gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
+  gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
   return float(np.abs(gaps).sum() / labels.size)
 
 
@@ -150,27 +137,27 @@ def paired_bootstrap(
   *,
   a_seeds: Sequence[int] | None = None,
   b_seeds: Sequence[int] | None = None,
-) -> Comparison:
-  """How much more accurate a is than b, by the percentile bootstrap.
+) -> tuple[Gain, Gain]:
+  """Percentile bootstrap of the difference in accuracy of systems a and b.
 
-  A draw takes images with replacement within each class, the same for both
-  systems and all seeds, and training seeds with replacement, a seed of both
-  systems for both at once. With few seeds it understates how much training
-  varies: s seeds drawn from themselves have (s - 1)/s of the variance.
+  A draw resamples images within each class, the same for both systems and all
+  seeds, and training seeds; a seed that both systems have is drawn for both at
+  once. With few seeds the interval understates the variance of training: s
+  seeds resampled have (s - 1)/s of the variance.
 
   Args:
     labels: int[n], true classes.
     a_predictions: int[n], or int[s, n] for s seeds.
     b_predictions: int[n], or int[t, n] for t seeds.
-    draws: how often to draw.
-    seed: of the draws.
-    a_seeds: s different seeds, 0 to s - 1 if left out.
-    b_seeds: t different seeds, 0 to t - 1 if left out.
+    draws: number of bootstrap samples.
+    seed: seed of the draws.
+    a_seeds: s different seeds, 0 to s - 1 by default.
+    b_seeds: t different seeds, 0 to t - 1 by default.
 
   Returns:
-    Differences a - b in mean-class and in overall accuracy, as fractions, each
-    a mean over seeds. p is twice the smaller share of draws at or beyond 0,
-    at most 1 and never 0: one draw more counts as beyond.
+    a - b in mean-class and in overall accuracy, each averaged over seeds. p is
+    twice the smaller share of draws at or beyond 0, counting one draw more,
+    and at most 1.
 
   Raises:
     ValueError: shapes or numbers of seeds do not match, or there is no image.
@@ -183,21 +170,23 @@ def paired_bootstrap(
       "expected [n], n > 0, and [seeds, n]"
     )
   rng = np.random.default_rng(seed)
-  right = np.concatenate([a == labels, b == labels]).T
+  correct = np.concatenate([a == labels, b == labels]).T
   weights = _seed_weights(
     rng,
     range(len(a)) if a_seeds is None else a_seeds,
     range(len(b)) if b_seeds is None else b_seeds,
     draws,
   )
-  if len(weights[0]) != right.shape[1]:
-    raise ValueError("found another number of seeds than of predictions")
+  if len(weights[0]) != correct.shape[1]:
+    raise ValueError("the number of seeds differs from that of predictions")
   observed = np.repeat((1 / len(a), -1 / len(b)), (len(a), len(b)))
   classes = np.unique(labels)
   totals = np.zeros((2, draws + 1))
   for c in classes:
-    # Images all runs agree on need no telling apart: their number is enough.
-    patterns, count = np.unique(right[labels == c], axis=0, return_counts=True)
+    # Images with the same outcome in every run are interchangeable.
+    patterns, count = np.unique(
+      correct[labels == c], axis=0, return_counts=True
+    )
     n = count.sum()
     drawn = rng.multinomial(n, count / n, size=draws)
     hits = drawn.astype(np.float64) @ patterns
@@ -205,7 +194,7 @@ def paired_bootstrap(
       np.sum(hits * weights, axis=1), count @ patterns @ observed
     )
     totals += gain / np.array([[n * classes.size], [labels.size]])
-  return Comparison(*(_difference(total) for total in totals))
+  return _gain(totals[0]), _gain(totals[1])
 
 
 def logit_adjustment_frontier(
@@ -214,13 +203,13 @@ def logit_adjustment_frontier(
   train_counts: ArrayLike,
   strengths: ArrayLike,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What a trained classifier trades by scores - strength * log(prior).
+  """Accuracies of a trained classifier under scores - strength * log(prior).
 
   Args:
     labels: int[n], true classes.
     scores: f32[n, C], logits.
-    train_counts: int[C]; a class without images counts as one of one image.
-    strengths: f64[k]; 0 leaves the classifier as it is, 1 balances it.
+    train_counts: int[C]; 0 is taken as 1.
+    strengths: f64[k]; 0 leaves the classifier unchanged, 1 balances it.
 
   Returns:
     (mean-class accuracy, overall accuracy), each f64[k].
@@ -235,13 +224,13 @@ def logit_adjustment_frontier(
     labels, return_inverse=True, return_counts=True
   )
   share = 1 / (classes.size * count[class_of])
-  right = np.stack(
+  correct = np.stack(
     [
-      np.argmax(scores - strength * log_prior[None], axis=1) == labels
+      np.argmax(scores - strength * log_prior, axis=1) == labels
       for strength in np.asarray(strengths)
     ]
   )
-  return right @ share, right.mean(axis=1)
+  return correct @ share, correct.mean(axis=1)
 
 
 def _seed_weights(
@@ -250,14 +239,14 @@ def _seed_weights(
   b_seeds: Sequence[int],
   draws: int,
 ) -> np.ndarray:
-  """f64[draws, s + t]: means over drawn seeds of a, less those of b."""
+  """f64[draws, s + t]: weights of a's drawn seeds, and minus those of b's."""
   every = np.unique([*a_seeds, *b_seeds])
   columns = [np.searchsorted(every, seeds) for seeds in (a_seeds, b_seeds)]
   if any(np.unique(column).size < column.size for column in columns):
     raise ValueError("found a seed twice; expected different seeds")
   equal = np.full(every.size, 1 / every.size)
   drawn = rng.multinomial(every.size, equal, size=draws)
-  # A draw without any seed of one system says nothing: draw again.
+  # A draw needs a seed of each system.
   while True:
     empty = np.any([drawn[:, c].sum(axis=1) == 0 for c in columns], axis=0)
     if not empty.any():
@@ -267,12 +256,12 @@ def _seed_weights(
   return np.concatenate([a, -b], axis=1)
 
 
-def _difference(values: np.ndarray) -> Difference:
-  """Sums up draws, the last of which is the observed difference."""
-  # Equal accuracies must not differ by rounding.
+def _gain(values: np.ndarray) -> Gain:
+  """Summarises draws, the last of which is the observed difference."""
+  # Rounding errors must not make equal accuracies differ.
   values = np.round(values, 12)
   drawn = values[:-1]
   lower, upper = np.quantile(drawn, (0.025, 0.975))
   beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
   p = min(1.0, 2 * (1 + beyond) / (1 + drawn.size))
-  return Difference(float(values[-1]), float(lower), float(upper), float(p))
+  return Gain(float(values[-1]), float(lower), float(upper), float(p))

@@ -1,10 +1,10 @@
-"""Many systems, many seeds: what is shared is trained once, nothing twice.
+"""Trains many systems with many seeds, each shared phase once.
 
-Every config is cut into its phases. A stage is one phase, with the stage it
-starts from; stages that agree in everything but the phase's name are one. Each
-has a workdir of its own, named after its content, so a grid that was killed
-goes on, and one that grows trains what is new. Several processes may work on
-one grid: each trains what no other is at.
+A config is split into its phases. A stage is one phase and the stage it starts
+from; stages that differ only in the phase's name are the same. Each stage has
+its own workdir, named by a hash of its content: a killed sweep resumes, and a
+larger one trains only what is new. Several processes can share a sweep: each
+trains a stage that no other process is training.
 """
 
 import collections
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
 from dbl_jax import train, workdirs
-from dbl_jax.compare.records import Record
+from dbl_jax.compare.records import RunResult
 from dbl_jax.data import regions, sources
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
@@ -31,210 +31,100 @@ from dbl_jax.runtime.logs import clock, say
 from dbl_jax.training import checkpoint
 from dbl_jax.training.phase import check_phases
 
-# How long a stage was trained, and on what.
+# Seconds of training, and on which hardware.
 _COST = "cost.json"
 _SCORES = "scores_test.npz"
 _RESULTS = (_SCORES, "metrics.json", "report.html")
-# Seconds between looks at what other processes train.
-_LOOK_EVERY = 10.0
+_POLL_SECONDS = 10.0
 
 
 class Stage(NamedTuple):
   """One phase to train.
 
   Attributes:
-    config: resolved, with this phase alone.
-    workdir: its own.
-    before: the stage it starts from.
+    config: resolved, with this phase only.
+    workdir: its own folder.
+    parent: the stage it starts from.
   """
 
   config: ConfigDict
   workdir: Path
-  before: "Stage | None"
+  parent: "Stage | None"
 
 
-class Entry(NamedTuple):
-  """A system with a seed, and the stage that gives its result."""
-
-  system: str
-  seed: int
-  stage: Stage
+# (system, seed) -> the last stage, which has the result.
+Sweep = dict[tuple[str, int], Stage]
 
 
 def plan(
   systems: Mapping[str, ConfigDict], seeds: Sequence[int], out: Path
-) -> list[Entry]:
-  """What a table needs, seed by seed.
+) -> Sweep:
+  """Splits every system's config into stages, for each seed.
 
   Args:
     systems: name -> config, not resolved.
-    seeds: of each system.
+    seeds: training seeds of each system.
     out: folder of the workdirs.
 
-  Returns:
-    For each seed and system the stage that ends it.
-
   Raises:
-    UserError: for a config that cannot be.
+    UserError: a config is invalid.
   """
-  entries = []
+  sweep = {}
   for seed in seeds:
     for system, config in systems.items():
       config = config.copy_and_resolve_references()
       config.seed = seed
-      entries.append(Entry(system, seed, _last_stage(config, out)))
-  return entries
+      sweep[system, seed] = _last_stage(configs.resolve(config), out)
+  return sweep
 
 
 def _last_stage(config: ConfigDict, out: Path) -> Stage:
-  resolved = configs.resolve(config)
-  before: Stage | None = None
-  for name in configs.phases(resolved):
-    single = resolved.copy_and_resolve_references()
+  stage: Stage | None = None
+  for name in configs.phases(config):
+    single = config.copy_and_resolve_references()
     with single.unlocked():
       for other in configs.PHASES:
         if other != name and other in single:
           del single[other]
-      if before is not None:
-        single.init_from = str(before.workdir)
-    before = Stage(single, _workdir(single, name, before, out), before)
-  assert before is not None  # a resolved config has a phase
-  return before
+      if stage is not None:
+        single.init_from = str(stage.workdir)
+    stage = Stage(single, _workdir(single, name, stage, out), stage)
+  assert stage is not None  # a resolved config has a phase
+  return stage
 
 
 def _workdir(
-  config: ConfigDict, name: str, before: Stage | None, out: Path
+  config: ConfigDict, phase: str, parent: Stage | None, out: Path
 ) -> Path:
-  """Named after all that decides the result."""
-  what = config.to_dict()
+  """A folder named by a hash of everything that affects the result."""
+  content = config.to_dict()
   for field in configs.FREE_FIELDS:
     group, _, leaf = field.rpartition(".")
-    (what[group] if group else what).pop(leaf, None)
-  for field, before_it in configs.LATER_FIELDS.items():
-    if what[field] == before_it:  # names from before the field stay
-      del what[field]
-  what["phase"] = what.pop(name)
-  if before is not None:
-    what["init_from"] = before.workdir.name
-  text = json.dumps(what, sort_keys=True, default=str)
+    (content[group] if group else content).pop(leaf, None)
+  for field, former in configs.LATER_FIELDS.items():
+    if content[field] == former:  # keeps names from before the field existed
+      del content[field]
+  content["phase"] = content.pop(phase)
+  if parent is not None:
+    content["init_from"] = parent.workdir.name
+  text = json.dumps(content, sort_keys=True, default=str)
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-  loss = "+".join(config[name].losses)
+  loss = "+".join(config[phase].losses)
   return out.resolve() / f"seed{config.seed}-{loss}-{digest}"
 
 
-def stages(entries: Sequence[Entry]) -> list[Stage]:
-  """All stages of the entries, each once, before those that need it."""
+def _chain(stage: Stage | None) -> list[Stage]:
+  """The stage and those it depends on, in training order."""
+  return [] if stage is None else [*_chain(stage.parent), stage]
+
+
+def stages(sweep: Sweep) -> list[Stage]:
+  """All stages, each once, parents first."""
   found: dict[Path, Stage] = {}
-  for entry in entries:
-    for stage in _chain(entry.stage):
+  for last in sweep.values():
+    for stage in _chain(last):
       found.setdefault(stage.workdir, stage)
   return list(found.values())
-
-
-def run(entries: Sequence[Entry]) -> dict[Path, str]:
-  """Trains every stage that is not finished, and says how far it is.
-
-  A stage whose training fails does not stop the others. What is seen to be
-  impossible from the start does. Stages that another process trains are waited
-  for, and taken over should it die.
-
-  Args:
-    entries: as made by `plan`.
-
-  Returns:
-    Workdir of each stage that failed -> why.
-
-  Raises:
-    UserError: naming a system whose phases, data and devices do not fit.
-  """
-  _check([entry for entry in entries if not is_done(entry.stage)])
-  every = stages(entries)
-  todo = collections.deque(stage for stage in every if not is_done(stage))
-  say(
-    f"grid: {len(entries)} results, {len(every) - len(todo)} stages done,"
-    f" {len(todo)} to train"
-  )
-  failed: dict[Path, str] = {}
-  started, total, elsewhere = time.monotonic(), len(todo), 0
-  while todo:
-    stage = todo.popleft()
-    if is_done(stage):  # by another process
-      continue
-    before = stage.before
-    if before is not None and before.workdir in failed:
-      failed[stage.workdir] = f"needs {before.workdir.name}, which failed"
-      continue
-    if _is_elsewhere(stage):
-      todo.append(stage)
-      elsewhere += 1
-      if elsewhere == len(todo):
-        say(f"grid: waiting for other processes, {elsewhere} stages left")
-      if elsewhere >= len(todo):
-        time.sleep(_LOOK_EVERY)
-      continue
-    elsewhere = 0
-    left = sum(not is_done(one) for one in (stage, *todo))
-    say(
-      f"grid: {_estimate(total, left, started)}: seed {stage.config.seed}, for"
-      f" {', '.join(_users(stage, entries))}\n  {stage.workdir}"
-    )
-    try:
-      _train(stage)
-    except workdirs.InUseError:  # another was faster
-      todo.append(stage)
-    except UserError as error:
-      failed[stage.workdir] = str(error)
-      say(f"grid: failed: {error}")
-    gc.collect()
-  return failed
-
-
-def _estimate(total: int, left: int, started: float) -> str:
-  """Which stage of how many is next, and how long all may take."""
-  spent = (time.monotonic() - started) / max(total - left, 1)
-  in_time = f", about {clock(spent * left)} left" if left < total else ""
-  return f"stage {total - left + 1} of {total}{in_time}"
-
-
-def _users(stage: Stage, entries: Sequence[Entry]) -> list[str]:
-  """The systems that need a stage."""
-  return sorted({e.system for e in entries if _needs(e.stage, stage)})
-
-
-def _is_elsewhere(stage: Stage) -> bool:
-  """Whether another process trains a stage, or what it starts from."""
-  waits = stage.before is not None and not is_done(stage.before)
-  return waits or workdirs.is_held(stage.workdir)
-
-
-def _check(entries: Sequence[Entry]) -> None:
-  """Each system once, from its first phase to its last, as `run` says."""
-  mesh, loaded = sharding.make_mesh(), None
-  for entry in {entry.system: entry for entry in reversed(entries)}.values():
-    data = entry.stage.config.data.to_dict()
-    try:
-      if loaded is None or loaded[0] != data:
-        loaded = data, sources.load(entry.stage.config.data)
-      first, *_ = chain = _chain(entry.stage)
-      given, left = first.config.init_from, None
-      if given:
-        left, _ = checkpoint.load_start(given, train.START_PHASES)
-      with jax.set_mesh(mesh):
-        for stage in chain:
-          left = check_phases(stage.config, loaded[1], mesh, left)
-    except UserError as error:
-      raise UserError(
-        f"{entry.system}: {error} Nothing was trained; mend it, or leave the"
-        " system out."
-      ) from error
-
-
-def _needs(stage: Stage, other: Stage) -> bool:
-  return other.workdir in {one.workdir for one in _chain(stage)}
-
-
-def _chain(stage: Stage | None) -> list[Stage]:
-  return [] if stage is None else [*_chain(stage.before), stage]
 
 
 def is_done(stage: Stage) -> bool:
@@ -242,30 +132,130 @@ def is_done(stage: Stage) -> bool:
   return all((stage.workdir / name).exists() for name in _RESULTS)
 
 
+def run(sweep: Sweep) -> dict[Path, str]:
+  """Trains every unfinished stage and logs the progress.
+
+  A failed stage does not stop the others. Every system is checked before any
+  training. Stages that another process is training are waited for, and taken
+  over if that process dies.
+
+  Args:
+    sweep: as returned by `plan`.
+
+  Returns:
+    Workdir of each failed stage -> reason.
+
+  Raises:
+    UserError: phases, data and devices of a system do not fit together.
+  """
+  _check({key: last for key, last in sweep.items() if not is_done(last)})
+  every = stages(sweep)
+  todo = collections.deque(stage for stage in every if not is_done(stage))
+  total, started, waiting = len(todo), time.monotonic(), 0
+  say(
+    f"sweep: {len(sweep)} results, {len(every) - total} stages done,"
+    f" {total} to train"
+  )
+  failed: dict[Path, str] = {}
+  while todo:
+    stage = todo.popleft()
+    if is_done(stage):  # by another process
+      continue
+    parent = stage.parent
+    if parent is not None and parent.workdir in failed:
+      failed[stage.workdir] = f"needs {parent.workdir.name}, which failed"
+      continue
+    if _is_blocked(stage):
+      todo.append(stage)
+      waiting += 1
+      if waiting == len(todo):
+        say(f"sweep: waiting for other processes, {waiting} stages left")
+      if waiting >= len(todo):
+        time.sleep(_POLL_SECONDS)
+      continue
+    waiting = 0
+    left = sum(not is_done(one) for one in (stage, *todo))
+    say(
+      f"sweep: {_progress(total, left, started)}: seed {stage.config.seed},"
+      f" for {', '.join(_users(stage, sweep))}\n  {stage.workdir}"
+    )
+    try:
+      _train(stage)
+    except workdirs.InUseError:  # another process was faster
+      todo.append(stage)
+    except UserError as error:
+      failed[stage.workdir] = str(error)
+      say(f"sweep: failed: {error}")
+    gc.collect()
+  return failed
+
+
+def _is_blocked(stage: Stage) -> bool:
+  """Whether another process is training a stage or its parent."""
+  waits = stage.parent is not None and not is_done(stage.parent)
+  return waits or workdirs.is_held(stage.workdir)
+
+
+def _progress(total: int, left: int, started: float) -> str:
+  """The number of the next stage, and the expected time left."""
+  per_stage = (time.monotonic() - started) / max(total - left, 1)
+  time_left = f", about {clock(per_stage * left)} left" if left < total else ""
+  return f"stage {total - left + 1} of {total}{time_left}"
+
+
+def _users(stage: Stage, sweep: Sweep) -> list[str]:
+  """The systems that need a stage."""
+  return sorted(
+    {
+      system
+      for (system, _), last in sweep.items()
+      if any(one.workdir == stage.workdir for one in _chain(last))
+    }
+  )
+
+
+def _check(sweep: Sweep) -> None:
+  """Traces all phases of each system, with one of its seeds."""
+  mesh, data, dataset = sharding.make_mesh(), None, None
+  for system, last in {system: s for (system, _), s in sweep.items()}.items():
+    try:
+      if dataset is None or data != last.config.data.to_dict():
+        data = last.config.data.to_dict()
+        dataset = sources.load(last.config.data)
+      chain, start = _chain(last), None
+      if init_from := chain[0].config.init_from:
+        start, _ = checkpoint.load_start(init_from, train.START_PHASES)
+      with jax.set_mesh(mesh):
+        for stage in chain:
+          start = check_phases(stage.config, dataset, mesh, start)
+    except UserError as error:
+      raise UserError(
+        f"{system}: {error} Nothing was trained: correct it, or remove the"
+        " system from the sweep."
+      ) from error
+
+
 def _train(stage: Stage) -> None:
+  """Trains a stage and adds the time it took to its cost."""
   started = time.monotonic()
   try:
     train.train_and_evaluate(stage.config, stage.workdir)
   except workdirs.InUseError:
-    raise  # the other process counts its time
-  except BaseException:
-    _add_cost(stage, started)
+    started = float("nan")  # the other process counts its time
     raise
-  _add_cost(stage, started)
-
-
-def _add_cost(stage: Stage, started: float) -> None:
-  if stage.workdir.is_dir():
-    seconds, hardware = _cost(stage)
-    cost = {
-      "seconds": round(seconds + time.monotonic() - started, 1),
-      "hardware": list(dict.fromkeys([*hardware, provenance.words()])),
-    }
-    files.write(stage.workdir / _COST, json.dumps(cost).encode() + b"\n")
+  finally:
+    spent = time.monotonic() - started
+    if spent >= 0 and stage.workdir.is_dir():
+      seconds, hardware = _cost(stage)
+      cost = {
+        "seconds": round(seconds + spent, 1),
+        "hardware": list(dict.fromkeys([*hardware, provenance.words()])),
+      }
+      files.write(stage.workdir / _COST, json.dumps(cost).encode() + b"\n")
 
 
 def _cost(stage: Stage) -> tuple[float, tuple[str, ...]]:
-  """Seconds of training, and the machines they were spent on."""
+  """Seconds of training so far, and the machines used."""
   try:
     cost = json.loads((stage.workdir / _COST).read_text())
     return float(cost["seconds"]), tuple(map(str, cost["hardware"]))
@@ -273,69 +263,62 @@ def _cost(stage: Stage) -> tuple[float, tuple[str, ...]]:
     return 0.0, ()
 
 
-def records(entries: Sequence[Entry]) -> list[Record]:
-  """What the finished entries hand over to be compared.
+def results(sweep: Sweep) -> list[RunResult]:
+  """Loads the results of finished runs.
 
   Raises:
-    UserError: if scores are damaged, or stages saw different images.
+    UserError: scores are damaged, or stages of a run saw different images.
   """
   found = []
-  for system, seed, stage in entries:
-    if not is_done(stage):
+  for (system, seed), last in sweep.items():
+    if not is_done(last):
       continue
-    scores = predictions.load(stage.workdir / _SCORES)
-    seconds, hardware = zip(*map(_cost, _chain(stage)), strict=True)
+    seconds, hardware = zip(*map(_cost, _chain(last)), strict=True)
     found.append(
-      Record(
-        system=system,
-        seed=seed,
-        class_names=scores.class_names,
-        train_counts=scores.train_counts,
-        labels=scores.labels,
-        scores=scores.scores,
-        probabilities_ok=scores.calibrated,
-        seconds=sum(seconds) or None,
-        validation_labels=scores.validation_labels,
-        validation_scores=scores.validation_scores,
-        # A system of a region is compared with those of the whole face.
-        fingerprint=regions.whole(_fingerprint(stage)),
-        hardware=tuple(itertools.chain.from_iterable(hardware)),
+      RunResult(
+        system,
+        seed,
+        predictions.load(last.workdir / _SCORES),
+        sum(seconds) or None,
+        # Systems on a region can be compared with those on the whole face.
+        regions.whole(_fingerprint(last)),
+        tuple(itertools.chain.from_iterable(hardware)),
       )
     )
   return found
 
 
-def _fingerprint(stage: Stage) -> str:
-  """Of the images that a stage and those before it have seen."""
+def _fingerprint(last: Stage) -> str:
+  """Fingerprint of the images that a stage and its ancestors saw."""
   found = {}
-  for one in _chain(stage):
-    path = one.workdir / "metrics.json"
+  for stage in _chain(last):
+    path = stage.workdir / "metrics.json"
     try:
-      found[one.workdir] = str(json.loads(path.read_text())["data_fingerprint"])
+      text = path.read_text()
+      found[stage.workdir] = str(json.loads(text)["data_fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
-        f"{path} is missing or damaged ({error!r}). Delete it and run the same"
-        " command again: what is trained is not lost."
+        f"{path} is missing or damaged ({error!r}). Delete this file and run"
+        " the same command again: it is written again from the checkpoint."
       ) from error
   if len(set(found.values())) > 1:
     raise UserError(
       "Stages of one system saw different images, as the data changed between"
-      f" them: {', '.join(map(str, found))}. Delete these folders to train them"
-      " again, or use another --out."
+      f" them: {', '.join(map(str, found))}. Train them again in another --out."
     )
-  return found[stage.workdir]
+  return found[last.workdir]
 
 
-def encoder_epochs(entries: Sequence[Entry]) -> dict[str, float]:
+def encoder_epochs(sweep: Sweep) -> dict[str, float]:
   """System -> epochs in which its encoder, or a part of it, is trained."""
-  epochs = {}
-  for entry in entries:
+  epochs: dict[str, float] = {}
+  for (system, _), last in sweep.items():
     phases = [
       stage.config[name]
-      for stage in _chain(entry.stage)
+      for stage in _chain(last)
       for name in configs.phases(stage.config)
     ]
-    epochs[entry.system] = sum(
+    epochs[system] = sum(
       phase.epochs
       for phase in phases
       if any(pattern.startswith("encoder") for pattern in phase.trained)
@@ -343,12 +326,12 @@ def encoder_epochs(entries: Sequence[Entry]) -> dict[str, float]:
   return epochs
 
 
-def missing(entries: Sequence[Entry], failed: Mapping[Path, str]) -> list[str]:
-  """A line for each entry without result, and why."""
+def missing(sweep: Sweep, failed: Mapping[Path, str]) -> list[str]:
+  """A line for each run without result, with the reason."""
   return [
-    f"{system}, seed {seed}: {failed.get(stage.workdir, 'not finished')}"
-    for system, seed, stage in entries
-    if not is_done(stage)
+    f"{system}, seed {seed}: {failed.get(last.workdir, 'not finished')}"
+    for (system, seed), last in sweep.items()
+    if not is_done(last)
   ]
 
 
@@ -359,17 +342,14 @@ def with_budget(
   head_epochs: int,
   batch_size: int = 0,
 ) -> ConfigDict:
-  """A system's config on given data, its encoder trained as long as others'.
+  """Copies a system's config with other data and training budget.
 
   Args:
-    config: the system's.
-    data: fields of `config.data` that differ from the defaults.
-    epochs: of the phase that trains the whole encoder; 0: the config's own.
-    head_epochs: of the phase after it, unless that has none; 0: its own.
-    batch_size: at most, of any phase; 0: its own.
-
-  Returns:
-    A copy.
+    config: the system's config.
+    data: fields of `config.data` to set.
+    epochs: of the first phase, which trains the encoder; 0: the config's own.
+    head_epochs: of later phases, unless they have none; 0: the config's own.
+    batch_size: upper limit in every phase; 0: none.
   """
   config = config.copy_and_resolve_references()
   config.data.update(data)

@@ -55,6 +55,25 @@ class Facts:
   error: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Findings:
+  """Result of `inspect`; images are given by their index in `facts`.
+
+  Attributes:
+    listing: the data set.
+    facts: of each image, in the order of the listing.
+    same: groups of two and more images with the same pixels.
+    near: pairs of near-duplicates, of each group its first image alone.
+    distance: number of bits in which near-duplicates may differ.
+  """
+
+  listing: Listing
+  facts: list[Facts]
+  same: list[list[int]]
+  near: list[Pair]
+  distance: int
+
+
 def listing_of(dataset: Dataset) -> Listing:
   """Lists the images of a data set in memory, as PPM files."""
   side = dataset.image_size
@@ -73,20 +92,33 @@ def listing_of(dataset: Dataset) -> Listing:
   return Listing(dataset.class_names, splits, dataset.warnings)
 
 
-def examine(
-  found: Listing, progress: Callable[[int, int], None] | None = None
-) -> list[Facts]:
-  """Reads every image.
+def inspect(
+  found: Listing,
+  distance: int = NEAR,
+  progress: Callable[[int, int], None] | None = None,
+) -> Findings:
+  """Reads every image and finds those that occur more than once.
 
   Args:
     found: the data set.
+    distance: number of the 128 bits that may differ in near-duplicates.
     progress: called with the number of images read, and of all.
-
-  Returns:
-    Facts about each, in the order of the listing.
   """
   items = [(name, r) for name, records in found.splits.items() for r in records]
-  return images.in_threads(lambda item: _facts(*item), items, progress)
+  facts = images.in_threads(lambda item: _facts(*item), items, progress)
+  groups = defaultdict(list)
+  for i, fact in enumerate(facts):
+    if not fact.error:
+      groups[fact.pixels].append(i)
+  first = [group[0] for group in groups.values()]
+  bits = [b for i in first if (b := facts[i].bits) is not None]
+  return Findings(
+    listing=found,
+    facts=facts,
+    same=[group for group in groups.values() if len(group) > 1],
+    near=[(first[a], first[b], d) for a, b, d in _close(bits, distance)],
+    distance=distance,
+  )
 
 
 def _facts(split: str, record: Record) -> Facts:
@@ -105,17 +137,11 @@ def _facts(split: str, record: Record) -> Facts:
 
 
 def difference_hash(image: Image.Image) -> np.ndarray:
-  """Computes 128 bits that resizing and recompression hardly change.
+  """Computes 128 bits, uint64[2], that recompression hardly changes.
 
   A bit is set where a cell is lighter than its neighbour: 64 bits compare the
   cells of 8 rows of 9 with those left of them, 64 the cells of 9 rows of 8
   with those above (dHash, in both directions).
-
-  Args:
-    image: of any size and mode.
-
-  Returns:
-    uint64[2].
   """
   grey = image.convert("L")
   wide = np.asarray(grey.resize((9, 8), Image.Resampling.BILINEAR))
@@ -124,32 +150,9 @@ def difference_hash(image: Image.Image) -> np.ndarray:
   return np.packbits(bits).view(np.uint64)
 
 
-def find_duplicates(
-  facts: Sequence[Facts], distance: int = NEAR
-) -> tuple[list[list[int]], list[Pair]]:
-  """Finds images that occur more than once.
-
-  Args:
-    facts: of all images.
-    distance: number of the 128 bits that may differ in near-duplicates.
-
-  Returns:
-    Groups of two and more images with the same pixels, as indices of facts;
-    and pairs of near-duplicates, of each group its first image alone.
-  """
-  groups = defaultdict(list)
-  for i, fact in enumerate(facts):
-    if not fact.error:
-      groups[fact.pixels].append(i)
-  same = [group for group in groups.values() if len(group) > 1]
-  first = [group[0] for group in groups.values()]
-  if not first:
-    return same, []
-  bits = np.stack([b for i in first if (b := facts[i].bits) is not None])
-  return same, [(first[a], first[b], d) for a, b, d in _close(bits, distance)]
-
-
-def _close(bits: np.ndarray, distance: int) -> Iterator[Pair]:
+def _close(hashes: Sequence[np.ndarray], distance: int) -> Iterator[Pair]:
+  """Yields the pairs of hashes that differ in at most `distance` bits."""
+  bits: np.ndarray = np.reshape(hashes, (-1, 2))
   for start in range(0, len(bits), _BLOCK):
     block = bits[start : start + _BLOCK, None]
     apart = sum(
@@ -161,40 +164,23 @@ def _close(bits: np.ndarray, distance: int) -> Iterator[Pair]:
       yield start + i, start + j, int(apart[i, j])
 
 
-def pairs_of(
-  facts: Sequence[Facts], same: list[list[int]], near: list[Pair]
-) -> list[Pair]:
+def _pairs(findings: Findings) -> list[Pair]:
   """Lists all duplicates as pairs, those between splits first."""
-  pairs = [(group[0], other, 0) for group in same for other in group[1:]]
+  facts = findings.facts
+  pairs = [(group[0], i, 0) for group in findings.same for i in group[1:]]
   return sorted(
-    [*pairs, *near],
+    [*pairs, *findings.near],
     key=lambda p: (facts[p[0]].split == facts[p[1]].split, p[2]),
   )
 
 
-def report(
-  found: Listing,
-  facts: Sequence[Facts],
-  same: list[list[int]],
-  near: list[Pair],
-  distance: int = NEAR,
-) -> list[str]:
-  """Formats the findings as lines to print.
-
-  Args:
-    found: the data set.
-    facts: from `examine`.
-    same: exact duplicates, from `find_duplicates`.
-    near: near-duplicates, from `find_duplicates`.
-    distance: as given to `find_duplicates`.
-
-  Returns:
-    The lines.
-  """
+def report(findings: Findings) -> list[str]:
+  """Formats the findings as lines to print."""
+  found, facts, same = findings.listing, findings.facts, findings.same
   bad = [fact for fact in facts if fact.error]
   lines = [*_count_table(found), ""]
   lines += [f"Note: {warning}" for warning in found.warnings]
-  lines += _size_lines(facts)
+  lines += _size_lines([fact for fact in facts if not fact.error])
   lines.append(f"Unreadable files: {len(bad) or 'none'}")
   lines += [f"  {fact.error}" for fact in bad[:20]]
   lines += ["  ..."] if len(bad) > 20 else []
@@ -204,12 +190,14 @@ def report(
   labels = [{facts[i].record.label for i in group} for group in same]
   if conflicts := sum(len(one) > 1 for one in labels):
     lines.append(f"  {conflicts} pictures have different labels")
-  lines.append(f"Near-duplicates (at most {distance} of 128 bits differ):")
+  lines.append(
+    f"Near-duplicates (at most {findings.distance} of 128 bits differ):"
+  )
   # A near pair stands for all images that are the same as either.
   group_of = {group[0]: group for group in same}
   pairs = [
     pair
-    for a, b, _ in near
+    for a, b, _ in findings.near
     for pair in itertools.product(group_of.get(a, [a]), group_of.get(b, [b]))
   ]
   return lines + _duplicate_lines(facts, pairs, found.splits)
@@ -233,8 +221,7 @@ def _count_table(found: Listing) -> list[str]:
   return [line.rstrip() for line in lines]
 
 
-def _size_lines(facts: Sequence[Facts]) -> list[str]:
-  good = [fact for fact in facts if not fact.error]
+def _size_lines(good: Sequence[Facts]) -> list[str]:
   if not good:
     return []
   (size, number), *others = Counter(f.size for f in good).most_common()
@@ -277,32 +264,26 @@ def _duplicate_lines(
   return lines or ["  none"]
 
 
-def table(
-  found: Listing, facts: Sequence[Facts], pairs: Iterable[Pair]
-) -> list[tuple[Any, ...]]:
+def table(findings: Findings) -> list[tuple[Any, ...]]:
   """Lists every unreadable file and every pair of duplicates.
-
-  Args:
-    found: the data set.
-    facts: from `examine`.
-    pairs: from `pairs_of`.
 
   Returns:
     The header, and rows: what ('unreadable', 'same' or 'near'), bits that
     differ, then split, class and file of one image and of the other.
   """
+  facts, class_names = findings.facts, findings.listing.class_names
   rows: list[tuple[Any, ...]] = [
     ("what", "bits", "part", "class", "file", "part2", "class2", "file2")
   ]
 
   def who(fact: Facts) -> tuple[str, str, str]:
     record = fact.record
-    return fact.split, found.class_names[record.label], record.file.origin
+    return fact.split, class_names[record.label], record.file.origin
 
   for fact in facts:
     if fact.error:
       rows.append(("unreadable", "", *who(fact), "", "", fact.error))
-  for a, b, bits in pairs:
+  for a, b, bits in _pairs(findings):
     what = "same" if facts[a].pixels == facts[b].pixels else "near"
     rows.append((what, bits, *who(facts[a]), *who(facts[b])))
   return rows
@@ -314,25 +295,23 @@ _ROWS = {"train": 6, "validation": 2, "test": 3}
 _LINE = 16  # height of a line of text
 
 
-def write_sheets(
-  found: Listing, facts: Sequence[Facts], pairs: Sequence[Pair], out: Path
-) -> list[Path]:
+def write_sheets(findings: Findings, out: Path) -> list[Path]:
   """Writes a contact sheet (PNG) of each class, and one of duplicates, if any.
 
   Args:
-    found: the data set.
-    facts: from `examine`.
-    pairs: from `pairs_of`; the first, exact and near, are shown.
+    findings: from `inspect`.
     out: folder to write to, made if missing.
 
   Returns:
     The files.
   """
+  out.mkdir(parents=True, exist_ok=True)
+  found, facts = findings.listing, findings.facts
   members = defaultdict(list)
   for fact in facts:
     if not fact.error:
       members[fact.record.label, fact.split].append(fact)
-  sheets = {}
+  paths = []
   for label, name in enumerate(found.class_names):
     bands = []
     for split in found.splits:
@@ -344,13 +323,13 @@ def write_sheets(
       bands.append(_band([title], shown))
     # A file name has at most 255 bytes.
     safe = re.sub(r"\W+", "_", name)[:50]
-    sheets[f"class_{label}_{safe}.png"] = bands
-  if pairs:
-    sheets["duplicates.png"] = _duplicate_bands(facts, pairs)
-  out.mkdir(parents=True, exist_ok=True)
-  for file_name, bands in sheets.items():
-    Image.fromarray(np.concatenate(bands)).save(out / file_name)
-  return [out / file_name for file_name in sheets]
+    paths.append(out / f"class_{label}_{safe}.png")
+    Image.fromarray(np.concatenate(bands)).save(paths[-1])
+  if pairs := _pairs(findings):
+    paths.append(out / "duplicates.png")
+    bands = _duplicate_bands(facts, pairs)
+    Image.fromarray(np.concatenate(bands)).save(paths[-1])
+  return paths
 
 
 def _duplicate_bands(

@@ -37,8 +37,9 @@ class Source:
 
   Attributes:
     image_size: in pixels, unless the config sets it.
-    find: data.dir, `config.data` -> the image files; None for the synthetic
-      faces, which have none.
+    find: data.dir, `config.data` -> the labelled image files, none of them
+      read; raises UserError if files are missing, malformed or contradictory.
+      None for the synthetic faces, which have no files.
   """
 
   image_size: int

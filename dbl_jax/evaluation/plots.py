@@ -31,19 +31,17 @@ INK, FAINT, GRID = "#24292f", "#6e7781", "#dfe3e8"
 # With more classes, plots show a summary in place of every class.
 MAX_CLASSES = 30
 MAX_VIEW_PAIRS = 8
-_EXTREMES = 10  # classes with the highest, and with the lowest recall
 _HEAT_MAP_CELLS = 400  # in a row, at most
 
-# Key in metrics.jsonl, label, colour and line style, by panel.
-_LOSSES = (
-  ("loss", "training", BLUE, "-"),
-  ("val_loss", "validation", ORANGE, "-"),
-)
-_ACCURACIES = (
-  ("val_mean_class_accuracy", "mean-class", BLUE, "-"),
-  ("val_overall_accuracy", "overall", ORANGE, "-"),
-  ("knn_mean_class_accuracy", "mean-class, kNN", BLUE, "--"),
-  ("knn_overall_accuracy", "overall, kNN", ORANGE, "--"),
+# Panel, factor, key in metrics.jsonl, label, colour and line style.
+_ACCURACY = ("Validation accuracy (%)", 100)
+_CURVES = (
+  ("Loss", 1, "loss", "training", BLUE, "-"),
+  ("Loss", 1, "val_loss", "validation", ORANGE, "-"),
+  (*_ACCURACY, "val_mean_class_accuracy", "mean-class", BLUE, "-"),
+  (*_ACCURACY, "val_overall_accuracy", "overall", ORANGE, "-"),
+  (*_ACCURACY, "knn_mean_class_accuracy", "mean-class, kNN", BLUE, "--"),
+  (*_ACCURACY, "knn_overall_accuracy", "overall, kNN", ORANGE, "--"),
 )
 
 
@@ -97,7 +95,7 @@ def confusion_matrix_figure(
       [0, 1, 5, 20, 50, 100], labels=["0", "1", "5", "20", "50", "100%"]
     )
     bar.ax.tick_params(length=0, labelsize=8.5, labelcolor=FAINT)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
   if title:
     axes.set_title(one_line(title, 80), size=11, color=INK, parse_math=False)
   return to_png(figure)
@@ -198,7 +196,7 @@ def class_recall_figure(
   class_names: Sequence[str],
   train_counts: Sequence[int] | None,
 ) -> bytes:
-  """Draws recall per class next to the class's share of the training data.
+  """Draws recall per class next to the number of training images.
 
   Args:
     confusion: int[C, C], rows are the true classes.
@@ -211,25 +209,37 @@ def class_recall_figure(
     Of more than `MAX_CLASSES` classes, the ten whose interval has the highest
     lower limit, then the ten whose interval has the lowest upper limit.
   """
-  correct, count = np.diagonal(confusion), np.asarray(confusion).sum(axis=1)
-  basis = count if train_counts is None else np.asarray(train_counts)
-  mean = _recall(correct, count)[count > 0].mean() if count.any() else None
-  order = frequency_order(basis)
+  correct, count, recall = _recall(confusion)
+  order = frequency_order(count if train_counts is None else train_counts)
+  lower, upper = (100 * x for x in metrics.wilson_interval(correct, count))
   if len(order) > MAX_CLASSES:
-    order = _extremes(order, correct, count)
+    known = order[count[order] > 0]
+    best = known[np.argsort(-lower[known], kind="stable")[:10]]
+    worst = known[np.argsort(upper[known], kind="stable")[:10][::-1]]
+    order = np.array(list(dict.fromkeys([*best, *worst])), np.int64)
+  places = np.arange(len(order))
   figure = Figure(figsize=(8.2, 0.34 * len(order) + 0.5))
   panels = [figure.add_axes((0, 0, 0.58, 1))]
-  _recall_panel(panels[0], correct[order], count[order], mean)
+  panels[0].barh(places, recall[order], height=0.62, color=BLUE)
+  # A white edge keeps the whisker visible on the bar.
+  for colour, width in (("white", 4), (INK, 1.6)):
+    panels[0].hlines(places, lower[order], upper[order], colour, lw=width)
+  if count.any():
+    panels[0].axvline(
+      np.nanmean(recall), color=ORANGE, lw=1.2, ls="--", zorder=0
+    )
+  panels[0].set_xlim(0, 112)
+  texts = [(112, f"{x:.1f}" if x >= 0 else "–") for x in recall[order]]
+  _label_bars(
+    panels[0], texts, "Recall (%), 95% interval; dashed: mean", "right"
+  )
   if train_counts is not None:
     panels.append(figure.add_axes((0.64, 0, 0.36, 1)))
-    _share_panel(panels[1], 100 * basis[order] / max(basis.sum(), 1))
-  for axes in panels:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_ylim(len(order) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0, labelsize=9.5, labelcolor=INK)
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
-    axes.spines["left"].set_color(FAINT)
+    images = np.asarray(train_counts)[order]
+    panels[1].barh(places, images, height=0.62, color=GREY)
+    panels[1].set_xlim(0, 1.18 * max(images.max(initial=0), 1))
+    texts = [(x + 0.02 * images.max(), f"{x:,}") for x in images]
+    _label_bars(panels[1], texts, "Training images", "left")
   name_rows(panels[0], [one_line(class_names[i]) for i in order])
   return to_png(figure)
 
@@ -241,45 +251,27 @@ def recall_distribution_figure(
 
   Args:
     confusion: int[C, C], rows are the true classes, at least one with images.
-    train_counts: C training images per class; None takes the images of the
-      evaluated split in their place.
+    train_counts: C training images per class; None: those of the split.
 
   Returns:
     A PNG file: a histogram, and recall against the number of images.
   """
-  correct, count = np.diagonal(confusion), np.asarray(confusion).sum(axis=1)
+  _, count, recall = _recall(confusion)
   basis = count if train_counts is None else np.asarray(train_counts)
-  recall = 100 * _recall(correct, count)[count > 0]
-  images = np.maximum(basis[count > 0], 1)
+  images, recall = np.maximum(basis, 1)[count > 0], recall[count > 0]
   figure = Figure(figsize=(8.2, 2.8))
-  histogram = figure.add_axes((0, 0, 0.42, 1))
-  scatter = figure.add_axes((0.52, 0, 0.48, 1))
-  histogram.hist(recall, bins=20, range=(0, 100), color=BLUE, rwidth=0.92)
-  histogram.axvline(recall.mean(), color=ORANGE, lw=1.2, ls="--")
-  histogram.set_title(
-    "Classes by recall (%); dashed: mean", size=10, color=INK, loc="left"
-  )
-  scatter.scatter(
-    images, recall, s=12, color=BLUE, alpha=0.35, lw=0, rasterized=True
-  )
+  left = figure.add_axes((0, 0, 0.42, 1))
+  left.hist(recall, bins=20, range=(0, 100), color=BLUE, rwidth=0.92)
+  left.axvline(recall.mean(), color=ORANGE, lw=1.2, ls="--")
+  _style(left, "Number of classes by recall (%); dashed: mean")
+  right = figure.add_axes((0.52, 0, 0.48, 1))
+  right.scatter(images, recall, s=12, color=BLUE, alpha=0.35, lw=0)
   groups = np.array_split(np.argsort(images, kind="stable"), 10)
-  scatter.plot(
-    [np.exp(np.log(images[group]).mean()) for group in groups],
-    [recall[group].mean() for group in groups],
-    color=ORANGE,
-    marker="o",
-    ms=3.5,
-  )
-  scatter.set_xscale("log")
+  means = [[x[i].mean() for i in groups if i.size] for x in (images, recall)]
+  right.plot(*means, color=ORANGE, marker="o", ms=3.5)
+  right.set_xscale("log")
   kind = "images of this split" if train_counts is None else "training images"
-  scatter.set_title(
-    f"Recall (%) by {kind}; orange: mean of a tenth of the classes",
-    size=10,
-    color=INK,
-    loc="left",
-  )
-  for axes in (histogram, scatter):
-    _light_axes(axes)
+  _style(right, f"Recall (%) by {kind}; orange: mean of each tenth")
   return to_png(figure)
 
 
@@ -297,24 +289,28 @@ def learning_curves_figure(
     A PNG file, or None when the phase logged nothing that can be drawn.
   """
   rows = [row for row in history if row.get("phase") == phase]
-  found = {
-    "Loss": _curves(rows, _LOSSES, 1),
-    "Validation accuracy (%)": _curves(rows, _ACCURACIES, 100),
-  }
-  panels = {heading: curves for heading, curves in found.items() if curves}
+  panels: dict[str, list[tuple[str, str, str, np.ndarray]]] = {}
+  for heading, scale, key, label, colour, dash in _CURVES:
+    points = {
+      row.get("step", row["epoch"]): (row["epoch"], scale * row[key])
+      for row in rows
+      if _is_finite(row.get("epoch")) and _is_finite(row.get(key))
+    }
+    if points:
+      line = np.array(sorted(points.values()))
+      panels.setdefault(heading, []).append((label, colour, dash, line))
   if not panels:
     return None
   figure = Figure(figsize=(4.5, 2.2 * len(panels)))
   grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
   figure.subplots_adjust(0, 0, 1, 1, hspace=0.3)
   for axes, (heading, curves) in zip(grid, panels.items(), strict=True):
-    for label, colour, dash, points in curves:
-      marker = "o" if len(points) <= 30 else None
+    for label, colour, dash, line in curves:
+      marker = "o" if len(line) <= 30 else None
       axes.plot(
-        *points.T, dash, color=colour, marker=marker, ms=3, lw=1.5, label=label
+        *line.T, dash, color=colour, marker=marker, ms=3, lw=1.5, label=label
       )
-    axes.set_title(heading, size=10, color=INK, loc="left")
-    _light_axes(axes)
+    _style(axes, heading)
     axes.legend(fontsize=8.5, frameon=False, labelcolor=INK)
   grid[-1].set_xlabel("Epoch", size=9.5, color=INK)
   return to_png(figure)
@@ -376,61 +372,30 @@ def to_png(figure: Figure) -> bytes:
   return buffer.getvalue()
 
 
-def _recall(correct: np.ndarray, count: np.ndarray) -> np.ndarray:
-  """Recall f64[C], 0 for a class without images."""
-  return correct / np.maximum(count, 1)
+def _recall(confusion: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Correct int[C], count int[C], recall f64[C] in per cent (NaN for 0/0)."""
+  correct, count = np.diagonal(confusion), np.asarray(confusion).sum(axis=1)
+  return correct, count, 100 * correct / np.where(count > 0, count, np.nan)
 
 
-def _extremes(
-  order: np.ndarray, correct: np.ndarray, count: np.ndarray
-) -> np.ndarray:
-  """The classes of surest high recall, then those of surest low recall."""
-  occurring = order[count[order] > 0]
-  lower, upper = metrics.wilson_interval(correct[occurring], count[occurring])
-  best = occurring[np.argsort(-lower, kind="stable")[:_EXTREMES]]
-  worst = occurring[np.argsort(upper, kind="stable")[:_EXTREMES][::-1]]
-  return np.array(list(dict.fromkeys([*best, *worst])), np.int64)
-
-
-def _recall_panel(
-  axes: Axes, correct: np.ndarray, count: np.ndarray, mean: float | None
+def _label_bars(
+  axes: Axes, texts: Sequence[tuple[float, str]], title: str, align: str
 ) -> None:
-  """Bars of recall with whiskers; `mean` over all classes is a dashed line."""
-  occurs, recall = count > 0, 100 * _recall(correct, count)
-  lower, upper = (100 * x for x in metrics.wilson_interval(correct, count))
-  axes.barh(range(len(count)), recall, height=0.62, color=BLUE)
-  for y, value in enumerate(recall):
-    if not occurs[y]:
-      axes.text(1, y, "– not in this split", va="center", size=9, color=FAINT)
-      continue
-    # A white edge keeps the whisker visible on the bar.
-    for colour, width in (("white", 4), (INK, 1.6)):
-      limits = (lower[y], upper[y])
-      axes.plot(limits, (y, y), color=colour, lw=width, solid_capstyle="butt")
-    axes.text(
-      112, y, f"{value:.1f}", va="center", ha="right", size=9, color=INK
-    )
-  if mean is not None:
-    axes.axvline(100 * mean, color=ORANGE, lw=1.2, ls="--", zorder=0)
-  axes.set_xlim(0, 112)
-  axes.set_title(
-    "Recall (%), 95% interval; dashed: mean", size=10, color=INK, loc="left"
-  )
+  """Writes a text at its x position on each bar, the first bar on top."""
+  for y, (x, text) in enumerate(texts):
+    axes.text(x, y, text, va="center", ha=align, size=9, color=INK)
+  axes.set_title(title, size=10, color=INK, loc="left")
+  axes.set_xticks([])
+  axes.set_yticks([])
+  axes.set_ylim(len(texts) - 0.4, -0.6)
+  axes.tick_params(axis="y", length=0, labelsize=9.5, labelcolor=INK)
+  axes.spines[["top", "right", "bottom"]].set_visible(False)
+  axes.spines["left"].set_color(FAINT)
 
 
-def _share_panel(axes: Axes, share: np.ndarray) -> None:
-  """Bars of each class's share of the training data, f64[C] in per cent."""
-  digits = 1 if share.max() >= 1 else 3
-  axes.barh(range(len(share)), share, height=0.62, color=GREY)
-  for y, value in enumerate(share):
-    x = value + 0.02 * share.max()
-    axes.text(x, y, f"{value:.{digits}f}", va="center", size=9, color=INK)
-  axes.set_xlim(0, 1.18 * max(share.max(), 1e-9))
-  axes.set_title("Share of training images (%)", size=10, color=INK, loc="left")
-
-
-def _light_axes(axes: Axes) -> None:
-  """A light grid and only the bottom axis line."""
+def _style(axes: Axes, title: str) -> None:
+  """Sets a title, a light grid and the bottom axis line only."""
+  axes.set_title(title, size=10, color=INK, loc="left")
   axes.grid(color=GRID, linewidth=0.8)
   axes.set_axisbelow(True)
   axes.tick_params(which="both", length=0, labelsize=8.5, labelcolor=FAINT)
@@ -446,23 +411,5 @@ def _ink_on(colour: np.ndarray) -> str:
   return "white" if luminance < 0.22 else INK
 
 
-def _curves(
-  rows: Sequence[Mapping[str, Any]],
-  keys: Sequence[tuple[str, str, str, str]],
-  scale: float,
-) -> list[tuple[str, str, str, np.ndarray]]:
-  """(label, colour, dash, f64[n, 2] of epoch and value) of finite values."""
-  curves = []
-  for key, label, colour, dash in keys:
-    points = {
-      row.get("step", row["epoch"]): (row["epoch"], scale * row[key])
-      for row in rows
-      if _finite(row.get("epoch")) and _finite(row.get(key))
-    }
-    if points:
-      curves.append((label, colour, dash, np.array(sorted(points.values()))))
-  return curves
-
-
-def _finite(value: object) -> bool:
+def _is_finite(value: object) -> bool:
   return isinstance(value, Real) and math.isfinite(value)

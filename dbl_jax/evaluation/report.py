@@ -108,18 +108,19 @@ def _write_metrics(
 
 
 def _facts(results: Mapping[str, Any]) -> list[str]:
-  """The line under the title."""
-  facts = []
-  if results.get("dataset") is not None:
-    facts.append(str(results["dataset"]))
-  if results.get("split") is not None:
-    facts.append(f"{results['split']} split")
-  facts.append(f"{results['images']:,} images")
-  if results.get("checkpoint_step") is not None:
-    facts.append(f"checkpoint at step {results['checkpoint_step']:,}")
-  if results.get("predictor") is not None:
-    facts.append(f"classified by {results['predictor']}")
-  return facts
+  """The line under the title, from the fields that are there."""
+  formats = {
+    "dataset": "{}",
+    "split": "{} split",
+    "images": "{:,} images",
+    "checkpoint_step": "checkpoint at step {:,}",
+    "predictor": "classified by {}",
+  }
+  return [
+    form.format(results[name])
+    for name, form in formats.items()
+    if results.get(name) is not None
+  ]
 
 
 def _headline(results: Mapping[str, Any], confusion: np.ndarray) -> str:
@@ -166,47 +167,13 @@ def _per_class(
   train_counts: Sequence[int] | None,
 ) -> str:
   """Recall per class: plots, then a table of all classes."""
-  names, per_class = results["class_names"], results["per_class"]
-  count = [per_class[name]["count"] for name in names]
-  many = len(names) > plots.MAX_CLASSES
-  shown = []
-  if many and any(count):
-    png = plots.recall_distribution_figure(confusion, train_counts)
-    alt = "Distribution of recall over classes, and recall by number of images"
-    shown.append(page.picture(png, alt))
-  png = plots.class_recall_figure(confusion, names, train_counts)
-  alt = "Bars of each class's recall; the table below has the numbers"
-  if many:
-    alt = "Bars of the classes with the highest and with the lowest recall"
-  shown.append(page.picture(png, alt, caption="Extremes" if many else ""))
-  return page.section(
-    "Recall by class" if many else "Recall by class, most frequent first",
-    *shown,
-    _class_table(results, confusion, train_counts or count, bool(train_counts)),
-    page.note(
-      "Mean-class accuracy is the mean of recall over classes, so each class "
-      "has the same weight however rare it is. Intervals cover the sampling "
-      "of test images only: train with several seeds to measure how much runs "
-      "differ. Click on a heading to sort.",
-      _absent([name for name, n in zip(names, count, strict=True) if not n]),
-    ),
-  )
-
-
-def _class_table(
-  results: Mapping[str, Any],
-  confusion: np.ndarray,
-  order_by: Sequence[int],
-  trained: bool,
-) -> str:
-  """All classes, most frequent first; training counts if `trained`."""
   names, count = results["class_names"], confusion.sum(axis=1)
   lower, upper = wilson_interval(np.diagonal(confusion), count)
   head = ["Class", "Recall", "95% interval", "Precision", "F1", "Images"]
-  if trained:
+  if train_counts:
     head += ["Training images", "Training share"]
-  rows, total = [], max(sum(order_by), 1)
-  for i in plots.frequency_order(order_by):
+  rows, total = [], max(sum(train_counts or ()), 1)
+  for i in plots.frequency_order(train_counts or count):
     row = results["per_class"][names[i]]
     cells = [
       names[i],
@@ -216,32 +183,55 @@ def _class_table(
       _percent(row["f1"]),
       f"{count[i]:,}",
     ]
-    if trained:
-      share = f"{100 * order_by[i] / total:.{1 if len(names) < 100 else 3}f}%"
-      cells += [f"{order_by[i]:,}", share]
+    if train_counts:
+      cells += [f"{train_counts[i]:,}", _percent(train_counts[i] / total)]
     rows.append(cells)
-  return page.table(head, rows)
+  absent = [names[i] for i in np.flatnonzero(count == 0)]
+  if more := absent[_MAX_LISTED:]:
+    absent[_MAX_LISTED:] = [f"{len(more):,} more"]
+  return page.section(
+    "Recall by class, most frequent first",
+    *_recall_pictures(names, confusion, train_counts),
+    page.table(head, rows),
+    page.note(
+      "Mean-class accuracy is the mean of recall over classes, so each class "
+      "has the same weight however rare it is. Intervals cover the sampling "
+      "of test images only: train with several seeds to measure how much runs "
+      "differ. Click on a heading to sort.",
+      f"Not in this split, so not in the mean: {', '.join(absent)}."
+      if absent
+      else "",
+    ),
+  )
 
 
-def _absent(names: Sequence[str]) -> str:
-  """A sentence about classes without images."""
-  if not names:
-    return ""
-  more = len(names) - _MAX_LISTED
-  listed = ", ".join(names[:_MAX_LISTED]) + (f" and {more:,} more" * (more > 0))
-  return f"Not in this split, so not in the mean: {listed}."
+def _recall_pictures(
+  names: Sequence[str],
+  confusion: np.ndarray,
+  train_counts: Sequence[int] | None,
+) -> list[str]:
+  """All classes as bars, or the distribution and the extremes of many."""
+  bars = plots.class_recall_figure(confusion, names, train_counts)
+  if len(names) <= plots.MAX_CLASSES or not confusion.any():
+    alt = "Bars of each class's recall; the table below has the numbers"
+    return [page.picture(bars, alt)]
+  distribution = plots.recall_distribution_figure(confusion, train_counts)
+  alt = "Histogram of recall over classes, and recall by number of images"
+  heading = "The ten highest and the ten lowest"
+  return [
+    page.picture(distribution, alt),
+    page.picture(bars, f"{heading} recalls as bars", caption=heading),
+  ]
 
 
 def _confusion(png: bytes, num_classes: int) -> str:
   """The confusion matrix."""
-  each = "Per cent of the images of each true class"
-  if num_classes <= plots.MAX_CLASSES:
-    remark = f"{each}; rows add up to 100."
-  else:
-    remark = (
-      f"{each}. Classes are sorted by frequency: errors left of the diagonal"
-      " are images of rare classes taken for frequent ones. With more than 400"
-      " classes, neighbouring classes share a cell."
+  remark = "Per cent of the images of each true class; rows add up to 100."
+  if num_classes > plots.MAX_CLASSES:
+    remark += (
+      " Classes are sorted by frequency: errors left of the diagonal are images"
+      " of rarer classes taken for more frequent ones. Of more than 400"
+      " classes, neighbours share a cell."
     )
   alt = (
     f"Confusion matrix of {num_classes:,} classes; the table has the recalls"

@@ -122,7 +122,7 @@ def make_phase(
   """
   options, stage = config[name], stage_of(config, name)
   num_classes, size = len(dataset.class_names), dataset.image_size
-  labels = dataset.parts["train"].labels
+  labels = dataset.splits["train"].labels
   sampler = sampling.make_sampler(
     labels,
     num_classes,
@@ -221,7 +221,7 @@ def _trace(
   start: dict[str, Any] | None,
 ) -> dict[str, Any]:
   """Shapes of the model after a phase, from the shapes of its start."""
-  images, labels = dataset.parts["train"]
+  images, labels = dataset.splits["train"]
   views, size = config[name].cached_views, config[name].batch_size
 
   def first_step(start: dict[str, Any] | None) -> dict[str, Any]:

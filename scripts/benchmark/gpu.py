@@ -67,9 +67,9 @@ def pack(folder: str) -> None:
     sources.load(options)
     (path,) = Path(cache).glob("*.npz")
     dataset = datasets.load(path)
-  meta = dataset._asdict() | {"parts": {}}
+  meta = dataset._asdict() | {"splits": {}}
   content: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
-  for name, (images, labels) in dataset.parts.items():
+  for name, (images, labels) in dataset.splits.items():
     red, green, blue = np.moveaxis(images, -1, 0)
     left = np.pad(green, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
     channels = [green - left, red - green, blue - green]
@@ -104,7 +104,7 @@ def unpack(packed: Path, path: Path, every: int = 1) -> Dataset:
       step = max(every // 20, 1)
       images = images[::every, ::step, ::step].copy()
       parts[name] = Split(images, content[f"{name}_labels"][::every])
-  dataset = Dataset(**meta | {"parts": parts})
+  dataset = Dataset(**meta | {"splits": parts})
   datasets.save(path, dataset)
   return dataset
 

@@ -204,14 +204,14 @@ def _compile_phase(
   dataset = Dataset(
     name="random pixels",
     class_names=tuple(map(str, range(len(shares)))),
-    parts={"train": train, "validation": Split(*(a[:8] for a in train))},
+    splits={"train": train, "validation": Split(*(a[:8] for a in train))},
     fingerprint="",
   )
   mesh = make_mesh(jax.devices()[:1])
   jax.set_mesh(mesh)
   config = configs.resolve(config)
   phase = make_phase(config, name, dataset, start)
-  return compile_phase(phase, dataset.parts, mesh, config), images
+  return compile_phase(phase, dataset.splits, mesh, config), images
 
 
 def _timed(

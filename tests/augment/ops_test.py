@@ -89,74 +89,45 @@ def pil_grey(image):
   return from_pil(to_pil(image).convert("L").convert("RGB"))
 
 
-CASES = [
-  # name, function of the image, reference, its arguments, tolerance
-  (
-    "enlarge",
-    ops.resized_crop,
-    pil_resized_crop,
-    ((3.3, 5.1, 9.2, 8.7), 24),
-    1e-5,
-  ),
-  (
-    "shrink",
-    ops.resized_crop,
-    pil_resized_crop,
-    ((0.0, 0.0, 30.0, 26.0), 11),
-    1e-5,
-  ),
-  (
-    "squeeze",
-    ops.resized_crop,
-    pil_resized_crop,
-    ((1.5, 20.0, 28.0, 6.0), 16),
-    1e-5,
-  ),
-  (
-    "corner",
-    ops.resized_crop,
-    pil_resized_crop,
-    ((22.5, 18.25, 7.5, 7.75), 16),
-    1e-5,
-  ),
-  ("flip", ops.flip, np.fliplr, (), 0.0),
-  ("turn left", ops.rotate, scipy_rotate, (20.0,), 1e-5),
-  ("turn right", ops.rotate, scipy_rotate, (-63.0,), 1e-5),
-  ("weak blur", ops.gaussian_blur, scipy_blur, (0.6, 3), 1e-5),
-  ("strong blur", ops.gaussian_blur, scipy_blur, (2.5, 6), 1e-5),
-  (
-    "darker",
-    ops.brightness,
-    enhance(ImageEnhance.Brightness),
-    (0.6,),
-    PIL_STEP,
-  ),
-  (
-    "lighter",
-    ops.brightness,
-    enhance(ImageEnhance.Brightness),
-    (1.4,),
-    PIL_STEP,
-  ),
-  ("flatter", ops.contrast, enhance(ImageEnhance.Contrast), (0.4,), PIL_STEP),
-  ("steeper", ops.contrast, enhance(ImageEnhance.Contrast), (1.6,), PIL_STEP),
-  ("paler", ops.saturation, enhance(ImageEnhance.Color), (0.3,), PIL_STEP),
-  ("richer", ops.saturation, enhance(ImageEnhance.Color), (1.7,), PIL_STEP),
-  ("grey", ops.grey, pil_grey, (), PIL_STEP),
-  ("hue up", ops.hue, numpy_hue, (0.1,), 1e-5),
-  ("hue down", ops.hue, numpy_hue, (-0.4,), 1e-5),
-]
+CROPS = {
+  "enlarge": ((3.3, 5.1, 9.2, 8.7), 24),
+  "shrink": ((0.0, 0.0, 30.0, 26.0), 11),
+  "squeeze": ((1.5, 20.0, 28.0, 6.0), 16),
+  "corner": ((22.5, 18.25, 7.5, 7.75), 16),
+}
+LEVELS = {
+  "darker": (ops.brightness, ImageEnhance.Brightness, 0.6),
+  "lighter": (ops.brightness, ImageEnhance.Brightness, 1.4),
+  "flatter": (ops.contrast, ImageEnhance.Contrast, 0.4),
+  "steeper": (ops.contrast, ImageEnhance.Contrast, 1.6),
+  "paler": (ops.saturation, ImageEnhance.Color, 0.3),
+  "richer": (ops.saturation, ImageEnhance.Color, 1.7),
+}
+# Name -> function of the image, reference, its arguments, tolerance.
+CASES = {
+  "flip": (ops.flip, np.fliplr, (), 0.0),
+  "turn left": (ops.rotate, scipy_rotate, (20.0,), 1e-5),
+  "turn right": (ops.rotate, scipy_rotate, (-63.0,), 1e-5),
+  "weak blur": (ops.gaussian_blur, scipy_blur, (0.6, 3), 1e-5),
+  "strong blur": (ops.gaussian_blur, scipy_blur, (2.5, 6), 1e-5),
+  "grey": (ops.grey, pil_grey, (), PIL_STEP),
+  "hue up": (ops.hue, numpy_hue, (0.1,), 1e-5),
+  "hue down": (ops.hue, numpy_hue, (-0.4,), 1e-5),
+}
+CASES |= {
+  name: (ops.resized_crop, pil_resized_crop, arguments, 1e-5)
+  for name, arguments in CROPS.items()
+}
+CASES |= {
+  name: (function, enhance(kind), (factor,), PIL_STEP)
+  for name, (function, kind, factor) in LEVELS.items()
+}
 
 
 @pytest.mark.parametrize("transform", ["plain", "jit", "vmap"])
-@pytest.mark.parametrize(
-  ("function", "reference", "arguments", "tolerance"),
-  [case[1:] for case in CASES],
-  ids=[case[0] for case in CASES],
-)
-def test_operation_equals_its_reference(
-  function, reference, arguments, tolerance, transform
-):
+@pytest.mark.parametrize("name", CASES)
+def test_operation_equals_its_reference(name, transform):
+  function, reference, arguments, tolerance = CASES[name]
   images = np.stack([smooth_image(seed) for seed in (0, 1)])
   run = lambda image: function(image, *arguments)  # noqa: E731
   if transform == "vmap":

@@ -1,15 +1,16 @@
-"""The grid: shared stages are trained once, finished ones never again."""
+"""Sweeps: shared stages are trained once, finished ones never again."""
 
 import json
-from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tiny
 from dbl_jax import config as configs
 from dbl_jax import train, workdirs
 from dbl_jax.compare import sweep
-from dbl_jax.compare.records import make_rows
+from dbl_jax.compare.records import confusion
+from dbl_jax.compare.table import make_rows
 from dbl_jax.errors import UserError
 from dbl_jax.runtime import provenance
 
@@ -40,26 +41,26 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def entries(cache, tmp_path):
+def plan(cache, tmp_path):
   systems = {"basic": supervised(cache), "decoupling": decoupled(cache)}
   return sweep.plan(systems, [0, 1], tmp_path)
 
 
-def test_a_stage_that_systems_share_is_one(entries):
-  basic, tau, other_seed, _ = entries
-  assert tau.stage.before.workdir == basic.stage.workdir
-  assert other_seed.stage.workdir != basic.stage.workdir
-  assert len(sweep.stages(entries)) == 4
-  order = [stage.workdir for stage in sweep.stages(entries)]
-  assert order.index(basic.stage.workdir) < order.index(tau.stage.workdir)
+def test_a_stage_that_systems_share_is_one(plan, tmp_path):
+  basic, tau, other_seed, _ = plan.values()
+  assert tau.parent.workdir == basic.workdir
+  assert other_seed.workdir != basic.workdir
+  assert len(sweep.stages(plan)) == 4
+  order = [stage.workdir for stage in sweep.stages(plan)]
+  assert order.index(basic.workdir) < order.index(tau.workdir)
+  assert all(workdir.parent == tmp_path for workdir in order)
 
 
-def test_what_decides_the_result_decides_the_workdir(cache, tmp_path):
+def test_the_workdir_depends_on_what_affects_the_result(cache, tmp_path):
   def place(change):
     config = supervised(cache)
     change(config)
-    (entry,) = sweep.plan({"basic": config}, [0], tmp_path)
-    return entry.stage.workdir
+    return sweep.plan({"basic": config}, [0], tmp_path)["basic", 0].workdir
 
   usual = place(lambda config: None)
   assert place(lambda c: c.classify.update(epochs=2)) != usual
@@ -69,7 +70,7 @@ def test_what_decides_the_result_decides_the_workdir(cache, tmp_path):
   assert place(lambda c: c.data.update(cache_dir="/elsewhere")) == usual
 
 
-def test_two_phases_apart_are_the_two_phases_together(cache, tmp_path):
+def test_stages_give_the_result_of_one_run(cache, tmp_path):
   config = tiny.get_config()
   config.data.update(num_train=60, num_test=20, cache_dir=str(cache))
   for phase in ("pretrain", "classify"):
@@ -77,17 +78,14 @@ def test_two_phases_apart_are_the_two_phases_together(cache, tmp_path):
   together = train.train_and_evaluate(
     configs.resolve(config), tmp_path / "together"
   )
-  entries = sweep.plan({"dbl": config}, [0], tmp_path / "apart")
-  assert not sweep.run(entries)
-  (record,) = sweep.records(entries)
-  shown = [record.scores.argmax(axis=1).tolist(), record.labels.tolist()]
-  confusion = together["confusion_matrix"]
-  for truth, guess in zip(*reversed(shown), strict=True):
-    confusion[truth][guess] -= 1
-  assert not any(map(any, confusion))
+  plan = sweep.plan({"dbl": config}, [0], tmp_path / "apart")
+  assert not sweep.run(plan)
+  assert np.array_equal(
+    confusion(sweep.results(plan)), together["confusion_matrix"]
+  )
 
 
-def test_a_grid_goes_on_and_trains_nothing_twice(entries, monkeypatch):
+def test_a_killed_sweep_resumes_and_trains_nothing_twice(plan, monkeypatch):
   trained, real = [], train.train_and_evaluate
 
   def killed_at_the_third(config, workdir):
@@ -98,9 +96,9 @@ def test_a_grid_goes_on_and_trains_nothing_twice(entries, monkeypatch):
 
   monkeypatch.setattr(train, "train_and_evaluate", killed_at_the_third)
   with pytest.raises(KeyboardInterrupt):
-    sweep.run(entries)
-  assert len(sweep.records(entries)) == 2
-  assert len(sweep.missing(entries, {})) == 2
+    sweep.run(plan)
+  assert len(sweep.results(plan)) == 2
+  assert len(sweep.missing(plan, {})) == 2
   first = list(trained)
 
   def count(config, workdir):
@@ -108,18 +106,18 @@ def test_a_grid_goes_on_and_trains_nothing_twice(entries, monkeypatch):
     return real(config, workdir)
 
   monkeypatch.setattr(train, "train_and_evaluate", count)
-  assert sweep.run(entries) == {}
+  assert sweep.run(plan) == {}
   assert len(trained) == 4
   assert not set(first) & set(trained[2:])
-  for record in sweep.records(entries):
+  for record in sweep.results(plan):
     assert record.seconds > 0
     assert set(record.hardware) == {provenance.words()}
-  assert sweep.run(entries) == {}
+  assert sweep.run(plan) == {}
   assert len(trained) == 4
 
 
-def test_a_failure_stops_what_needs_it_and_nothing_else(entries, monkeypatch):
-  broken = entries[0].stage.workdir
+def test_a_failure_stops_what_needs_it_and_nothing_else(plan, monkeypatch):
+  broken = plan["basic", 0].workdir
   real = train.train_and_evaluate
 
   def fail(config, workdir):
@@ -128,13 +126,13 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(entries, monkeypatch):
     return real(config, workdir)
 
   monkeypatch.setattr(train, "train_and_evaluate", fail)
-  failed = sweep.run(entries)
+  failed = sweep.run(plan)
   assert failed[broken] == "loss is nan"
-  assert set(failed) == {broken, entries[1].stage.workdir}
-  told = sweep.missing(entries, failed)
-  assert told[0] == "basic, seed 0: loss is nan"
-  assert "needs" in told[1]
-  assert [record.seed for record in sweep.records(entries)] == [1, 1]
+  assert set(failed) == {broken, plan["decoupling", 0].workdir}
+  basic, decoupling = sweep.missing(plan, failed)
+  assert basic == "basic, seed 0: loss is nan"
+  assert "needs" in decoupling
+  assert [record.seed for record in sweep.results(plan)] == [1, 1]
 
 
 @pytest.fixture
@@ -152,10 +150,8 @@ def trained(monkeypatch):
   return found
 
 
-def test_what_another_process_trains_is_waited_for(
-  entries, trained, monkeypatch
-):
-  basic, tau, other, last = (entry.stage for entry in entries)
+def test_what_another_process_trains_is_waited_for(plan, trained, monkeypatch):
+  basic, tau, other, last = plan.values()
   held, waits = {basic.workdir, other.workdir}, []
 
   def meanwhile(seconds):
@@ -168,7 +164,7 @@ def test_what_another_process_trains_is_waited_for(
     sweep.workdirs, "is_held", lambda workdir: workdir in held
   )
   monkeypatch.setattr(sweep.time, "sleep", meanwhile)
-  assert sweep.run(entries) == {}
+  assert sweep.run(plan) == {}
   assert len(waits) == 2
   assert sorted(trained) == sorted(
     [basic.workdir, tau.workdir, other.workdir, last.workdir]
@@ -176,9 +172,7 @@ def test_what_another_process_trains_is_waited_for(
   assert trained[0] == basic.workdir
 
 
-def test_of_two_that_begin_at_once_the_slower_passes_on(
-  entries, trained, monkeypatch
-):
+def test_the_slower_of_two_processes_moves_on(plan, trained, monkeypatch):
   real, refused = train.train_and_evaluate, []
 
   def slower(config, workdir):
@@ -188,70 +182,70 @@ def test_of_two_that_begin_at_once_the_slower_passes_on(
     return real(config, workdir)
 
   monkeypatch.setattr(train, "train_and_evaluate", slower)
-  assert sweep.run(entries) == {}
+  assert sweep.run(plan) == {}
   assert len(set(trained)) == len(trained) == 4
 
 
-def test_a_system_that_cannot_be_is_told_before_any_trains(
+def test_an_invalid_system_stops_before_any_training(
   cache, tmp_path, monkeypatch
 ):
   wrong = decoupled(cache)
   wrong.classify.trained = ("tail",)
   systems = {"basic": supervised(cache), "typo": wrong}
-  entries = sweep.plan(systems, [0], tmp_path)
+  plan = sweep.plan(systems, [0], tmp_path)
   monkeypatch.setattr(
     train, "train_and_evaluate", lambda *_: pytest.fail("training began")
   )
   with pytest.raises(UserError, match=r"typo: classify: .*matches no param"):
-    sweep.run(entries)
+    sweep.run(plan)
 
 
-def test_of_finished_systems_no_data_are_asked_for(entries, monkeypatch):
-  assert sweep.run(entries) == {}
+def test_finished_systems_need_no_data(plan, monkeypatch):
+  assert sweep.run(plan) == {}
   monkeypatch.setattr(
     sweep.sources, "load", lambda *_: pytest.fail("data were read")
   )
-  assert sweep.run(entries) == {}
+  assert sweep.run(plan) == {}
 
 
-def test_results_that_are_lost_damaged_or_of_other_images_are_seen(entries):
-  entries = entries[:1]
-  assert sweep.run(entries) == {}
-  scores = entries[0].stage.workdir / "scores_test.npz"
+def test_lost_or_damaged_results_are_noticed(plan):
+  plan = {("basic", 0): plan["basic", 0]}
+  assert sweep.run(plan) == {}
+  scores = plan["basic", 0].workdir / "scores_test.npz"
   content = scores.read_bytes()
   scores.unlink()
-  assert sweep.records(entries) == []
-  assert sweep.run(entries) == {}
+  assert sweep.results(plan) == []
+  assert sweep.run(plan) == {}
   assert scores.read_bytes() == content
   path = scores.with_name("metrics.json")
   found = json.loads(path.read_text())
   path.write_text("{")
   with pytest.raises(UserError, match=r"metrics\.json is missing or damaged"):
-    sweep.records(entries)
+    sweep.results(plan)
   path.write_text(json.dumps(found | {"data_fingerprint": "another"}))
-  (record,) = sweep.records(entries)
+  (record,) = sweep.results(plan)
   assert record.fingerprint == "another"
 
 
-def test_stages_that_saw_different_images_are_not_one_system(entries, trained):
-  entries = entries[1:2]
-  assert sweep.run(entries) == {}
+def test_stages_that_saw_different_images_are_not_one_system(plan, trained):
+  plan = {("decoupling", 0): plan["decoupling", 0]}
+  assert sweep.run(plan) == {}
   for workdir, fingerprint in zip(trained, "ab", strict=True):
     text = json.dumps({"data_fingerprint": fingerprint})
     (workdir / "metrics.json").write_text(text)
   with pytest.raises(UserError, match="saw different images"):
-    sweep._fingerprint(entries[0].stage)
+    sweep._fingerprint(plan["decoupling", 0])
 
 
 def test_a_region_is_compared_with_the_whole_face(cache, tmp_path):
   mouth = supervised(cache)
   mouth.data.region = "mouth"
   systems = {"basic": supervised(cache), "regions:mouth": mouth}
-  entries = sweep.plan(systems, [0], tmp_path)
-  assert sweep.run(entries) == {}
-  rows = make_rows(sweep.records(entries))
+  plan = sweep.plan(systems, [0], tmp_path)
+  assert sweep.run(plan) == {}
+  rows = make_rows(sweep.results(plan))
   assert [row.system for row in rows] == ["basic", "regions:mouth"]
-  trained_on = {sweep._fingerprint(entry.stage) for entry in entries}
+  trained_on = set(map(sweep._fingerprint, plan.values()))
   assert len(trained_on) == 2
 
 
@@ -261,18 +255,11 @@ def test_epochs_of_encoders_are_counted(tmp_path):
   tuned = config.copy_and_resolve_references()
   tuned.classify.trained = ("encoder/stage4", "head")
   tuned.classify.cached_views = 0
-  entries = sweep.plan({"dbl": config, "tuned": tuned}, [0], tmp_path)
-  assert sweep.encoder_epochs(entries) == {"dbl": 3, "tuned": 7}
+  plan = sweep.plan({"dbl": config, "tuned": tuned}, [0], tmp_path)
+  assert sweep.encoder_epochs(plan) == {"dbl": 3, "tuned": 7}
 
 
-def test_batches_are_at_most_as_large_as_told():
-  config = configs.base()
-  config.pretrain, config.classify = configs.simclr(), configs.classifier()
-  given = sweep.with_budget(config, {}, 0, 0, 100)
-  assert (given.pretrain.batch_size, given.classify.batch_size) == (64, 100)
-
-
-def test_the_budget_is_every_encoders():
+def test_the_budget_applies_to_every_system():
   config = configs.base()
   config.pretrain = configs.simclr()
   config.classify = configs.classifier()
@@ -280,13 +267,9 @@ def test_the_budget_is_every_encoders():
   assert given.data.name == "raf_db"
   assert (given.pretrain.epochs, given.classify.epochs) == (7, 3)
   assert config.pretrain.epochs is None
+  given = sweep.with_budget(config, {}, 0, 0, 100)
+  assert (given.pretrain.batch_size, given.classify.batch_size) == (64, 100)
   untrained = configs.base()
   untrained.pretrain = configs.supervised()
   untrained.classify = configs.untrained("svm")
   assert sweep.with_budget(untrained, {}, 7, 3).classify.epochs == 0
-
-
-def test_stages_lie_under_the_folder_given(entries, tmp_path):
-  assert all(
-    Path(stage.workdir).parent == tmp_path for stage in sweep.stages(entries)
-  )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import raf_db_fixture as fixture
+import samples
 from PIL import Image
 
 import tiny
@@ -44,15 +44,13 @@ def root(tmp_path):
   return root
 
 
-def check(root, distance=inspection.NEAR):
-  data = {"name": "image_folder", "dir": str(root)}
-  found = sources.find(tiny.get_resolved(**data).data)
-  facts = inspection.examine(found)
-  return found, facts, *inspection.find_duplicates(facts, distance)
+def check(root, name="image_folder"):
+  data = {"name": name, "dir": str(root)}
+  return inspection.inspect(sources.find(tiny.get_resolved(**data).data))
 
 
 def test_the_report_finds_what_is_hidden(root):
-  lines = inspection.report(*check(root))
+  lines = inspection.report(check(root))
   text = "\n".join(" ".join(line.split()) for line in lines)
   for fact in (
     "train test",
@@ -75,15 +73,13 @@ def test_the_report_finds_what_is_hidden(root):
 def test_clean_data_has_no_duplicates(tmp_path):
   for i in range(40):
     put(tmp_path, f"{'ab'[i % 2]}/{i}.png", smooth(i))
-  found, facts, same, near = check(tmp_path)
-  assert (same, near) == ([], [])
-  assert inspection.report(found, facts, same, near)[-1] == "  none"
+  findings = check(tmp_path)
+  assert (findings.same, findings.near) == ([], [])
+  assert inspection.report(findings)[-1] == "  none"
 
 
 def test_pairs_that_leak_come_first_and_are_in_the_table(root):
-  found, facts, same, near = check(root)
-  pairs = inspection.pairs_of(facts, same, near)
-  rows = inspection.table(found, facts, pairs)
+  rows = inspection.table(check(root))
   assert {len(row) for row in rows} == {8}
   kinds = [(row[0], row[2], row[5]) for row in rows[1:]]
   assert kinds == [
@@ -96,11 +92,11 @@ def test_pairs_that_leak_come_first_and_are_in_the_table(root):
 
 def test_unreadable_files_are_listed(root):
   (root / "train" / "a" / "bad.png").write_bytes(b"no image")
-  found, facts, same, near = check(root)
-  lines = inspection.report(found, facts, same, near)
+  findings = check(root)
+  lines = inspection.report(findings)
   place = lines.index("Unreadable files: 1")
   assert "bad.png is not an image" in lines[place + 1]
-  assert inspection.table(found, facts, [])[1][0] == "unreadable"
+  assert inspection.table(findings)[1][0] == "unreadable"
 
 
 def test_the_hash_bears_resizing_and_recompression():
@@ -137,26 +133,19 @@ def test_data_without_files_can_be_checked(tmp_path):
   data = {"num_train": 30, "num_test": 10, "cache_dir": str(tmp_path)}
   found = sources.find(tiny.get_resolved(**data).data)
   assert list(found.splits) == ["train", "validation", "test"]
-  facts = inspection.examine(found)
+  facts = inspection.inspect(found).facts
   assert {fact.size for fact in facts} == {(16, 16)}
   assert not any(fact.error for fact in facts)
 
 
 def test_raf_db_can_be_checked(tmp_path):
-  root = fixture.write(tmp_path / "raf_db")
-  data = {"name": "raf_db", "dir": str(root)}
-  found = sources.find(tiny.get_resolved(**data).data)
-  assert {part: len(rows) for part, rows in found.splits.items()} == {
-    "train": 9,
-    "test": 7,
-  }
-  assert len(inspection.examine(found)) == 16
+  root = samples.write_raf_db(tmp_path / "raf_db")
+  splits = [fact.split for fact in check(root, "raf_db").facts]
+  assert splits == ["train"] * 9 + ["test"] * 7
 
 
 def test_contact_sheets_show_each_class_and_the_duplicates(root, tmp_path):
-  found, facts, same, near = check(root)
-  pairs = inspection.pairs_of(facts, same, near)
-  paths = inspection.write_sheets(found, facts, pairs, tmp_path / "out")
+  paths = inspection.write_sheets(check(root), tmp_path / "out")
   names = [path.name for path in paths]
   assert names == ["class_0_a.png", "class_1_b.png", "duplicates.png"]
   for path in paths:

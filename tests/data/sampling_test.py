@@ -74,6 +74,19 @@ def test_a_step_depends_on_seed_and_step_alone(q):
   assert (np.array(forward) != np.array(other)).any()
 
 
+@pytest.mark.parametrize(
+  ("q", "expected"),
+  [
+    (0.0, [93, 41, 76, 48]),
+    (0.5, [93, 41, 70, 56]),
+    (1.0, [13, 71, 86, 88]),
+  ],
+)
+def test_batches_are_those_of_earlier_versions(q, expected):
+  sampler = make_sampler(q, batch_size=4)
+  assert sampling.batch_indices(sampler, 7).tolist() == expected
+
+
 def test_example_ids_are_the_image_and_differ_for_repeats():
   ids = sampling.example_ids(np.array([7, 2, 7, 5, 7, 2], np.int32), 10)
   np.testing.assert_array_equal(ids, [7, 2, 17, 5, 27, 12])

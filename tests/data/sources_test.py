@@ -1,6 +1,8 @@
 """Data sets by name: prepared once, split, and refused where impossible."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,7 +108,39 @@ def test_without_a_home_a_folder_is_asked_for(options, monkeypatch):
     sources.cache_dir(options)
 
 
+def test_an_unwritable_cache_is_named_before_anything_is_read(
+  options, tmp_path, monkeypatch
+):
+  (tmp_path / "c").write_text("in the way")
+  options.cache_dir = str(tmp_path / "c")
+  monkeypatch.setattr(sources, "_draw", lambda *_: pytest.fail("drawn"))
+  with pytest.raises(UserError, match=r"c, where .* cannot be written"):
+    sources.load(options)
+
+
 def test_a_missing_prepared_file_is_named(options):
   options.dir = "/no/such/file.npz"
   with pytest.raises(UserError, match=r"/no/such/file\.npz"):
     sources.load(options)
+
+
+def test_the_synthetic_faces_are_known_by_version_numbers_and_seed(
+  options, monkeypatch
+):
+  def fingerprint():
+    return sources._synthetic_fingerprint(options)
+
+  found = {fingerprint()}
+  for field, value in (("num_train", 61), ("num_test", 9), ("image_seed", 2)):
+    options[field] = value
+    found.add(fingerprint())
+  monkeypatch.setattr(sources.synthetic, "VERSION", 99)
+  assert len(found | {fingerprint()}) == 5
+
+
+def test_data_is_read_without_tensorflow():
+  code = (
+    "import sys; from dbl_jax.data import sources; "
+    "assert not {'tensorflow', 'tensorflow_datasets'} & {*sys.modules}"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)

@@ -60,6 +60,26 @@ def test_split_leaves_a_single_image_for_training():
   assert len(validation) == 2
 
 
+def test_splits_are_those_of_earlier_versions():
+  rng = np.random.default_rng(0)
+  labels = rng.permutation(np.repeat(range(4), (60, 25, 10, 5)))
+  for taken, expected in (
+    (
+      splits.stratified_split(labels, 0.1, 0)[1],
+      [2, 6, 16, 20, 21, 27, 32, 52, 79, 86],
+    ),
+    (
+      splits.split_off(labels, 0.1, 0, splits.TEST)[1],
+      [5, 8, 9, 40, 47, 49, 55, 56, 58, 99],
+    ),
+    (
+      splits.split_off(labels, 0.1, 0, splits.VALIDATION)[1],
+      [3, 10, 14, 43, 46, 51, 71, 78, 81, 93],
+    ),
+  ):
+    assert taken.tolist() == expected
+
+
 def make_dataset(counts, names):
   labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
   labels = np.random.default_rng(0).permutation(labels)

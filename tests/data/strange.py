@@ -1,4 +1,4 @@
-"""Data sets as strangers hand them over: one builder for each oddity.
+"""Unusual and damaged data sets: one builder for each oddity.
 
 A builder takes an empty folder, writes to it, and returns what to give as
 `data.dir`.
@@ -10,10 +10,8 @@ import struct
 import zipfile
 import zlib
 
-import expw_test
-import fer2013_test
 import numpy as np
-import raf_db_fixture as fixture
+import samples
 from PIL import Image
 
 
@@ -120,7 +118,7 @@ def zipped(entries=(), base="", method=zipfile.ZIP_STORED):
   """The folder as a zip, with further entries: (name, content)."""
 
   def build(root):
-    path = fixture.zip_folder(faces(root), root / "d.zip", base)
+    path = samples.zip_folder(faces(root), root / "d.zip", base)
     with zipfile.ZipFile(path, "a", method) as archive:
       for name, content in entries:
         archive.writestr(name, content)
@@ -131,7 +129,7 @@ def zipped(entries=(), base="", method=zipfile.ZIP_STORED):
 
 def bomb(root):
   """An image of 300 MB of zeros in a zip of 300 KB."""
-  path = fixture.zip_folder(faces(root), root / "d.zip")
+  path = samples.zip_folder(faces(root), root / "d.zip")
   with (
     zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
     archive.open("train/ant/x.png", "w") as file,
@@ -153,7 +151,7 @@ def label_bomb(root):
 
 
 def locked(root):
-  path = fixture.zip_folder(faces(root), root / "d.zip")
+  path = samples.zip_folder(faces(root), root / "d.zip")
   data = bytearray(path.read_bytes())
   data[data.index(b"PK\1\2") + 8] |= 1
   path.write_bytes(data)
@@ -172,7 +170,7 @@ def fer(edit=lambda text: text, **options):
   """FER2013's CSV, edited as bytes."""
 
   def build(root):
-    path = fer2013_test.write_csv(root / "fer2013.csv", **options)
+    path = samples.write_fer_csv(root / "fer2013.csv", **options)
     path.write_bytes(edit(path.read_bytes()))
     return path
 
@@ -180,14 +178,14 @@ def fer(edit=lambda text: text, **options):
 
 
 def fer_folders(root):
-  return fer2013_test.write_folders(root / "d")
+  return samples.write_fer_folders(root / "d")
 
 
 def expw(edit=lambda text: text, photos=60):
   """ExpW, its label file edited as bytes."""
 
   def build(root):
-    path = expw_test.write(root / "d", expw_test.make_rows(photos))
+    path = samples.write_expw(root / "d", samples.expw_rows(photos))
     labels = path / "label" / "label.lst"
     labels.write_bytes(edit(labels.read_bytes()))
     return path
@@ -199,8 +197,8 @@ def raf(edit=lambda text: text):
   """RAF-DB, its label file edited as bytes."""
 
   def build(root):
-    path = fixture.write(root / "d")
-    labels = fixture.labels(path)
+    path = samples.write_raf_db(root / "d")
+    labels = samples.raf_db_labels(path)
     labels.write_bytes(edit(labels.read_bytes()))
     return path
 
@@ -212,12 +210,12 @@ def kaggle(change=lambda path: None):
 
   def build(root):
     path = root / "DATASET"
-    for name, code in fixture.ROWS:
+    for name, code in samples.RAF_DB_ROWS:
       folder = path / name.split("_")[0] / str(code)
       folder.mkdir(parents=True, exist_ok=True)
       stem = name.removesuffix(".jpg")
       (folder / f"{stem}_aligned.jpg").write_bytes(
-        fixture.image_bytes(hash(name) % 99)
+        samples.image_bytes(hash(name) % 99)
       )
     change(path)
     return path

@@ -1,6 +1,6 @@
-"""What strangers hand over: it works as expected, or one line says why not.
+"""Unusual and damaged data: it works as expected, or one line says why not.
 
-Each case is loaded as for training and looked at by scripts/check_data.py.
+Each case is loaded as for training, and inspected by scripts/check_data.py.
 """
 
 import os
@@ -8,7 +8,7 @@ import re
 
 import mains
 import pytest
-import raf_db_fixture as fixture
+import samples
 import strange
 from strange import changed, faces, fer, last_line, link, with_image, zipped
 
@@ -70,7 +70,7 @@ def no_table(root):
 
 def raf_zip(share):
   def build(root):
-    path = fixture.zip_folder(strange.raf()(root), root / "z.zip")
+    path = samples.zip_folder(strange.raf()(root), root / "z.zip")
     strange.cut(share)(path)
     return path
 
@@ -80,8 +80,8 @@ def raf_zip(share):
 def raf_twice(root):
   path = strange.raf()(root)
   name = "basic/Image/aligned/more/train_00001_aligned.jpg"
-  extra(name, content=fixture.image_bytes(9))(path)
-  return fixture.zip_folder(path, root / "z.zip")
+  extra(name, content=samples.image_bytes(9))(path)
+  return samples.zip_folder(path, root / "z.zip")
 
 
 def kaggle(rows):

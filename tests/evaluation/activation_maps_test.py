@@ -1,4 +1,4 @@
-"""Class activation maps: their defining sum, and their picture."""
+"""Class activation maps: the formula, the choice of examples, the plot."""
 
 import io
 
@@ -34,59 +34,56 @@ def draw(truth, predictions, title="Maps of $_^$ strangers"):
   )
 
 
-def test_mean_of_a_map_and_bias_is_the_logit():
+def test_maps_are_the_formula_and_average_to_the_logit():
   maps = RNG.standard_normal((5, 4, 3, 8)).astype(np.float32)
   kernel = RNG.standard_normal((8, 7)).astype(np.float32)
-  bias = RNG.standard_normal(7).astype(np.float32)
   activation = activation_maps.class_activation_maps(maps, kernel)
   assert activation.shape == (5, 7, 4, 3)
   assert activation.dtype == np.float32
-  logits = maps.mean((1, 2)) @ kernel + bias
   np.testing.assert_allclose(
-    activation.mean((2, 3)) + bias, logits, rtol=1e-5, atol=1e-5
+    activation.mean((2, 3)), maps.mean((1, 2)) @ kernel, rtol=1e-5, atol=1e-5
   )
-
-
-def test_maps_equal_the_formula():
-  maps = RNG.standard_normal((2, 3, 2, 4)).astype(np.float32)
-  kernel = RNG.standard_normal((4, 5)).astype(np.float32)
-  activation = activation_maps.class_activation_maps(maps, kernel)
-  for n, c, y, x in np.ndindex(activation.shape):
-    expected = sum(kernel[k, c] * maps[n, y, x, k] for k in range(4))
+  for n, c, y, x in np.ndindex(2, 7, 4, 3):
+    expected = sum(kernel[k, c] * maps[n, y, x, k] for k in range(8))
     assert activation[n, c, y, x] == pytest.approx(expected, abs=1e-5)
 
 
-def test_examples_are_one_right_and_one_wrong_of_each_class():
-  labels = np.array([2, 0, 0, 1, 1, 0, 0, 2])
-  predictions = np.array([2, 1, 0, 1, 1, 0, 2, 2])
-  chosen = activation_maps.examples(labels, predictions, 4)
-  assert chosen.tolist() == [2, 1, 3, 0]  # classes 1 and 2 are all right
+@pytest.mark.parametrize(
+  ("labels", "predictions", "per_class", "expected"),
+  [
+    # Classes 1 and 2 are all correct.
+    ([2, 0, 0, 1, 1, 0, 0, 2], [2, 1, 0, 1, 1, 0, 2, 2], 2, [2, 1, 3, 0]),
+    ([0] * 9, [1, 0] * 4 + [1], 1, [1]),
+    ([0] * 9, [1, 0] * 4 + [1], 3, [1, 3, 0]),
+    ([0] * 9, [1, 0] * 4 + [1], 4, [1, 3, 0, 2]),
+    ([0] * 9, [1, 0] * 4 + [1], 99, [1, 3, 5, 7, 0, 2, 4, 6, 8]),
+    ([], [], 2, []),
+  ],
+)
+def test_examples_are_the_first_of_each_class(
+  labels, predictions, per_class, expected
+):
+  labels, predictions = np.array(labels, int), np.array(predictions, int)
+  chosen = activation_maps.examples(labels, predictions, 4, per_class)
+  assert chosen.tolist() == expected
   assert np.issubdtype(chosen.dtype, np.integer)
 
 
-def test_examples_up_to_a_number_of_each_class():
-  labels = np.zeros(9, int)
-  predictions = np.array([1, 0, 1, 0, 1, 0, 1, 0, 1])
-  for per_class, expected in (
-    (1, [1]),
-    (3, [1, 3, 0]),
-    (4, [1, 3, 0, 2]),
-    (99, [1, 3, 5, 7, 0, 2, 4, 6, 8]),
-  ):
-    chosen = activation_maps.examples(labels, predictions, 2, per_class)
-    assert chosen.tolist() == expected
-
-
-def test_no_examples_of_nothing():
-  nothing = np.zeros(0, int)
-  assert activation_maps.examples(nothing, nothing, 3).shape == (0,)
+def test_examples_of_many_classes_are_a_sample_of_those_with_images():
+  labels = np.repeat(np.arange(0, 8000, 2), 3)
+  chosen = activation_maps.examples(labels, labels, 8000, 2)
+  found = labels[chosen]
+  assert len(set(found)) == len(found) == 30
+  assert (found.min(), found.max()) == (0, 7998)
 
 
 def test_overlay_is_orange_where_the_map_is_largest():
   image = np.full((40, 40, 3), 120, np.uint8)
   activation = np.zeros((4, 4), np.float32)
   activation[3, 0] = 5
+  before = activation.copy()
   shown = activation_maps.overlay(image, activation).astype(int)
+  np.testing.assert_array_equal(activation, before)
   assert shown.shape == image.shape
   red, green, blue = shown[-1, 0]
   assert red > green + 60 > blue + 100
@@ -99,13 +96,6 @@ def test_overlay_of_a_flat_map_is_the_face_in_grey(value):
   shown = activation_maps.overlay(image, np.full((3, 3), value, np.float32))
   grey = np.asarray(Image.fromarray(image).convert("L"))
   np.testing.assert_array_equal(shown, np.repeat(grey[..., None], 3, axis=2))
-
-
-def test_overlay_leaves_its_arguments_alone():
-  activation = RNG.standard_normal((3, 3)).astype(np.float32)
-  before = activation.copy()
-  activation_maps.overlay(np.zeros((9, 9, 3), np.uint8), activation)
-  np.testing.assert_array_equal(activation, before)
 
 
 def test_figure_is_a_png_that_grows_with_its_examples():
@@ -136,6 +126,6 @@ def test_faces_are_named_with_truth_and_prediction(monkeypatch):
   titles += [axes._left_title for axes in figures[0].axes]
   assert {text.get_text() for text in titles} - {""} == {
     "surprise",
-    "$x_1^$ & {co, taken for a very long n…",
+    "$x_1^$ & {co, predicted a very long n…",
     "a very long n…",
   }

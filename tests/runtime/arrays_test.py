@@ -225,8 +225,8 @@ SCORES = {
 @pytest.mark.parametrize(
   ("name", "value", "message"),
   [
-    ("labels", None, "it lacks labels"),
-    ("labels", np.int32([0, 1, 2]), "classes there are not"),
+    ("labels", None, "without labels"),
+    ("labels", np.int32([0, 1, 2]), "labels are not in 0 to 1"),
     ("labels", np.int32([0, 1]), "its scores are"),
     ("labels", np.zeros((3, 1), np.int32), "its labels are"),
     ("scores", np.array([["a", "b"]] * 3), "its scores are"),
@@ -259,4 +259,4 @@ def test_every_cut_and_every_flipped_byte_is_an_error_or_harmless(tmp_path):
         found = datasets.load(path)
       except UserError:
         continue
-      assert found.parts["train"].labels.tolist() == [0, 1, 0, 1]
+      assert found.splits["train"].labels.tolist() == [0, 1, 0, 1]

@@ -28,15 +28,15 @@ def test_packed_images_are_restored_exactly(colour, tmp_path, monkeypatch):
   gpu.pack("a folder")
   gpu.unpack(tmp_path / "carry" / "data.npz", tmp_path / "whole.npz")
   found = datasets.load(tmp_path / "whole.npz")
-  assert found._replace(parts={}) == dataset._replace(parts={})
-  for part in found.parts.values():
+  assert found._replace(splits={}) == dataset._replace(splits={})
+  for part in found.splits.values():
     np.testing.assert_array_equal(part.images, images)
     np.testing.assert_array_equal(part.labels, labels)
   if not colour:  # one channel's worth of noise for each part, and no more
     size = (tmp_path / "carry" / "data.npz").stat().st_size
     assert size < 2 * 30 * 48 * 48 * 1.05
   few = gpu.unpack(tmp_path / "carry" / "data.npz", tmp_path / "few.npz", 10)
-  assert few.parts["train"].images.shape == (3, 48, 48, 3)
+  assert few.splits["train"].images.shape == (3, 48, 48, 3)
 
 
 VERDICTS = {

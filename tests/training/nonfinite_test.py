@@ -111,7 +111,7 @@ def test_a_skipped_step_changes_nothing(cache, monkeypatch):
   start = train.make_phase(config, "pretrain", dataset, None)
   variables = jax.device_get(start.state.model())
   phase = train.make_phase(config, "classify", dataset, variables)
-  compiled = train.loop.compile_phase(phase, dataset.parts, mesh, config)
+  compiled = train.loop.compile_phase(phase, dataset.splits, mesh, config)
   state, seen = compiled.state, []
   next_batches = pipeline.reader(
     compiled.pipeline, 0, 9, compiled.max_steps_per_dispatch
@@ -169,9 +169,9 @@ def test_hard_data_stay_finite(cache, tmp_path, monkeypatch, temperature):
 
   def hard(options):
     dataset = load(options)
-    parts = {k: constant(p, k == "train") for k, p in dataset.parts.items()}
+    parts = {k: constant(p, k == "train") for k, p in dataset.splits.items()}
     assert (parts["train"].labels == 2).sum() == 1
-    return dataset._replace(parts=parts)
+    return dataset._replace(splits=parts)
 
   monkeypatch.setattr(train.sources, "load", hard)
   config = tiny.get_resolved(cache_dir=cache, num_train=60)

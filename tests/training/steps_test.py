@@ -48,7 +48,7 @@ def run(compiled, num_steps):
 def start(config, dataset, phase, devices=None, given=None):
   made = make_phase(config, phase, dataset, given)
   mesh = sharding.make_mesh(devices)
-  return compile_phase(made, dataset.parts, mesh, config)
+  return compile_phase(made, dataset.splits, mesh, config)
 
 
 def host(tree):
@@ -214,7 +214,7 @@ def test_cached_views_are_the_plain_image_and_random_ones(
   forward = make_forward(
     jit_eval_step(predict_step, mesh), compiled.state.model(), mesh
   )
-  images = dataset.parts["train"].images
+  images = dataset.splits["train"].images
   np.testing.assert_allclose(plain, forward(images)[0], atol=1e-6)
   for other in others:
     assert (np.abs(other - plain).max(axis=1) > 1e-4).mean() > 0.9

@@ -44,18 +44,12 @@ _Face = tuple[tuple[str, str], int, Box]
 
 
 def find(path: Path, options: Any) -> Listing:
-  """Finds the faces and splits them.
+  """Finds the faces, each with its box, and splits them; see `Source.find`.
 
   Args:
     path: the folder or zip.
     options: `config.data`; `test_fraction`, `validation_fraction` and
       `split_seed` are used.
-
-  Returns:
-    The faces, each with its box.
-
-  Raises:
-    UserError: if label.lst or photos are missing, or a row is malformed.
   """
   files = stored.open_tree(path, _EXPECTED)
   lists = [name for name in files if name.rsplit("/", 1)[-1] == "label.lst"]

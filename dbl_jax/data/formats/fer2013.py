@@ -43,16 +43,11 @@ _EXPECTED = (
 
 
 def find(path: Path, _: Any = None) -> Listing:
-  """Finds the images.
+  """Finds the images, see `Source.find`.
 
   Args:
     path: the CSV, or a folder or zip that holds it or the class folders.
-
-  Returns:
-    The images, with a split 'validation' if they are from the CSV.
-
-  Raises:
-    UserError: if neither form is found, or something in it is wrong.
+    _: unused.
   """
   if path.suffix.lower() == ".csv" and path.is_file():
     files = {path.name: stored.of_path(path)}
@@ -160,7 +155,7 @@ def _parse_row(
 
 def _image(pixels: bytes, where: str) -> bytes:
   """Converts pixels to a PGM file, so that they are read like any image."""
-  # What is no number would end NumPy's reading, or be taken for one.
+  # NumPy would stop at other characters, or take them for numbers.
   if pixels.translate(None, b"0123456789 \t"):
     pixels = b""
   values = np.fromstring(pixels, np.int64, sep=" ")

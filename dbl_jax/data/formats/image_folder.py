@@ -48,19 +48,12 @@ _Tree = dict[str, dict[str, dict[str, StoredFile]]]
 
 
 def find(path: Path, options: Any) -> Listing:
-  """Finds the images of a folder or zip.
+  """Finds the images, see `Source.find`.
 
   Args:
     path: the folder or zip.
     options: `config.data`; for a folder without splits `test_fraction` and
       `split_seed` are used.
-
-  Returns:
-    The images, by name within each class.
-
-  Raises:
-    UserError: if there are no class folders, or training and test split have
-      different ones.
   """
   tree, warnings = read_tree(path)
   class_names = _class_names(tree, path)

@@ -98,7 +98,7 @@ def opened(data: bytes, origin: str) -> Iterator[Image.Image]:
       if image.width * image.height > MAX_PIXELS:
         raise _too_large(origin, f"{image.width} x {image.height}")
       yield image
-  except UserError:
+  except (UserError, MemoryError):
     raise
   except (Image.DecompressionBombError, Image.DecompressionBombWarning):
     raise _too_large(origin, "many more") from None
@@ -141,7 +141,7 @@ def to_rgb(image: Image.Image, origin: str) -> Image.Image:
   """Converts an opened image to RGB, upright, on white."""
   # Loaded before the block below, which must not swallow a decoder's error.
   image.load()
-  # Broken EXIF beside a sound picture: viewers show the picture.
+  # Viewers show an intact image in spite of broken EXIF.
   with contextlib.suppress(Exception):
     ImageOps.exif_transpose(image, in_place=True)
   if image.mode == "F":

@@ -9,6 +9,7 @@ copy, see `kaggle`. Nothing is extracted: zips are read in place.
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +23,8 @@ from dbl_jax.data.raf_db import kaggle
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 100
-# 'pati' is the authors' own spelling.
-_LABELS = re.compile(r"(.*/)?EmoLabel/list_par?tition_label\.txt")
+# The first spelling is the authors' own.
+_LABEL_FILES = ("list_patition_label.txt", "list_partition_label.txt")
 _NAME = re.compile(r"(train|test)_[\w-]+\.\w+", re.ASCII)
 # Further folders of RAF-DB, with three files for each image.
 _IGNORED = ("original", "Annotation", "boundingbox")
@@ -35,31 +36,23 @@ _EXPECTED = (
 
 
 def find(path: Path, _: Any = None) -> Listing:
-  """Finds the images and reads their labels.
+  """Finds the images and reads their labels, see `Source.find`.
 
   Args:
     path: the folder that holds `basic`, `basic` itself, or a zip of either;
       or Kaggle's `DATASET`.
-
-  Returns:
-    The images, in the order of their names.
-
-  Raises:
-    UserError: if something is missing, malformed or contradictory.
+    _: unused.
   """
-  files = stored.open_tree(path, _EXPECTED, _IGNORED)
-  base = _base(files, path)
-  if base is not None:
-    # 'pati' sorts after 'part'.
-    file = next(
-      file
-      for name, file in reversed(files.items())
-      if (match := _LABELS.fullmatch(name)) and (match[1] or "") == base
-    )
+  # A folder may hold other data sets too, which are not searched.
+  inner = not _has_labels(path) and _has_labels(path / "basic")
+  root = path / "basic" if inner else path
+  if not _has_labels(root) and os.path.isfile(path / "basic.zip"):
+    return find(path / "basic.zip")
+  files = stored.open_tree(root, _EXPECTED, _IGNORED)
+  if found := _label_file(files, path):
+    base, file = found
     labels, origin = file.read(), file.origin
     images = _images(files, f"{base}Image/aligned")
-  elif "basic.zip" in files:
-    return find(path / "basic.zip")
   elif (labelled := kaggle.find(path, files)) is not None:
     images, codes = labelled
     labels = "\n".join(f"{n} {c}" for n, c in codes.items()).encode()
@@ -85,25 +78,34 @@ def find(path: Path, _: Any = None) -> Listing:
     )
     for split in RAF_DB_COUNTS
   }
-  found = Listing(RAF_DB_NAMES, splits, (), _fingerprint(labels, images))
-  return found._replace(
-    warnings=_warnings(found, str(path), len(images) - len(rows))
-  )
+  listed = Listing(RAF_DB_NAMES, splits, (), _fingerprint(labels, images))
+  warnings = _warnings(listed, str(path), len(images) - len(rows))
+  return listed._replace(warnings=warnings)
 
 
-def _base(files: Mapping[str, StoredFile], path: Path) -> str | None:
-  """Returns the folder that holds EmoLabel/, None without a label file."""
-  matches = map(_LABELS.fullmatch, files)
-  bases = sorted({match[1] or "" for match in matches if match})
-  for base in ("", "basic/"):
-    if base in bases:
-      return base
-  if len(bases) > 1:
+def _has_labels(folder: Path) -> bool:
+  places = (folder / "EmoLabel" / name for name in _LABEL_FILES)
+  return any(map(os.path.isfile, places))
+
+
+def _label_file(
+  files: Mapping[str, StoredFile], path: Path
+) -> tuple[str, StoredFile] | None:
+  """Returns the folder that holds EmoLabel/, and the label file in it."""
+  found = {}
+  for spelling in reversed(_LABEL_FILES):
+    place = f"EmoLabel/{spelling}"
+    for name, file in files.items():
+      if f"/{name}".endswith(f"/{place}"):
+        found[name.removesuffix(place)] = file
+  chosen: list[str] = [base for base in ("", "basic/") if base in found]
+  chosen = chosen or sorted(found)
+  if len(found) > 1 and chosen[0] not in ("", "basic/"):
     raise UserError(
-      f"{path} has label files under {few(bases)}; {_EXPECTED}. Give the"
+      f"{path} has label files under {few(chosen)}; {_EXPECTED}. Give the"
       " folder or zip you got from RAF-DB's authors."
     )
-  return bases[0] if bases else None
+  return (chosen[0], found[chosen[0]]) if found else None
 
 
 def _images(

@@ -89,7 +89,7 @@ _RANGES = {
   'hand_along': (-0.4, 0.4),
 }  # fmt: skip
 
-# Chance of what only some faces have.
+# Probability of properties that only some faces have.
 _CHANCES = {
   'bald': 0.06, 'long': 0.4, 'hat': 0.06, 'dyed': 0.03, 'beard': 0.2,
   'lipstick': 0.15, 'glasses': 0.16, 'sunglasses': 0.15, 'scarf': 0.03,

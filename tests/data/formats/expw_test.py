@@ -2,38 +2,12 @@
 
 import numpy as np
 import pytest
-import raf_db_fixture as fixture
+import samples
 
 import tiny
 from dbl_jax.data import sources
 from dbl_jax.data.formats import expw, images
 from dbl_jax.errors import UserError
-
-SIZE = (40, 30)
-
-
-def make_rows(photos=60):
-  """One to three faces a photo, of long-tailed classes."""
-  rng = np.random.default_rng(0)
-  rows = []
-  for photo in range(photos):
-    for face in range(1 + photo % 3):
-      label = rng.choice(7, p=[0.1, 0.1, 0.05, 0.25, 0.1, 0.1, 0.3])
-      left, top = rng.integers(0, 20, 2)
-      row = (f"p {photo}.jpg", face, top, left, left + 12, top + 10, 61.5)
-      rows.append((*row, label))
-  return rows
-
-
-def write(root, rows, folder="image/origin"):
-  (root / "label").mkdir(parents=True)
-  (root / folder).mkdir(parents=True)
-  text = "".join(" ".join(map(str, row)) + "\n" for row in rows)
-  (root / "label" / "label.lst").write_text(text)
-  for i, name in enumerate(dict.fromkeys(row[0] for row in rows)):
-    data = fixture.image_bytes(i, "RGB", "PNG", SIZE)
-    (root / folder / name).write_bytes(data)
-  return root
 
 
 def get_options(root, **others):
@@ -43,13 +17,13 @@ def get_options(root, **others):
 
 @pytest.fixture
 def root(tmp_path):
-  return write(tmp_path / "expw", make_rows())
+  return samples.write_expw(tmp_path / "expw", samples.expw_rows())
 
 
 def test_every_face_is_in_one_part_and_a_photos_faces_together(root):
   found = expw.find(root, get_options(root))
   names = [record.name for rows in found.splits.values() for record in rows]
-  assert sorted(names) == sorted(f"{r[0]}#{r[1]}" for r in make_rows())
+  assert sorted(names) == sorted(f"{r[0]}#{r[1]}" for r in samples.expw_rows())
   photos = [
     {r.name.split("#")[0] for r in rows} for rows in found.splits.values()
   ]
@@ -71,7 +45,7 @@ def test_end_to_end_each_face_is_its_box(root, tmp_path):
   options = get_options(root, cache_dir=str(tmp_path / "c"))
   dataset = sources.load(options)
   assert dataset.class_names == expw.CLASS_NAMES
-  rows = {f"{row[0]}#{row[1]}": row for row in make_rows()}
+  rows = {f"{row[0]}#{row[1]}": row for row in samples.expw_rows()}
   records = expw.find(root, options).splits["test"]
   test = dataset.splits["test"]
   for record, image, label in zip(records, *test, strict=True):
@@ -89,8 +63,8 @@ def test_the_photos_may_lie_elsewhere_or_in_a_zip(root, tmp_path):
   (root / "image" / "aligned").mkdir()
   for file in (root / "image" / "origin").iterdir():
     (root / "image" / "aligned" / file.name).touch()
-  zipped = fixture.zip_folder(root, tmp_path / "expw.zip", "ExpW/")
-  other = write(tmp_path / "other", make_rows(), "photos")
+  zipped = samples.zip_folder(root, tmp_path / "expw.zip", "ExpW/")
+  other = samples.write_expw(tmp_path / "other", samples.expw_rows(), "photos")
   for place in (root, zipped, other):
     found = expw.find(place, options).splits["train"]
     assert [r.name for r in found] == expected
@@ -103,9 +77,9 @@ def test_counts_are_compared_with_the_authors(root):
 
 
 def test_a_box_without_area_is_left_out_and_counted(tmp_path):
-  rows = make_rows()
+  rows = samples.expw_rows()
   rows[4] = (*rows[4][:4], rows[4][3], *rows[4][5:])  # right = left
-  root = write(tmp_path / "expw", rows)
+  root = samples.write_expw(tmp_path / "expw", rows)
   found = expw.find(root, get_options(root))
   assert (
     f"1 faces are left out, as their boxes have no area: {rows[4][0]}"
@@ -115,8 +89,10 @@ def test_a_box_without_area_is_left_out_and_counted(tmp_path):
 
 
 def test_many_boxes_without_area_are_refused(tmp_path):
-  swapped = [(r[0], r[1], r[2], r[4], r[3], *r[5:]) for r in make_rows()]
-  root = write(tmp_path / "expw", swapped)
+  swapped = [
+    (r[0], r[1], r[2], r[4], r[3], *r[5:]) for r in samples.expw_rows()
+  ]
+  root = samples.write_expw(tmp_path / "expw", swapped)
   with pytest.raises(UserError, match=r"120 of 120 boxes have no area: p 0\.j"):
     expw.find(root, get_options(root))
 
@@ -124,15 +100,15 @@ def test_many_boxes_without_area_are_refused(tmp_path):
 def test_a_box_that_juts_out_is_moved_in_and_one_outside_refused(
   tmp_path,
 ):
-  rows = make_rows()
+  rows = samples.expw_rows()
   rows[0] = (*rows[0][:2], -4, -4, 6, 6, *rows[0][6:])
-  root = write(tmp_path / "a", rows)
+  root = samples.write_expw(tmp_path / "a", rows)
   options = get_options(root, cache_dir=str(tmp_path / "c"))
   assert (
     sum(len(p.labels) for p in sources.load(options).splits.values()) == 120
   )
   rows[0] = (*rows[0][:2], 100, 100, 110, 110, *rows[0][6:])
-  root = write(tmp_path / "b", rows)
+  root = samples.write_expw(tmp_path / "b", rows)
   options = get_options(root, cache_dir=str(tmp_path / "c"))
   with pytest.raises(UserError, match=r"p 0\.jpg is 40 x 30 .* lies outside"):
     sources.load(options)

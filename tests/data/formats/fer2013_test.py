@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-import raf_db_fixture as fixture
+import samples
 from PIL import Image
 
 import tiny
@@ -13,38 +13,6 @@ from dbl_jax.data.formats import fer2013, image_folder
 from dbl_jax.errors import UserError
 
 NAMES = fer2013.CLASS_NAMES
-USAGES = ("Training", "PublicTest", "PrivateTest")
-# Usage and emotion of each row: every class twice in Training.
-ROWS = [("Training", c) for c in (*range(7), *range(7))] + [
-  (usage, c) for c in range(7) for usage in USAGES[1:]
-]
-
-
-def picture(row):
-  return np.random.default_rng(row).integers(0, 256, (48, 48), np.uint8)
-
-
-def write_csv(path, form="emotion,pixels,Usage", rows=ROWS, end="\n"):
-  lines = [form]
-  for i, (usage, emotion) in enumerate(rows):
-    pixels = " ".join(map(str, picture(i).ravel()))
-    field = {"emotion": emotion, "pixels": pixels, "usage": usage}
-    columns = [name.strip().lower() for name in form.split(",")]
-    lines.append(",".join(str(field[name]) for name in columns))
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(end.join(lines) + end)
-  return path
-
-
-def write_folders(root, rename=str):
-  for part in ("train", "test"):
-    for name in NAMES:
-      folder = root / part / rename(name)
-      folder.mkdir(parents=True)
-      for i in range(2):
-        data = fixture.image_bytes(hash((part, i)) % 99, "L", size=(48, 48))
-        (folder / f"{i}.jpg").write_bytes(data)
-  return root
 
 
 def labels(found, part):
@@ -56,26 +24,28 @@ def labels(found, part):
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_the_csv_gives_three_parts(tmp_path, form, end):
-  path = write_csv(tmp_path / "d" / "fer2013.csv", form, end=end)
+  path = samples.write_fer_csv(tmp_path / "d" / "fer2013.csv", form, end=end)
   for place in (path, tmp_path / "d", tmp_path):
     found = fer2013.find(place)
     assert found.class_names == NAMES
     assert labels(found, "train") == [*range(7), *range(7)]
     assert labels(found, "validation") == labels(found, "test") == [*range(7)]
     data = found.splits["test"][1].file.read()
-    np.testing.assert_array_equal(Image.open(io.BytesIO(data)), picture(17))
+    np.testing.assert_array_equal(
+      Image.open(io.BytesIO(data)), samples.fer_pixels(17)
+    )
 
 
 def test_a_csv_of_another_name_and_one_in_a_zip(tmp_path):
-  path = write_csv(tmp_path / "d" / "icml_face_data.csv")
-  zipped = fixture.zip_folder(tmp_path / "d", tmp_path / "a.zip", "x/")
+  path = samples.write_fer_csv(tmp_path / "d" / "icml_face_data.csv")
+  zipped = samples.zip_folder(tmp_path / "d", tmp_path / "a.zip", "x/")
   other = path.rename(tmp_path / "mine.csv")
   for place in (zipped, other):
     assert labels(fer2013.find(place), "test") == [*range(7)]
 
 
 def test_the_csv_end_to_end(tmp_path):
-  path = write_csv(tmp_path / "fer2013.csv")
+  path = samples.write_fer_csv(tmp_path / "fer2013.csv")
   options = {"name": "fer2013", "dir": str(path), "image_size": 48}
   options = tiny.get_resolved(cache_dir=str(tmp_path / "c"), **options).data
   splits = sources.load(options).splits
@@ -84,12 +54,12 @@ def test_the_csv_end_to_end(tmp_path):
     "validation": 7,
     "test": 7,
   }
-  expected = np.repeat(picture(16)[..., None], 3, axis=-1)
+  expected = np.repeat(samples.fer_pixels(16)[..., None], 3, axis=-1)
   np.testing.assert_array_equal(splits["validation"].images[1], expected)
 
 
 def test_the_folder_form_has_the_order_of_the_csv(tmp_path):
-  root = write_folders(tmp_path / "faces")
+  root = samples.write_fer_folders(tmp_path / "faces")
   found = fer2013.find(root)
   assert found.class_names == NAMES
   assert image_folder.find(root, None).class_names == tuple(sorted(NAMES))
@@ -100,15 +70,19 @@ def test_the_folder_form_has_the_order_of_the_csv(tmp_path):
 
 
 def test_other_spellings_of_the_folders(tmp_path):
-  codes = write_folders(tmp_path / "a", lambda name: str(NAMES.index(name)))
+  codes = samples.write_fer_folders(
+    tmp_path / "a", lambda name: str(NAMES.index(name))
+  )
   words = {"angry": "Anger", "happy": "Happiness", "sad": "sadness"}
-  words = write_folders(tmp_path / "b", lambda n: words.get(n, n.title()))
+  words = samples.write_fer_folders(
+    tmp_path / "b", lambda n: words.get(n, n.title())
+  )
   for root in (codes, words):
     assert labels(fer2013.find(root), "test") == sorted([*range(7)] * 2)
 
 
 def test_folders_of_other_classes_are_refused(tmp_path):
-  root = write_folders(tmp_path / "faces")
+  root = samples.write_fer_folders(tmp_path / "faces")
   (root / "train" / "fear").rename(root / "train" / "contempt")
   with pytest.raises(UserError, match="train has a folder 'contempt'"):
     fer2013.find(root)
@@ -130,7 +104,7 @@ def test_folders_of_other_classes_are_refused(tmp_path):
   ],
 )
 def test_a_csv_that_is_not_right_is_refused(tmp_path, old, new, message):
-  path = write_csv(tmp_path / "fer2013.csv")
+  path = samples.write_fer_csv(tmp_path / "fer2013.csv")
   path.write_text(path.read_text().replace(old, new))
   with pytest.raises(UserError, match=message) as caught:
     fer2013.find(path)
@@ -139,7 +113,7 @@ def test_a_csv_that_is_not_right_is_refused(tmp_path, old, new, message):
 
 @pytest.mark.parametrize("pixel", ["", "256", "-1", "x", "1.5"])
 def test_pixels_that_are_no_picture_are_refused(tmp_path, pixel):
-  path = write_csv(tmp_path / "fer2013.csv")
+  path = samples.write_fer_csv(tmp_path / "fer2013.csv")
   first, row, rest = path.read_text().split("\n", 2)
   fields = row.split(",")
   fields[1] = f"{pixel} " + fields[1].split(" ", 1)[1]

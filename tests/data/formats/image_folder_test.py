@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-import raf_db_fixture as fixture
+import samples
 
 import tiny
 from dbl_jax import config as configs
@@ -20,7 +20,7 @@ def write(folder, counts, seed=0):
   for label, (name, count) in enumerate(counts.items()):
     (folder / name).mkdir(parents=True)
     for i in range(count):
-      data = fixture.image_bytes(1000 * seed + 100 * label + i, "RGB", "PNG")
+      data = samples.image_bytes(1000 * seed + 100 * label + i, "RGB", "PNG")
       (folder / name / f"{i}.png").write_bytes(data)
   return folder
 
@@ -117,7 +117,7 @@ def test_a_zip_an_outer_folder_and_deeper_images(parted, tmp_path):
   (parted / "__MACOSX" / "._0.png").touch()
   (parted / "train" / ".hidden").mkdir()
   (parted / "train" / ".hidden" / "a.png").touch()
-  path = fixture.zip_folder(parted.parent, tmp_path / "faces.zip")
+  path = samples.zip_folder(parted.parent, tmp_path / "faces.zip")
   for place in (path, parted, parted.parent):
     found = image_folder.find(place, None)
     assert shape(found) == shape(before)

@@ -4,7 +4,7 @@ import pathlib
 import tempfile
 
 import numpy as np
-import raf_db_fixture as fixture
+import samples
 import tensorflow_datasets as tfds
 
 from dbl_jax.data import pipeline, sampling
@@ -21,7 +21,7 @@ class RafDbTest(tfds.testing.DatasetBuilderTestCase):
   def setUpClass(cls):
     folder = tempfile.TemporaryDirectory()
     cls.addClassCleanup(folder.cleanup)
-    root = fixture.write(pathlib.Path(folder.name) / "raf_db")
+    root = samples.write_raf_db(pathlib.Path(folder.name) / "raf_db")
     cls.EXAMPLE_DIR = str(root)
     super().setUpClass()
 

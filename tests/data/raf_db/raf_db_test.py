@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-import raf_db_fixture as fixture
+import samples
 
 import tiny
 from dbl_jax.data import sources
@@ -18,7 +18,7 @@ from dbl_jax.errors import UserError
 
 @pytest.fixture
 def root(tmp_path):
-  return fixture.write(tmp_path / "raf_db")
+  return samples.write_raf_db(tmp_path / "raf_db")
 
 
 def content(found):
@@ -31,21 +31,21 @@ def content(found):
 
 def expected_content(root):
   return [
-    (name, split, code - 1, fixture.image(root, name).read_bytes())
+    (name, split, code - 1, samples.raf_db_image(root, name).read_bytes())
     for split in ("train", "test")
-    for name, code in sorted(fixture.ROWS)
+    for name, code in sorted(samples.RAF_DB_ROWS)
     if name.startswith(split)
   ]
 
 
 def spelt_rightly(root):
-  labels = fixture.labels(root)
+  labels = samples.raf_db_labels(root)
   labels.rename(labels.with_name("list_partition_label.txt"))
   return root
 
 
 def twice_aligned(root):
-  aligned = fixture.aligned(root)
+  aligned = samples.raf_db_aligned(root)
   aligned.rename(aligned.with_name("inner"))
   aligned.mkdir()
   aligned.with_name("inner").rename(aligned / "aligned")
@@ -54,12 +54,12 @@ def twice_aligned(root):
 
 def in_a_folder(root):
   (root.parent / "downloads").mkdir()
-  fixture.zip_folder(root, root.parent / "downloads" / "basic.zip")
+  samples.zip_folder(root, root.parent / "downloads" / "basic.zip")
   return root.parent / "downloads"
 
 
 def prefixed(root):
-  path = fixture.zip_folder(root, root.parent / "a.zip", "RAF-DB/")
+  path = samples.zip_folder(root, root.parent / "a.zip", "RAF-DB/")
   with zipfile.ZipFile(path, "a") as archive:
     junk = "__MACOSX/RAF-DB/basic/EmoLabel/list_patition_label.txt"
     archive.writestr(junk, b"\0\5\26\7")
@@ -67,14 +67,14 @@ def prefixed(root):
 
 
 def nested(root):
-  aligned = fixture.aligned(root)
-  fixture.zip_folder(aligned, root / "basic/Image/aligned.zip", "aligned/")
+  aligned = samples.raf_db_aligned(root)
+  samples.zip_folder(aligned, root / "basic/Image/aligned.zip", "aligned/")
   shutil.rmtree(aligned)
   return root
 
 
 def zipped(root):
-  return fixture.zip_folder(root, root.parent / "basic.zip")
+  return samples.zip_folder(root, root.parent / "basic.zip")
 
 
 FORMS = {
@@ -83,7 +83,7 @@ FORMS = {
   "other spelling": spelt_rightly,
   "aligned/aligned": twice_aligned,
   "zip": zipped,
-  "zip of basic": lambda root: fixture.zip_folder(
+  "zip of basic": lambda root: samples.zip_folder(
     root / "basic", root.parent / "any.zip"
   ),
   "zip in a folder": in_a_folder,
@@ -116,7 +116,7 @@ def test_every_form_reads_the_same(root, form):
   ids=["BOM", "CRLF", "tabs", "blank lines"],
 )
 def test_harmless_differences_in_the_label_file(root, change):
-  labels = fixture.labels(root)
+  labels = samples.raf_db_labels(root)
   labels.write_bytes(change(labels.read_bytes()))
   assert content(reader.find(root)) == expected_content(root)
 
@@ -138,7 +138,7 @@ def test_harmless_differences_in_the_label_file(root, change):
   ],
 )
 def test_a_bad_row_is_named(root, rows, message):
-  labels = fixture.labels(root)
+  labels = samples.raf_db_labels(root)
   labels.write_bytes(labels.read_bytes() + b"\n" + rows)
   with pytest.raises(UserError, match=message) as caught:
     reader.find(root)
@@ -146,8 +146,8 @@ def test_a_bad_row_is_named(root, rows, message):
 
 
 def test_missing_images_are_counted_and_named(root):
-  for name, _ in fixture.ROWS[:7]:
-    fixture.image(root, name).unlink()
+  for name, _ in samples.RAF_DB_ROWS[:7]:
+    samples.raf_db_image(root, name).unlink()
   with pytest.raises(UserError) as caught:
     reader.find(root)
   for fact in ("7 of 16 images", "train_00009_aligned.jpg", "and 2 more"):
@@ -163,7 +163,7 @@ def test_missing_images_are_counted_and_named(root):
   ],
 )
 def test_an_empty_split_is_refused(root, dropped, message):
-  labels = fixture.labels(root)
+  labels = samples.raf_db_labels(root)
   rows = labels.read_text().splitlines()
   labels.write_text("\n".join(r for r in rows if not r.startswith(dropped)))
   with pytest.raises(UserError, match=message):
@@ -173,10 +173,10 @@ def test_an_empty_split_is_refused(root, dropped, message):
 def test_what_is_not_there_is_named(root, tmp_path):
   with pytest.raises(UserError, match="nowhere does not exist"):
     reader.find(tmp_path / "nowhere")
-  fixture.labels(root).unlink()
+  samples.raf_db_labels(root).unlink()
   with pytest.raises(UserError, match=r"no label file \(found: basic\)"):
     reader.find(root)
-  path = fixture.zip_folder(root, tmp_path / "some.zip")
+  path = samples.zip_folder(root, tmp_path / "some.zip")
   with pytest.raises(UserError, match=r"some\.zip has no label file"):
     reader.find(path)
   path.write_bytes(path.read_bytes()[:100])
@@ -184,10 +184,19 @@ def test_what_is_not_there_is_named(root, tmp_path):
     reader.find(path)
 
 
+def test_what_else_lies_in_the_folder_is_not_searched(root):
+  for folder in (root / "other", root / "basic" / "Image" / "original"):
+    folder.mkdir()
+    (folder / "x.jpg").symlink_to("nowhere")
+  assert content(reader.find(root)) == expected_content(root)
+
+
 def test_two_sets_in_one_zip_are_refused(root, tmp_path):
-  fixture.zip_folder(root, tmp_path / "two.zip", "old/")
+  samples.zip_folder(root, tmp_path / "two.zip", "old/")
   with zipfile.ZipFile(tmp_path / "two.zip", "a") as archive:
-    archive.write(fixture.labels(root), "new/EmoLabel/list_patition_label.txt")
+    archive.write(
+      samples.raf_db_labels(root), "new/EmoLabel/list_patition_label.txt"
+    )
   with pytest.raises(UserError, match="label files under new/, old/basic/"):
     reader.find(tmp_path / "two.zip")
 
@@ -207,9 +216,9 @@ def test_a_damaged_or_locked_zip_entry_is_named(root):
 
 
 def test_warnings_name_expected_and_found(root):
-  (fixture.aligned(root) / "train_99999_aligned.jpg").touch()
-  (fixture.aligned(root) / "._train_00001_aligned.jpg").touch()
-  (fixture.aligned(root) / "Thumbs.db").touch()
+  (samples.raf_db_aligned(root) / "train_99999_aligned.jpg").touch()
+  (samples.raf_db_aligned(root) / "._train_00001_aligned.jpg").touch()
+  (samples.raf_db_aligned(root) / "Thumbs.db").touch()
   train, test, unlabelled = reader.find(root).warnings
   assert (
     "train has 9 images (RAF-DB has 12271): surprise 1 (RAF-DB has 1290)"
@@ -240,7 +249,7 @@ def test_the_fingerprint_changes_with_the_data(root, form):
     return listing.fingerprint(reader.find(FORMS[form](root)))
 
   before = fingerprint()
-  image = fixture.image(root, "train_00001.jpg")
+  image = samples.raf_db_image(root, "train_00001.jpg")
   data = bytearray(image.read_bytes())
   stat = image.stat()
   data[-10] ^= 1
@@ -248,16 +257,16 @@ def test_the_fingerprint_changes_with_the_data(root, form):
   os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
   changed = fingerprint()
   assert changed != before
-  labels = fixture.labels(root)
+  labels = samples.raf_db_labels(root)
   labels.write_text(labels.read_text().replace("00001.jpg 2", "00001.jpg 3"))
   assert fingerprint() not in (before, changed)
 
 
 def test_the_fingerprint_is_that_of_earlier_versions(root):
   # Runs that exist resume on the same fingerprint alone.
-  for index, (name, _) in enumerate(fixture.ROWS):
-    fixture.image(root, name).write_bytes(b"x" * index)
-    os.utime(fixture.image(root, name), ns=(10**18, 10**18))
+  for index, (name, _) in enumerate(samples.RAF_DB_ROWS):
+    samples.raf_db_image(root, name).write_bytes(b"x" * index)
+    os.utime(samples.raf_db_image(root, name), ns=(10**18, 10**18))
   assert reader.find(root).fingerprint.startswith("c3247812373f76b4")
 
 
@@ -271,12 +280,12 @@ def test_end_to_end(root, tmp_path):
   dataset = sources.load(get_options(path, tmp_path))
   assert dataset.class_names == RAF_DB_NAMES
   assert len(dataset.warnings) == 2
-  rows = sorted(row for row in fixture.ROWS if row[0].startswith("test"))
+  rows = sorted(row for row in samples.RAF_DB_ROWS if row[0].startswith("test"))
   test = dataset.splits["test"]
   assert test.labels.dtype == np.int32
   assert test.labels.tolist() == [code - 1 for _, code in rows]
   expected = [
-    images.decode(fixture.image(root, name).read_bytes(), 16, name)
+    images.decode(samples.raf_db_image(root, name).read_bytes(), 16, name)
     for name, _ in rows
   ]
   np.testing.assert_array_equal(test.images, expected)
@@ -285,9 +294,9 @@ def test_end_to_end(root, tmp_path):
 def kaggle(root, official, folder=str, tables=True):
   """Writes the images of the official fixture in class folders."""
   rows = {"train": ["image,label"], "test": ["image,label"]}
-  for name, code in fixture.ROWS:
+  for name, code in samples.RAF_DB_ROWS:
     split = name.split("_")[0]
-    image = fixture.image(official, name)
+    image = samples.raf_db_image(official, name)
     place = root / "DATASET" / split / folder(code) / image.name
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(image.read_bytes())
@@ -300,7 +309,7 @@ def kaggle(root, official, folder=str, tables=True):
 @pytest.mark.parametrize("tables", [True, False])
 def test_kaggles_layout_reads_the_same(root, tmp_path, tables):
   other = kaggle(tmp_path / "k", root, tables=tables)
-  archive = fixture.zip_folder(other, tmp_path / "kaggle.zip")
+  archive = samples.zip_folder(other, tmp_path / "kaggle.zip")
   for place in (other, other / "DATASET", archive):
     found = reader.find(place)
     assert content(found) == expected_content(root)
