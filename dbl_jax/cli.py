@@ -1,10 +1,11 @@
-"""What every command line shares: plain words for the user's mistakes."""
+"""Command lines of all programs: flags, config files and error messages."""
 
 import difflib
 import io
 import itertools
 import logging
 import os
+import re
 import runpy
 import sys
 import traceback
@@ -22,111 +23,113 @@ from dbl_jax.runtime import environment, signals
 _QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
-def run_main(program: Callable[[Sequence[str]], None]) -> None:
-  """Runs a program; the user's mistakes end it with one line and status 2.
+def run_main(main: Callable[[Sequence[str]], None]) -> None:
+  """Runs a program. An error of the user ends it with one line and status 2.
 
   Args:
-    program: takes the command line.
+    main: takes the command line.
   """
-  handler = logging.StreamHandler()
-  handler.setFormatter(_Plain("%(message)s"))
-  logging.basicConfig(level=logging.WARNING, handlers=[handler])
-  logging.getLogger("dbl_jax").setLevel(logging.INFO)
-  logging.getLogger("jax").setLevel(logging.ERROR)
-  # What Orbax's threads log with stack traces it raises too, at the next save.
-  for noisy in ("absl", "asyncio", "orbax"):
-    logging.getLogger(noisy).setLevel(logging.CRITICAL)
-  # It says in words of its own what it then raises, also of huge images.
-  logging.getLogger("PIL").setLevel(logging.CRITICAL)
-  warnings.filterwarnings("error", module="PIL", message=".*decompression bomb")
-  sys.unraisablehook = _without_closed_loops
+  _set_up_logging()
   for name, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(name, value)
   environment.prepare()
-  # A file's name may hold what the terminal's encoding cannot say.
+  # File names may have characters that the terminal's encoding lacks.
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="backslashreplace")
   try:
-    program(sys.argv)
+    main(sys.argv)
   except UserError as error:
-    _leave(str(error))
+    _exit_with(str(error))
   except signals.Stopped as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(stopped.status)
   except OSError as error:
     where = error.filename or "A file or the disk"
-    _leave(
+    _exit_with(
       f"{where} cannot be read or written ({error.strerror or error}). Check"
       " that it exists, that you may use it, and that the disk has room."
     )
   except KeyboardInterrupt:
-    print("\nStopped. Run the same command to go on.", file=sys.stderr)
+    print("\nStopped. Run the same command to resume.", file=sys.stderr)
     sys.exit(130)
 
 
-def _leave(message: str) -> NoReturn:
+def _set_up_logging() -> None:
+  handler = logging.StreamHandler()
+  handler.setFormatter(_Printable("%(message)s"))
+  logging.basicConfig(level=logging.WARNING, handlers=[handler])
+  logging.getLogger("dbl_jax").setLevel(logging.INFO)
+  logging.getLogger("jax").setLevel(logging.ERROR)
+  # Orbax's threads log stack traces of errors that the next save raises, and
+  # Pillow logs what it raises.
+  for name in ("absl", "asyncio", "orbax", "PIL"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+  warnings.filterwarnings("error", module="PIL", message=".*decompression bomb")
+  sys.unraisablehook = _ignore_closed_loops
+
+
+class _Printable(logging.Formatter):
+  def format(self, record: logging.LogRecord) -> str:
+    return printable(super().format(record), keep="\n")
+
+
+def _ignore_closed_loops(found: Any) -> None:
+  """Ignores callbacks of TensorStore that come after Orbax has failed."""
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
+
+
+def _exit_with(message: str) -> NoReturn:
   """Prints one line and ends the program with status 2."""
-  print(f"error: {printable(message)}", file=sys.stderr)
+  print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
   sys.exit(2)
 
 
-def printable(text: str, kept: str = "") -> str:
-  """The text, with escapes for what a terminal would obey.
+def printable(text: str, keep: str = "") -> str:
+  """Escapes characters that control a terminal.
 
   Args:
-    text: such as the name of a stranger's file.
-    kept: characters that stay as they are, such as the end of a line.
+    text: for example a file name from elsewhere.
+    keep: characters that are not escaped.
 
   Returns:
     The text in printable characters.
   """
   return "".join(
-    c if c.isprintable() or c in kept else c.encode("unicode_escape").decode()
+    c if c.isprintable() or c in keep else c.encode("unicode_escape").decode()
     for c in text
   )
 
 
-class _Plain(logging.Formatter):
-  def format(self, record: logging.LogRecord) -> str:
-    return printable(super().format(record), kept="\n")
-
-
-def _without_closed_loops(found: Any) -> None:
-  """Python's own hook, but for what TensorStore says after Orbax has failed.
-
-  Its callbacks come when Orbax, which raises the error, has left the loop.
-  """
-  if str(found.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(found)
-
-
 def parse_flags(argv: Sequence[str]) -> None:
-  """Reads the command line.
+  """Parses the command line; --help and --help=SECTION print and exit.
 
   Args:
     argv: program name and flags.
 
   Raises:
-    UserError: naming an unknown flag, field or file, or a value of the wrong
-      type.
+    UserError: an unknown flag, field or file, or a value of the wrong type.
   """
   if {"--help", "-h", "--helpfull"} & set(argv):
     print(sys.modules["__main__"].__doc__)
     print(flags.FLAGS.main_module_help())
     sys.exit(0)
-  for argument in argv[1:]:
-    if argument.startswith("--help="):
-      print_help(argument.removeprefix("--help="))
-      sys.exit(0)
-    _check_home(argument)
-  path = _config_path(argv)
-  if path is not None:
-    load_config(path)
   try:
-    rest = flags.FLAGS(list(argv))
+    argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    for argument in argv[1:]:
+      if argument.startswith("--help="):
+        from dbl_jax import config as configs
+
+        print(configs.describe(argument.removeprefix("--help=")))
+        sys.exit(0)
+      _check_path(argument)
+    path = _config_path(argv)
+    if path is not None:
+      load_config(path)
+    rest = flags.FLAGS(argv)
   except flags.Error as error:
-    raise UserError(f"{error}. See --help.") from error
+    raise UserError(f"{_message(error)}. See --help.") from error
   except (AttributeError, KeyError) as error:
     raise UserError(_unknown_field(argv)) from error
   if len(rest) > 1:
@@ -135,45 +138,14 @@ def parse_flags(argv: Sequence[str]) -> None:
     )
 
 
-def print_help(section: str) -> None:
-  """Prints the fields of a section of the config, such as 'losses'."""
-  from dbl_jax import config as configs
-
-  print(configs.describe(section))
-
-
-def define_section(name: str, default: ConfigDict, words: str) -> Any:
-  """A flag for each field of a section, such as --data.name.
-
-  A field that there is not is met when the flag is defined; it ends the
-  program then, as `speak_plainly` would.
-
-  Args:
-    name: of the section.
-    default: its fields.
-    words: for --help.
-
-  Returns:
-    The flag's holder; its `value` is the section.
-  """
-  try:
-    return config_flags.DEFINE_config_dict(name, default, words)
-  except (AttributeError, KeyError):
-    _leave(_unknown_field(sys.argv))
-
-
-def _config_path(argv: Sequence[str]) -> str | None:
-  """What --config names, given with '=' or as the next word."""
-  found = None
-  for argument, following in itertools.zip_longest(argv[1:], argv[2:]):
-    name, equals, value = argument.partition("=")
-    if name in ("--config", "-config"):
-      found = value if equals else following
-  return found
-
-
-def _check_home(argument: str) -> None:
+def _check_path(argument: str) -> None:
+  """Raises UserError if a flag's value is a URL or in an unknown home."""
   value = argument.partition("=")[2] or argument
+  if re.match("[A-Za-z][A-Za-z0-9+.-]+://", value):
+    raise UserError(
+      f"{argument}: URLs are not supported. Give the path of a local or mounted"
+      " folder."
+    )
   if value.startswith("~") and os.path.expanduser(value).startswith("~"):
     user = value[1:].split("/")[0]
     raise UserError(
@@ -182,8 +154,53 @@ def _check_home(argument: str) -> None:
     )
 
 
+def define_config_file(name: str, words: str) -> Any:
+  """Defines a flag for a config file and flags for its fields, see below."""
+  return _define(config_flags.DEFINE_config_file, name, None, words)
+
+
+def define_section(name: str, default: ConfigDict, words: str) -> Any:
+  """Defines a flag for each field of a section, such as --data.name.
+
+  ml_collections reads the command line when a flag is defined. An error then
+  ends the program as in `run_main`.
+
+  Args:
+    name: name of the section.
+    default: its fields.
+    words: text for --help.
+
+  Returns:
+    The flag's holder; its `value` is the section.
+  """
+  return _define(config_flags.DEFINE_config_dict, name, default, words)
+
+
+def _define(define: Callable[..., Any], *arguments: Any) -> Any:
+  try:
+    return define(*arguments)
+  except flags.Error as error:
+    _exit_with(_message(error))
+  except (AttributeError, KeyError):
+    _exit_with(_unknown_field(sys.argv))
+
+
+def _message(error: flags.Error) -> str:
+  return str(error).removeprefix("ERROR:: ")
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+  """The value of --config, given with '=' or as the next word."""
+  found = None
+  for argument, following in itertools.zip_longest(argv[1:], argv[2:]):
+    name, equals, value = argument.partition("=")
+    if name in ("--config", "-config"):
+      found = value if equals else following
+  return found
+
+
 def _unknown_field(argv: Sequence[str]) -> str:
-  """Says which override names no field, and what may be meant."""
+  """A message that names the unknown field, and fields with similar names."""
   from dbl_jax import config as configs
 
   path = _config_path(argv)
@@ -203,21 +220,8 @@ def _unknown_field(argv: Sequence[str]) -> str:
   return f"{path} has no field {unknown!r}. {hint}"
 
 
-def _check_config_path(path: str) -> None:
-  if os.path.isfile(path.split(":")[0]):
-    return
-  near = sorted(str(p) for p in Path("configs").glob("*.py"))
-  hint = (
-    f"There are {', '.join(near)}."
-    if near
-    else "There is no folder configs/ here: run from the project's root, or"
-    " give the path of your own config file."
-  )
-  raise UserError(f"--config={path}: no such file. {hint}")
-
-
 def load_config(path: str) -> Any:
-  """The config of a file, with an argument for its `get_config` after ':'.
+  """Loads a config file, with an argument for its `get_config` after ':'.
 
   Args:
     path: such as 'configs/decoupling.py:lws'.
@@ -226,46 +230,52 @@ def load_config(path: str) -> Any:
     The config, not resolved.
 
   Raises:
-    UserError: if there is no such file or variant.
+    UserError: if there is no such file or variant, or the file is broken.
   """
-  _check_config_path(path)
   file, *argument = path.split(":", 1)
+  if not os.path.isfile(file):
+    near = sorted(map(str, Path("configs").glob("*.py")))
+    raise UserError(
+      f"--config={path}: no such file. There are {', '.join(near)}."
+      if near
+      else f"--config={path}: no such file. There is no folder configs/ here:"
+      " run from the project's root, or give the path of your own config file."
+    )
   try:
     get_config = runpy.run_path(file).get("get_config")
+    config = None if get_config is None else get_config(*argument)
   except UserError:
     raise
-  # A config is a program of the user's: it may raise anything.
-  except Exception as error:
-    raise UserError(_broken_config(file, error)) from error
+  except Exception as error:  # a config file is a program
+    raise UserError(_broken_config(file, argument, error)) from error
   if get_config is None:
     raise UserError(
       f"{file} is no config: it has no function get_config. See configs/."
     )
-  try:
-    config = get_config(*argument)
-  except UserError:
-    raise
-  except Exception as error:
-    if not argument or not isinstance(error, KeyError | TypeError | ValueError):
-      raise UserError(_broken_config(file, error)) from error
-    raise UserError(
-      f"{file} has no variant {':'.join(argument)!r} ({error}). Its first lines"
-      " say which there are."
-    ) from error
   if not isinstance(config, ConfigDict):
     raise UserError(
-      f"{file}: get_config gives a {type(config).__name__}; expected an"
+      f"{file}: get_config returns a {type(config).__name__}; expected an"
       " ml_collections.ConfigDict, such as dbl_jax.config.base() makes."
     )
   return config
 
 
-def _broken_config(file: str, error: Exception) -> str:
-  """What is wrong in a config file, and in which line of it."""
+def _broken_config(file: str, argument: list[str], error: Exception) -> str:
+  """A message with the line of a config file that fails, or its variant."""
   frames = traceback.extract_tb(error.__traceback__)
-  lines = [frame.lineno for frame in frames if frame.filename == file]
-  line = error.lineno if isinstance(error, SyntaxError) else (lines or [0])[-1]
+  in_file = [frame for frame in frames if frame.filename == file]
+  # If `get_config` takes no argument, its call fails outside of the file.
+  called = any(frame.name == "get_config" for frame in in_file)
+  value_error = isinstance(error, KeyError | TypeError | ValueError)
+  if argument and value_error and (called or not in_file):
+    return (
+      f"{file} has no variant {argument[0]!r} ({error}). Its first lines list"
+      " the variants."
+    )
+  line = in_file[-1].lineno if in_file else 1
+  if isinstance(error, SyntaxError):
+    line = error.lineno
   return (
     f"{file}, line {line or 1}: {type(error).__name__}: {error}; expected a"
-    " config, which is Python. Mend it, or see configs/."
+    " config, which is Python. Correct it, or see configs/."
   )

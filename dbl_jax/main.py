@@ -11,40 +11,40 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from dbl_jax.cli import parse_flags, run_main
+from dbl_jax.cli import define_config_file, parse_flags, run_main
 from dbl_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The system to train: a file in configs/."
+_CONFIG = define_config_file(
+  "config", "The system to train: a file in configs/."
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Folder of the run: checkpoints, figures, report. Run again with the same"
-  " one to go on where it stopped. Default: runs/<name of the config file>.",
+  "Folder of the run: checkpoints, metrics, report. Run the same command again"
+  " to resume. Default: runs/<name of the config file>.",
 )
 _ACCEPT_CHANGES = flags.DEFINE_bool(
   "accept_changes",
   False,
-  "Go on with a run whose config or images were others; what changed is said."
+  "Resume a run although its config or images have changed, and log what has."
   " Without it, that is refused.",
 )
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   "",
-  "On several hosts: host:port of process 0, or 'auto' to let JAX ask SLURM,"
+  "For several hosts: host:port of process 0, or 'auto' to let JAX ask SLURM,"
   " Open MPI or Kubernetes. Each host runs this command.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", -1, "On several hosts, unless 'auto': how many."
+  "num_processes", -1, "For several hosts, unless 'auto': number of processes."
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  "process_id", -1, "On several hosts, unless 'auto': this one's, from 0."
+  "process_id", -1, "For several hosts, unless 'auto': index of this process."
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Trains and evaluates what the flags describe."""
+  """Trains and evaluates the system of the flags."""
   parse_flags(argv)
   if _CONFIG.value is None:
     raise UserError("Which system? Give --config=configs/dbl.py or another.")

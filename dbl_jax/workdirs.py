@@ -1,12 +1,13 @@
-"""The folder of a run: that it can be written, and whose it is."""
+"""The folder of a run: created, locked, and bound to one config."""
 
 import contextlib
 import errno
+import glob
 import json
 import logging
 import os
 import platform
-import tempfile
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,59 +19,71 @@ from dbl_jax.errors import UserError
 from dbl_jax.runtime import distributed, files
 from dbl_jax.training import checkpoint
 
-_CONFIG = "config.json"
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+_CONFIG, _LOCK = "config.json", "run.lock"
 
 
 def make(workdir: Path) -> None:
-  """Makes the folder of a run, and sees that it can be written to.
+  """Creates the folder of a run and checks that it can be written.
 
   Raises:
-    UserError: if it cannot.
+    UserError: if it cannot, or if checkpoints cannot be written to such a path.
   """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir) as file:
-      file.write(b"x")
-  except OSError as error:
+  # A URL, as `Path` stores it.
+  if re.search("(?:^|/)[a-z][a-z0-9+.-]+:/", str(workdir)):
     raise UserError(
-      f"--workdir={workdir} cannot be written: {error.strerror}. Choose a"
-      " folder you may write to, with space on its disk."
-    ) from error
+      f"--workdir={workdir} is a URL. Give a path of a mounted file system."
+    )
+  # Orbax uses the path in patterns and would write checkpoints without arrays.
+  if glob.has_magic(str(workdir)):
+    raise UserError(
+      f"--workdir={workdir} has one of the characters * ? [ in its path, with"
+      " which checkpoints cannot be written. Choose a path without them."
+    )
+  files.make_writable(workdir, "--workdir")
 
 
 def remember(
   config: ConfigDict, workdir: Path, accept_changes: bool = False
 ) -> None:
-  """Keeps the config with the run; once something is trained, it is the run's.
+  """Stores the config; once a checkpoint exists, it must not change.
 
   Args:
     config: resolved.
-    workdir: of the run.
-    accept_changes: go on with this config though the run's is another.
+    workdir: folder of the run.
+    accept_changes: resume even if the config has changed.
 
   Raises:
-    UserError: if it holds a run of another config, or what it kept is damaged.
+    UserError: if the workdir has checkpoints of another config, or its stored
+      config is damaged.
   """
-  old = _remembered(workdir)
+  old = _stored_config(workdir)
   changed = [] if old is None else configs.differences(old, config.to_dict())
   serious = [c for c in changed if not c.startswith(configs.FREE_FIELDS)]
   if serious and accept_changes:
-    log.warning("%s goes on changed: %s", workdir, "; ".join(serious))
+    logger.warning(
+      "%s resumes with another config: %s", workdir, "; ".join(serious)
+    )
   elif serious:
     raise UserError(
       f"{workdir} holds a run of another config, which differs in"
-      f" {'; '.join(serious)}. Use another --workdir, set these fields back to"
-      " go on with that run, or say --accept_changes to go on all the same."
+      f" {'; '.join(serious)}. Use another --workdir, restore these fields to"
+      " resume that run, or resume it with the changes by --accept_changes."
     )
   if distributed.is_main():
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     files.write(workdir / _CONFIG, text.encode())
 
 
-def _remembered(workdir: Path) -> dict[str, Any] | None:
-  """The config of what was trained here; None where nothing was.
+def _stored_config(workdir: Path) -> dict[str, Any] | None:
+  """The config of the run's checkpoints, None if there are none.
 
-  Checkpoints hold it too, should the file be lost.
+  If the file is lost, the config is read from a checkpoint.
   """
   path = workdir / _CONFIG
   directories = [checkpoint.phase_dir(workdir, name) for name in configs.PHASES]
@@ -86,39 +99,29 @@ def _remembered(workdir: Path) -> dict[str, Any] | None:
     return None
   except (ValueError, TypeError) as error:
     raise UserError(
-      f"{path} is damaged ({error}). Delete it, and the config is taken from"
+      f"{path} is damaged ({error}). Move it away, and the config is read from"
       " the checkpoints; or use another --workdir."
     ) from error
 
 
-try:
-  import fcntl
-except ImportError:  # not on Windows
-  fcntl = None  # type: ignore[assignment]
-
-log = logging.getLogger(__name__)
-
-_FILE = "run.lock"
-
-
 class InUseError(UserError):
-  """Another run is in the workdir."""
+  """Another process is training in the workdir."""
 
 
 @contextlib.contextmanager
 def only_run(workdir: Path) -> Iterator[None]:
-  """Keeps other processes from training in a workdir during a block.
+  """Locks a workdir against other processes.
 
-  The lock is the kernel's and ends with the process, however that ends; the
-  file stays, and says who held it last.
+  The kernel releases the lock when the process ends, however it ends. The lock
+  file stays and names the last process.
 
   Args:
     workdir: an existing folder.
 
   Raises:
-    InUseError: if another run is in it, naming its process.
+    InUseError: if another process holds the lock, naming it.
   """
-  with (workdir / _FILE).open("a+") as file:
+  with (workdir / _LOCK).open("a+") as file:
     _lock(file.fileno(), workdir)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -127,13 +130,13 @@ def only_run(workdir: Path) -> Iterator[None]:
 
 
 def is_held(workdir: Path) -> bool:
-  """Whether another run is in a workdir now, which need not exist."""
+  """Whether another process is training in a workdir, which need not exist."""
   try:
-    with (workdir / _FILE).open("r+") as file:
+    with (workdir / _LOCK).open("r+") as file:
       _lock(file.fileno(), workdir)
   except InUseError:
     return True
-  except OSError:  # none was ever there; or a run in it says what is wrong
+  except OSError:  # never locked, or a run in it will report the error
     pass
   return False
 
@@ -144,71 +147,67 @@ def _lock(descriptor: int, workdir: Path) -> None:
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
-    holder = (workdir / _FILE).read_text().strip() or "another process"
+    holder = (workdir / _LOCK).read_text().strip() or "another process"
     raise InUseError(
-      f"--workdir={workdir} is in use: {holder} trains there. Wait for it, stop"
-      " it, or use another --workdir."
+      f"--workdir={workdir} is in use: {holder} is training there. Wait for it,"
+      " stop it, or use another --workdir."
     ) from error
   except OSError as error:
     if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
       raise
-    log.warning(
+    logger.warning(
       "%s cannot be locked (%s): start no second run in it.",
       workdir,
       error.strerror,
     )
 
 
-# What the user can mend; anything else is a bug.
-_MENDED_BY = {
+# Errors of a disk that the user can correct; any other is a bug.
+_REMEDIES = {
   errno.ENOSPC: "Free some space",
   errno.EDQUOT: "Free some of your quota",
   errno.EFBIG: "Raise the limit on the size of files",
   errno.EROFS: "Make it writable",
-  errno.EACCES: "Make it writable",
-  errno.EPERM: "Make it writable",
-  errno.EIO: "Look after the disk",
+  errno.EACCES: "Make it readable and writable",
+  errno.EPERM: "Make it readable and writable",
+  errno.EIO: "Check the disk",
 }
 
 
 @contextlib.contextmanager
 def plain_errors(workdir: Path) -> Iterator[None]:
-  """Turns a disk's errors into a `UserError`, also those within others.
+  """Converts errors of a disk to `UserError`, also inside other exceptions.
 
-  Orbax writes in the background and raises errors of its own at the next save,
-  in whose text or causes the disk's error is.
+  Orbax writes in the background and raises its own exceptions at the next save,
+  with the error of the disk in their text or causes.
 
   Args:
-    workdir: of the run.
+    workdir: folder of the run.
 
   Raises:
-    UserError: what cannot be written, why, and how to go on.
+    UserError: what cannot be written, why, and how to resume.
   """
   try:
     yield
   except UserError:
     raise
   except Exception as error:
-    found = _of_disk(error)
+    found = _disk_error(error)
     if found is None:
       raise
     number, path = found
     raise UserError(
-      f"{path or workdir}: {os.strerror(number)}. {_MENDED_BY[number]}, then"
-      " run the same command: it goes on from its last checkpoint."
+      f"{path or workdir}: {os.strerror(number)}. {_REMEDIES[number]}, then run"
+      " the same command: it resumes from its last checkpoint."
     ) from error
 
 
-def _of_disk(error: BaseException) -> tuple[int, str | None] | None:
-  """The disk's error in an exception or what it comes from, and the path."""
-  seen: set[int] = set()
-  at: BaseException | None = error
-  while at is not None and id(at) not in seen:
-    seen.add(id(at))
-    if isinstance(at, OSError) and at.errno in _MENDED_BY:
-      return at.errno, at.filename
-    for number in _MENDED_BY:
-      if os.strerror(number) in str(at):
+def _disk_error(error: BaseException) -> tuple[int, str | None] | None:
+  """Number and path of a disk's error in an exception or its causes."""
+  for cause in files.causes(error):
+    if isinstance(cause, OSError) and cause.errno in _REMEDIES:
+      return cause.errno, cause.filename
+    for number in _REMEDIES:
+      if os.strerror(number) in str(cause):
         return number, None
-    at = at.__cause__ or at.__context__
   return None

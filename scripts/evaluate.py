@@ -1,4 +1,4 @@
-"""Evaluates a finished run, also on another copy of the data.
+"""Evaluates a finished run, on its data or another copy.
 
 python scripts/evaluate.py --workdir=runs/dbl [--data_dir=D] [--split=test] \
   [--predictor=logit_adjusted] [--out=DIR]
@@ -14,14 +14,14 @@ from dbl_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
 _DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Another copy of the data. Default: the run's own."
+  "data_dir", None, "Another copy of the data. Default: that of the run."
 )
 _SPLIT = flags.DEFINE_string("split", "test", "'train', 'validation', 'test'.")
 _PREDICTOR = flags.DEFINE_string(
   "predictor",
   None,
-  "Another way to classify, such as 'logit_adjusted'; what it needs to choose,"
-  " it chooses on validation. Default: the run's own.",
+  "Another predictor, such as 'logit_adjusted', fitted on the training split"
+  " and selected on validation. Default: that of the run.",
 )
 _OUT = flags.DEFINE_string(
   "out", None, "Folder for the report. Default: WORKDIR/evaluation/SPLIT."
@@ -29,12 +29,14 @@ _OUT = flags.DEFINE_string(
 
 
 def main(argv: Sequence[str]) -> None:
-  """Restores, evaluates, prints."""
+  """Restores a model, evaluates it and prints the metrics."""
   parse_flags(argv)
   if _WORKDIR.value is None:
     raise UserError("Which run? Give --workdir=runs/dbl or another.")
   from dbl_jax import evaluate
+  from dbl_jax.runtime import distributed
 
+  distributed.initialize()
   workdir = Path(_WORKDIR.value).expanduser()
   name = "_".join(filter(None, [_SPLIT.value, _PREDICTOR.value]))
   out = Path(_OUT.value or workdir / "evaluation" / name).expanduser()

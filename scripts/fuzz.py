@@ -1,10 +1,10 @@
-"""Hands random and damaged files to everything that reads strangers' files.
+"""Fuzzes all readers of files with random and damaged inputs.
 
 python scripts/fuzz.py [--minutes=5] [--only='expw labels',zips] [--seed=1]
 
-What a reader may do is in tests/properties.py: keep its promise or raise
-UserError. Ends with the smallest input that breaks one, or with how many were
-tried. Needs the extra `dev`: pip install -e '.[dev]'.
+tests/properties.py has each reader's promise: to hold, or to raise UserError.
+Ends with the smallest input that breaks one, or with the number of inputs.
+Needs the extra `dev`: pip install -e '.[dev]'.
 """
 
 import sys
@@ -20,13 +20,13 @@ from dbl_jax.errors import UserError
 _MINUTES = flags.DEFINE_float("minutes", 5.0, "How long.", lower_bound=0.0)
 _ONLY = flags.DEFINE_list("only", None, "Names of readers. Default: all.")
 _SEED = flags.DEFINE_integer(
-  "seed", None, "Of the inputs. Default: by the clock, and printed."
+  "seed", None, "Seed of the inputs. Default: from the clock; printed."
 )
-_AT_ONCE = 200
+_BATCH = 200
 
 
 def main(argv: Sequence[str]) -> None:
-  """Tries inputs until the time is over."""
+  """Fuzzes the readers in turn until the time is over."""
   parse_flags(argv)
   sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
   try:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
     @hypothesis.seed(seed + number)
     @hypothesis.settings(
-      max_examples=_AT_ONCE,
+      max_examples=_BATCH,
       database=None,
       deadline=None,
       suppress_health_check=list(hypothesis.HealthCheck),
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     number += 1
   for name, count in tried.items():
     print(f"{name:24} {count:9,} inputs")
-  print(f"{'all':24} {sum(tried.values()):9,} inputs, none breaks its reader")
+  print(f"{'all':24} {sum(tried.values()):9,} inputs, no reader broken")
 
 
 if __name__ == "__main__":

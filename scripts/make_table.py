@@ -12,7 +12,6 @@ import ast
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -89,6 +88,7 @@ def main(argv: Sequence[str]) -> None:
   _check_names()
   from dbl_jax.compare import sweep
   from dbl_jax.compare.table import write
+  from dbl_jax.runtime import files
   from dbl_jax.runtime.logs import say
 
   out = Path(_OUT.value).expanduser()
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     if value != default[name]
   }
   systems = _systems(data)
-  _check_writable(out)
+  files.make_writable(out, "--out")
   plan = sweep.plan(systems, seeds, out / "stages")
   epochs = sweep.encoder_epochs(plan)
   epochs_text = ", ".join(f"{name} {n:g}" for name, n in epochs.items())
@@ -222,18 +222,6 @@ def _check_names() -> None:
       f"--reference={_REFERENCE.value} is not among --systems. Add it there, or"
       f" give one of {', '.join(names)}."
     )
-
-
-def _check_writable(out: Path) -> None:
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out):
-      pass
-  except OSError as error:
-    raise UserError(
-      f"--out={out} cannot be written ({error.strerror or error}). Choose a"
-      " folder you may write to."
-    ) from error
 
 
 if __name__ == "__main__":

@@ -1,29 +1,49 @@
-"""Kills training runs at random moments; nothing may be lost.
+"""Kills training runs at random moments and checks that nothing is lost.
 
 python scripts/soak.py --kills=200 --seed=0 [--phase=save,report]
 
-Prints a line per kill and which moments were hit. Status 1 if a run that was
-killed and started again differs from one left alone.
+A run is started as a process, ended by SIGKILL and started again by the same
+command, until it finishes. Its parameters, metrics.json and metrics.jsonl must
+then equal, bit for bit, those of an uninterrupted run. Prints a line per kill
+and how many kills hit each moment; status 1 if a run differs.
 """
 
+import collections
+import dataclasses
+import json
+import random
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+import numpy as np
 from absl import flags
 
 from dbl_jax.cli import parse_flags, run_main
 from dbl_jax.errors import UserError
+from dbl_jax.training import checkpoint
 
-_KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-_PHASE = flags.DEFINE_list("phase", [], "Moments to aim at; all by default.")
-_OUT = flags.DEFINE_string(
-  "out", "", "Folder for the runs, kept. Default: none."
-)
-_CONFIG = Path(__file__).resolve().parent.parent / "tests" / "tiny.py"
-# More faces to draw, saves and changes than the tests' run has.
+# Seconds at most from the start of a moment to the kill, so that kills hit all
+# of it.
+MOMENTS = {
+  "start": 2.0,
+  "data": 1.0,
+  "compile": 2.0,
+  "step": 0.3,
+  "save": 0.05,
+  "phase change": 0.5,
+  "report": 1.0,
+}
+_PHASES = ("pretrain", "classify")
+_POLL = 0.002  # seconds
+_TINY = Path(__file__).resolve().parent.parent / "tests" / "tiny.py"
+# More data, saves and phase changes than in the run of the tests.
 _FIELDS = (
   "data.num_train=1500",
   "pretrain.epochs=6",
@@ -32,38 +52,215 @@ _FIELDS = (
 )
 
 
-def main(argv: Sequence[str]) -> None:
-  """Soaks as the flags say."""
-  parse_flags(argv)
-  from dbl_jax import soak
+def command(*fields: str, config: str = "tests/tiny.py") -> list[str]:
+  """A command line of main, with overrides such as 'pretrain.epochs=3'."""
+  start = [sys.executable, "-m", "dbl_jax.main", f"--config={config}"]
+  return start + [f"--config.{field}" for field in fields]
 
-  moments = _PHASE.value or list(soak.MOMENTS)
-  unknown = set(moments) - set(soak.MOMENTS)
+
+@dataclasses.dataclass
+class Run:
+  """A command that may be started several times.
+
+  Attributes:
+    command: without workdir and cache.
+    folder: holds the workdir and the output of the latest start.
+    cache: folder of prepared data; its path is part of the config.
+  """
+
+  command: Sequence[str]
+  folder: Path
+  cache: Path
+
+  @property
+  def workdir(self) -> Path:
+    """Workdir of the run."""
+    return self.folder / "run"
+
+  @property
+  def output(self) -> str:
+    """Standard output and error of the latest start."""
+    return (self.folder / "log").read_text()
+
+  def start(self) -> subprocess.Popen:
+    """Starts or resumes the run."""
+    self.folder.mkdir(parents=True, exist_ok=True)
+    options = (
+      f"--workdir={self.workdir}",
+      f"--config.data.cache_dir={self.cache}",
+    )
+    with (self.folder / "log").open("w") as log:
+      return subprocess.Popen(
+        [*self.command, *options], stdout=log, stderr=subprocess.STDOUT
+      )
+
+  def moment(self, finals: dict[str, int], started: float) -> str:
+    """What the run is doing according to its files; exact if it is dead.
+
+    Args:
+      finals: phase -> its last step.
+      started: time of the latest start, in seconds.
+
+    Returns:
+      A key of `MOMENTS`.
+    """
+
+    def is_new(path: Path) -> bool:
+      return path.exists() and path.stat().st_mtime > started
+
+    if not is_new(self.workdir / "parameters_pretrain.txt"):
+      prepared = any(self.cache.glob("*.npz"))
+      return "data" if self.cache.is_dir() and not prepared else "start"
+    names = [*self.workdir.glob("checkpoints/*/*")]
+    if any(is_new(p) for p in names if ".orbax-checkpoint-tmp" in p.name):
+      return "save"
+    first, last = _PHASES
+    steps = {phase: _latest(self.workdir, phase) for phase in _PHASES}
+    if steps[last] == finals[last]:
+      return "report"
+    directory = checkpoint.phase_dir(self.workdir, last)
+    if steps[first] == finals[first] and not directory.is_dir():
+      return "phase change"
+    row = _last_row(self.workdir)
+    ahead = row is not None and row["step"] > steps.get(row["phase"], -1)
+    return "step" if ahead or any(map(is_new, names)) else "compile"
+
+
+def _latest(workdir: Path, phase: str) -> int:
+  paths = checkpoint.phase_dir(workdir, phase).glob("*")
+  return max((int(p.name) for p in paths if p.name.isdecimal()), default=-1)
+
+
+def _last_row(workdir: Path) -> dict | None:
+  """The last complete row of metrics.jsonl."""
+  path = workdir / "metrics.jsonl"
+  text = path.read_text() if path.exists() else ""
+  lines = text[: text.rfind("\n") + 1].splitlines()
+  return json.loads(lines[-1]) if lines else None
+
+
+def kill_at(
+  run: Run, target: str, finals: dict[str, int], rng: random.Random
+) -> tuple[str | None, int | None]:
+  """Starts a run and kills it at a moment.
+
+  Args:
+    run: the run.
+    target: a key of `MOMENTS`.
+    finals: phase -> its last step.
+    rng: draws the time between the start of the moment and the kill.
+
+  Returns:
+    The moment that was hit and None; or None and the exit status, if the run
+    ended before.
+  """
+  if target == "data":
+    shutil.rmtree(run.cache, ignore_errors=True)
+  started, process = time.time(), run.start()
+  while run.moment(finals, started) != target:
+    if process.poll() is not None:
+      return None, process.returncode
+    time.sleep(_POLL)
+  time.sleep(rng.uniform(0, MOMENTS[target]))
+  process.send_signal(signal.SIGKILL)
+  if process.wait() != -signal.SIGKILL:
+    return None, process.returncode
+  return run.moment(finals, started), None
+
+
+def differences(whole: Path, other: Path) -> list[str]:
+  """Bitwise differences between two finished workdirs, one line each."""
+  found = [
+    f"{other / name} differs"
+    for name in ("metrics.json", "metrics.jsonl")
+    if (whole / name).read_bytes() != (other / name).read_bytes()
+  ]
+  for phase in _PHASES:
+    for keep in ("best", "latest"):
+      one, two = (
+        jax.tree_util.tree_flatten_with_path(
+          checkpoint.load_model(checkpoint.phase_dir(workdir, phase), keep)
+        )[0]
+        for workdir in (whole, other)
+      )
+      names, arrays = zip(*one, strict=True)
+      other_names, other_arrays = zip(*two, strict=True)
+      same = names == other_names and all(
+        np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        for a, b in zip(arrays, other_arrays, strict=True)
+      )
+      if not same:
+        found.append(f"{other}: the {keep} model of {phase} differs")
+  return found
+
+
+def soak(
+  words: Sequence[str], folder: Path, kills: int, seed: int, moments: list[str]
+) -> tuple[collections.Counter, list[str]]:
+  """Kills runs until there were enough kills or a run differs.
+
+  Args:
+    words: as returned by `command`.
+    folder: new folder for the runs.
+    kills: number of kills.
+    seed: seed of the moments.
+    moments: keys of `MOMENTS`, hit in random order.
+
+  Returns:
+    Number of kills by moment, and what differs, one line each.
+  """
+  rng = random.Random(seed)
+  whole = Run(words, folder / "whole", folder / "cache")
+  if whole.start().wait():
+    raise UserError(f"The uninterrupted run failed: {whole.output[-500:]}")
+  finals = {phase: _latest(whole.workdir, phase) for phase in _PHASES}
+  hits: collections.Counter = collections.Counter()
+  faults: list[str] = []
+  while hits.total() < kills and not faults:
+    run = Run(words, folder / f"killed{hits.total()}", whole.cache)
+    shutil.rmtree(run.cache, ignore_errors=True)
+    status = None
+    while hits.total() < kills and status is None:
+      hit, status = kill_at(run, rng.choice(moments), finals, rng)
+      if hit is not None:
+        hits[hit] += 1
+        print(f"kill {hits.total()} of {kills}: {hit}", flush=True)
+    if run.start().wait() if status is None else status:
+      faults = [f"{run.folder} failed: {run.output[-500:]}"]
+    else:
+      faults = differences(whole.workdir, run.workdir)
+    print(f"run ended: {faults or 'equal'}", flush=True)
+  return hits, faults
+
+
+def main(argv: Sequence[str]) -> None:
+  """Soaks as the flags request."""
+  # Defined here, because tests import this module.
+  kills = flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=1)
+  seed = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+  phase = flags.DEFINE_list("phase", [], "Moments to hit. Default: all.")
+  out = flags.DEFINE_string(
+    "out", "", "Folder to retain the runs. Default: none."
+  )
+  parse_flags(argv)
+  moments = phase.value or list(MOMENTS)
+  unknown = set(moments) - set(MOMENTS)
   if unknown:
     raise UserError(
       f"--phase={','.join(sorted(unknown))}: no such moment. There are"
-      f" {', '.join(soak.MOMENTS)}."
+      f" {', '.join(MOMENTS)}."
     )
-  if not _CONFIG.exists():
-    raise UserError(
-      f"{_CONFIG} is missing: the runs to kill are of its config."
-    )
+  if not _TINY.exists():
+    raise UserError(f"{_TINY} is missing: it is the config of the runs.")
   with tempfile.TemporaryDirectory() as temporary:
-    tally = soak.soak(
-      soak.command(*_FIELDS, config=str(_CONFIG)),
-      Path(_OUT.value or temporary).resolve(),
-      _KILLS.value,
-      _SEED.value,
-      moments,
-      lambda line: print(line, flush=True),
-    )
-  hit = ", ".join(f"{name} {n}" for name, n in tally.kills.most_common())
+    folder = Path(out.value or temporary).resolve()
+    words = command(*_FIELDS, config=str(_TINY))
+    hits, faults = soak(words, folder, kills.value, seed.value, moments)
   print(
-    f"{tally.kills.total()} kills over {len(tally.ended)} runs: {hit}\n"
-    f"{len(tally.faults)} faults"
+    *(f"{name}: {count} kills" for name, count in hits.most_common()), sep="\n"
   )
-  print(*tally.faults, sep="\n")
-  sys.exit(bool(tally.faults))
+  print(f"{hits.total()} kills, {len(faults)} faults", *faults, sep="\n")
+  sys.exit(bool(faults))
 
 
 if __name__ == "__main__":

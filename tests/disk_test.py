@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import soak
 
 import tiny
-from dbl_jax import evaluate, soak, train, workdirs
+from dbl_jax import evaluate, train, workdirs
 from dbl_jax.errors import UserError
 from dbl_jax.training import checkpoint
 

@@ -24,7 +24,6 @@ ROOMS = [
   "cli",
   "compare",
   "main",
-  "soak",
 ]
 
 

@@ -1,6 +1,7 @@
 """Several hosts as one run: each drives its devices, the first one writes."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,22 +12,22 @@ from jax.experimental import multihost_utils
 from dbl_jax.errors import UserError
 
 
-def initialize(coordinator: str, num_processes: int, process_id: int) -> None:
-  """Joins the processes of a run; called before anything touches a device.
+def initialize(
+  coordinator: str = "", num_processes: int = -1, process_id: int = -1
+) -> None:
+  """Joins the processes of a run; called before anything uses a device.
 
   Args:
     coordinator: 'host:port' of process 0; 'auto' lets JAX ask SLURM, Open MPI
-      or Kubernetes; '' means a run of one process, and nothing is done.
-    num_processes: of the run; -1 with 'auto'.
-    process_id: this process's number, from 0; -1 with 'auto'.
+      or Kubernetes; '' for a run of one process.
+    num_processes: number of processes; -1 with 'auto'.
+    process_id: index of this process, from 0; -1 with 'auto'.
 
   Raises:
-    UserError: if the processes do not find each other.
+    UserError: if the processes do not find each other, or there is no device.
   """
-  if not coordinator:
-    return
   own: dict[str, Any] = {}
-  if coordinator != "auto":
+  if coordinator not in ("", "auto"):
     if not 0 <= process_id < num_processes:
       raise UserError(
         f"--process_id={process_id} of --num_processes={num_processes}:"
@@ -39,18 +40,32 @@ def initialize(coordinator: str, num_processes: int, process_id: int) -> None:
       "process_id": process_id,
     }
   try:
-    jax.distributed.initialize(**own)
+    if coordinator:
+      jax.distributed.initialize(**own)
   except (RuntimeError, ValueError) as error:
     raise UserError(
       f"The processes of --coordinator={coordinator} do not find each other:"
       f" {str(error).splitlines()[0]} Start all of them within five minutes,"
       " with an address of process 0 that the others reach."
     ) from error
+  is_main()
 
 
 def is_main() -> bool:
-  """Whether this process speaks and writes for all."""
-  return jax.process_index() == 0
+  """Whether this process writes and prints for all.
+
+  Raises:
+    UserError: if JAX has no device of the requested platform.
+  """
+  try:
+    return jax.process_index() == 0
+  except (AssertionError, RuntimeError) as error:  # by JAX's version
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    raise UserError(
+      f"JAX cannot use a device of JAX_PLATFORMS={platforms!r}"
+      f" ({str(error) or 'it finds none'}). Set the variable to a platform of"
+      " this machine, such as cpu, or unset it."
+    ) from error
 
 
 def is_alone() -> bool:
@@ -59,34 +74,34 @@ def is_alone() -> bool:
 
 
 @contextlib.contextmanager
-def main_first(what: str) -> Iterator[None]:
-  """The first process runs a block before the others do.
+def main_first(name: str) -> Iterator[None]:
+  """Runs a block on the first process before the others run it.
 
   Args:
-    what: name of the block, the same in all processes.
+    name: name of the block, the same on all processes.
   """
   if not is_main():
-    barrier(what)
+    barrier(name)
   yield
   if is_main():
-    barrier(what)
+    barrier(name)
 
 
-def barrier(what: str) -> None:
-  """Waits for all processes to come here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
+def barrier(name: str) -> None:
+  """Waits until all processes have come here."""
+  if not is_alone():
+    multihost_utils.sync_global_devices(name)
 
 
-def any_asks(wish: bool) -> bool:
-  """Whether any process wishes something, the same answer for all."""
+def any_asks(request: bool) -> bool:
+  """Whether any process makes a request, with the same answer on all."""
   if is_alone():
-    return wish
-  return bool(np.any(multihost_utils.process_allgather(np.asarray(wish))))
+    return request
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(request))))
 
 
 def agreed(decision: bool) -> bool:
-  """The first process's decision, for what all must do or none."""
-  if jax.process_count() == 1:
+  """Returns the first process's decision on all processes."""
+  if is_alone():
     return decision
   return bool(multihost_utils.broadcast_one_to_all(decision))

@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and arrays read without pickle."""
 
 import contextlib
-import glob
 import math
 import os
 import secrets
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -14,21 +14,43 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-# Seconds without a write after which a new file's writer must be dead.
+from dbl_jax.errors import UserError
+
+# Seconds without a write after which the writer of a new file must be dead.
 _STALE = 3600.0
+
+
+def make_writable(folder: Path, flag: str) -> None:
+  """Creates a folder and checks that files can be written to it.
+
+  Args:
+    folder: the folder.
+    flag: its name in a message, such as '--out'.
+
+  Raises:
+    UserError: if they cannot.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+      file.write(b"x")
+  except OSError as error:
+    raise UserError(
+      f"{flag}={folder} cannot be written: {error.strerror or error}. Choose a"
+      " folder you may write to, with space on its disk."
+    ) from error
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-  """A new file that takes the place of `path` once it is written to its end.
+  """Opens a new file that replaces `path` once it is complete.
 
-  Until then readers find the old one, and afterwards the whole new one, also
-  after a loss of power. Its name until then is its own, so that two writers,
-  which may have one process number on two hosts, do not collide.
-  What a killed process left of the same file an hour ago or longer is removed.
+  Readers find the old file or the new one, also after a loss of power. The
+  temporary name is unique, because two hosts may have equal process numbers.
+  Temporary files of the same path that are an hour old are removed.
 
   Args:
-    path: of the file; its folder exists.
+    path: path of the file; its folder exists.
 
   Yields:
     The new file, open for writing.
@@ -46,42 +68,52 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _remove_stale(path: Path) -> None:
-  now = time.time()
-  for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-    # Another process may be faster.
-    with contextlib.suppress(OSError):
-      if now - left.stat().st_mtime > _STALE:
-        left.unlink()
+  for left in path.parent.iterdir():
+    name = left.name
+    if name.startswith(f".{path.name}.") and name.endswith(".partial"):
+      with contextlib.suppress(OSError):  # another process may be faster
+        if time.time() - left.stat().st_mtime > _STALE:
+          left.unlink()
 
 
 def write(path: Path, content: bytes) -> None:
-  """Writes a file whole or not at all."""
+  """Writes a file, whole or not at all."""
   with replacing(path) as file:
     file.write(content)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+  """Yields an exception, then its cause or context, and so on."""
+  seen: set[int] = set()
+  cause: BaseException | None = error
+  while cause is not None and id(cause) not in seen:
+    seen.add(id(cause))
+    yield cause
+    cause = cause.__cause__ or cause.__context__
 
 
 _HEADERS = {
   (1, 0): npy.read_array_header_1_0,
   (2, 0): npy.read_array_header_2_0,
 }
-# Scores and images hardly shrink; small arrays of labels may.
-_MOST_RATIO, _ANY_RATIO_BYTES = 100, 16 << 20
+# Scores and images hardly compress; small arrays of labels may.
+_MAX_RATIO, _MIN_LIMIT = 100, 16 << 20
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-  """Reads all arrays of a file that `np.savez` has written.
+  """Reads all arrays of a file written by `np.savez`.
 
-  Objects are refused, since unpickling them runs code. No more memory is
-  taken than the file's own size and a check of it allow.
+  Objects are refused, since unpickling runs code. Memory is allocated only
+  after sizes in headers have been compared with the size of the file.
 
   Args:
-    path: the file.
+    path: path of the file.
 
   Returns:
     The arrays by name.
 
   Raises:
-    ValueError: saying in some words what is wrong with the file.
+    ValueError: what is wrong with the file.
   """
   try:
     with zipfile.ZipFile(path) as archive:
@@ -95,13 +127,13 @@ def load(path: Path) -> dict[str, np.ndarray]:
         info.filename.removesuffix(".npy"): _read(archive, info)
         for info in entries
       }
-  # The parsers of zipfile and NumPy raise whatever damage makes them trip over.
+  # The parsers of zipfile and NumPy raise anything for a damaged file.
   except Exception as error:
     raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _check_growth(what: str, packed: int, size: int) -> None:
-  if size > max(_MOST_RATIO * packed, _ANY_RATIO_BYTES):
+  if size > max(_MAX_RATIO * packed, _MIN_LIMIT):
     raise ValueError(f"{what} would grow from {packed} bytes too far")
 
 

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import distributed, trees
+from dbl_jax.runtime import distributed, files, trees
 from dbl_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 METRIC = "mean_class_accuracy"
 # Metrics of a step saved between validations: never the best of several.
 NOT_VALIDATED = {METRIC: -1.0}
-# Version of `meta`, stored since 2. In version 1 the fingerprint of synthetic
+# Version of `meta`, stored from 2 on. In version 1 the fingerprint of synthetic
 # faces was a hash of source code.
 _FORMAT = 2
 _CHECKSUMS = "checksums"  # key in `meta`
@@ -498,11 +498,7 @@ def _is_damage(error: BaseException) -> bool:
   Orbax raises a bare Exception for a truncated array, whose cause is
   TensorStore's ValueError with a status code in front.
   """
-  chain: list[BaseException] = []
-  cause: BaseException | None = error
-  while cause is not None and cause not in chain:
-    chain.append(cause)
-    cause = cause.__cause__ or cause.__context__
+  chain = list(files.causes(error))
   others = (OSError, MemoryError, RuntimeError)
   if any(
     isinstance(one, others) and not isinstance(one, _MISSING + _PARSING)

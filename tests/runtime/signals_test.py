@@ -9,9 +9,10 @@ import threading
 import time
 
 import pytest
+import soak
 
 import tiny
-from dbl_jax import soak, train
+from dbl_jax import train
 from dbl_jax.runtime import signals
 from dbl_jax.training import checkpoint, loop
 

@@ -1,4 +1,4 @@
-"""Damage falls back to the step before; other errors change nothing."""
+"""Damaged steps are reported and replaced; other errors change nothing."""
 
 import errno
 import json
@@ -162,7 +162,9 @@ def test_with_none_left_nothing_starts_over(directory, damage):
   else:
     DAMAGE[damage](directory / "1")
   for _ in range(2):  # nor when it is tried again
-    with pytest.raises(UserError, match=r"None of the checkpoints.*damaged"):
+    with pytest.raises(
+      UserError, match=r"None of the checkpoints in .*damaged"
+    ):
       restore(directory)
   assert names(directory) == ["damaged.1", "damaged.2"]
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soak
 
 import tiny
 from dbl_jax import config as configs
-from dbl_jax import soak, train, workdirs
+from dbl_jax import train, workdirs
 from dbl_jax.data import pipeline, sampling
 from dbl_jax.data.datasets import Split
 from dbl_jax.errors import UserError
