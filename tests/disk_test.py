@@ -14,6 +14,7 @@ import soak
 import tiny
 from dbl_jax import evaluate, train, workdirs
 from dbl_jax.errors import UserError
+from dbl_jax.runtime import files
 from dbl_jax.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -109,7 +110,7 @@ def test_a_read_only_workdir_is_refused(cache, tmp_path, monkeypatch):
   def read_only(**_):
     raise OSError(errno.EROFS, "Read-only file system")
 
-  monkeypatch.setattr(workdirs.tempfile, "TemporaryFile", read_only)
+  monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
   with pytest.raises(UserError, match="cannot be written: Read-only file"):
     train.train_and_evaluate(tiny.get_resolved(cache_dir=cache), tmp_path)
 
