@@ -193,7 +193,7 @@ def test_a_changed_config_goes_on_when_asked(finished, tmp_path, caplog):
   longer = config.copy_and_resolve_references()
   longer.classify.epochs = 3
   metrics = train.train_and_evaluate(longer, copy, accept_changes=True)
-  assert "goes on changed: classify.epochs: 2 -> 3" in caplog.text
+  assert "resumes with another config: classify.epochs: 2 -> 3" in caplog.text
   assert metrics["config"]["classify"]["epochs"] == 3
   before, after = (
     [
