@@ -22,5 +22,6 @@ def get_config(stages: str = "both") -> ConfigDict:
   config.pretrain = phase
   config.classify = defaults.classifier()
   config.classify.head.hidden = ()
+  config.classify.inherit = ("encoder", "head")
   config.classify.losses = {"label_aware_smoothing": {"head": 0.3, "tail": 0.0}}
   return config

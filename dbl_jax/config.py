@@ -11,8 +11,9 @@ encoders, heads, losses, augmentation and optimizers where these are defined.
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from ml_collections import ConfigDict, config_dict
 
@@ -24,6 +25,7 @@ from dbl_jax.losses.terms import TERMS, TermFields
 from dbl_jax.models import model
 from dbl_jax.runtime import options
 from dbl_jax.runtime.options import integer, number, one_of, patterns
+from dbl_jax.training import optim
 from dbl_jax.training.optim import OptimizerFields
 from dbl_jax.training.phase import PHASES as PHASES
 from dbl_jax.training.phase import phases as phases
@@ -113,14 +115,17 @@ class ModelFields:
 
   Attributes:
     name: the encoder.
-    dtype: type of the computation; 'auto' is bfloat16 on accelerators and
-      float32 on CPU. Parameters and statistics are float32.
+    dtype: type of the computation; 'auto', when a run starts, becomes bfloat16
+      on accelerators and float32 on CPU. Parameters and statistics are float32.
   """
 
   name: Annotated[str, one_of(model.ENCODERS)] = "resnet18"
   dtype: Annotated[str, one_of(("auto", "bfloat16", "float32"))] = "auto"
 
 
+# Up to this size the ImageNet stem leaves maps too small to learn from, and
+# SimCLR's blur has no effect.
+_SMALL = 64
 # Defaults that depend on the data set: preset, name of the data set or
 # 'other', field of the phase. They replace fields that are None.
 BY_DATA: dict[str, dict[str, dict[str, Any]]] = {
@@ -129,15 +134,15 @@ BY_DATA: dict[str, dict[str, dict[str, Any]]] = {
     # Milder views: training is short, and 20 % of a drawn face can be a cheek.
     "synthetic_faces": {
       "epochs": 3,
+      "batch_size": 64,
       "augment.crop_scale": (0.6, 1.0),
       "augment.jitter_strength": 0.3,
-      "augment.blur": 0.2,
     },
     "other": {
       "epochs": 200,
+      "batch_size": 256,
       "augment.crop_scale": (0.2, 1.0),
       "augment.jitter_strength": 0.5,
-      "augment.blur": 0.5,
     },
   },
   "supervised": {"synthetic_faces": {"epochs": 6}, "other": {"epochs": 60}},
@@ -166,7 +171,8 @@ class PhaseFields:
     trained: parameters that are trained.
     predictor: method by which validation and the report classify.
     evaluate_every: epochs between two validations, each with a checkpoint.
-    keep: checkpoint that the next phase and the report use.
+    keep: checkpoint that the next phase and the report use. A validation
+      split with few images of a class chooses 'best' mostly by chance.
   """
 
   preset: Annotated[str, one_of(BY_DATA)] = ""
@@ -180,7 +186,7 @@ class PhaseFields:
   trained: Annotated[tuple[str, ...], patterns()] = ("encoder", "head")
   predictor: Annotated[str, one_of(PREDICTORS)] = "head"
   evaluate_every: Annotated[float, number(0.01)] = 1.0
-  keep: Annotated[str, one_of(("best", "latest"))] = "best"
+  keep: Annotated[str, one_of(("best", "latest"))] = "latest"
 
 
 @dataclasses.dataclass
@@ -195,7 +201,8 @@ class HeadFields:
 
 
 # SimCLR's family (Chen et al. 2020, appendix A) and the rotation of the
-# paper's section 3. Its strength depends on the data, see `BY_DATA`.
+# paper's section 3. Its strength depends on the data, see `BY_DATA`; blur is
+# for images of more than 64 pixels.
 def strong_augmentation() -> dict[str, Any]:
   """New for each phase: all users of a placeholder share its value."""
   return WEAK_AUGMENTATION | {
@@ -212,6 +219,7 @@ def strong_augmentation() -> dict[str, Any]:
 LIGHT_AUGMENTATION: dict[str, Any] = {
   "crop_scale": (0.9, 1.0),
   "crop_ratio": (0.95, 1.05),
+  "crop_tries": 10,
   "flip": 0.5,
   "jitter_prob": 0.0,
   "jitter_strength": 0.0,
@@ -229,25 +237,34 @@ WEAK_AUGMENTATION = LIGHT_AUGMENTATION | {
 }
 
 
+def _defaults(component: Callable[..., Any]) -> dict[str, Any]:
+  """Defaults of a component's fields, with placeholders for None."""
+  parameters = inspect.signature(component).parameters
+
+  def placeholder(name: str) -> Any:  # of the first type in 'float | None'
+    first = get_args(get_args(parameters[name].annotation)[0])[0]
+    return config_dict.placeholder(first)
+
+  return {
+    name: placeholder(name) if value is None else value
+    for name, value in options.defaults(component).items()
+  }
+
+
 def base() -> ConfigDict:
-  """What all systems share; `data.image_size` depends on the data set."""
-  data = {"image_size": config_dict.placeholder(int)}
+  """What all systems share; image size and stem depend on the data set."""
+  stem = {"stem": config_dict.placeholder(str)}
   return ConfigDict(
     options.defaults(RunFields)
-    | {
-      "data": options.defaults(DataFields) | data,
-      "model": options.defaults(ModelFields) | {"stem": "imagenet"},
-    }
+    | {"data": _defaults(DataFields), "model": _defaults(ModelFields) | stem}
   )
 
 
-def _phase(preset: str, learning_rate: float, **fields: Any) -> ConfigDict:
+def _phase(preset: str, **fields: Any) -> ConfigDict:
   """A phase with the defaults of its fields, except those given."""
-  rate = {"learning_rate": learning_rate}
   return ConfigDict(
-    options.defaults(PhaseFields)
-    | {"preset": preset, "epochs": config_dict.placeholder(int)}
-    | {"optimizer": options.defaults(OptimizerFields) | rate}
+    _defaults(PhaseFields)
+    | {"preset": preset, "optimizer": _defaults(OptimizerFields)}
     | fields
   )
 
@@ -256,15 +273,13 @@ def simclr() -> ConfigDict:
   """Phase 1, disentangled features: the paper's section 4.1, eq. (1)-(3)."""
   return _phase(
     "simclr",
-    learning_rate=6e-3,
-    batch_size=64,
+    batch_size=config_dict.placeholder(int),
     views=2,
     augment=strong_augmentation(),
     head={"name": "projection", "hidden": 512, "out": 128},
     losses={"nt_xent": {"temperature": 0.1}},
     predictor="knn",
     evaluate_every=2.0,
-    keep="latest",
   )
 
 
@@ -272,7 +287,6 @@ def classifier() -> ConfigDict:
   """Phase 2, balanced classifier: section 4.2, eq. (4)-(7)."""
   return _phase(
     "classifier",
-    learning_rate=4e-3,
     q=0.0,
     cached_views=1,
     trained=("head",),
@@ -286,7 +300,6 @@ def supervised() -> ConfigDict:
   """A linear classifier and its encoder, trained end to end with labels."""
   return _phase(
     "supervised",
-    learning_rate=4e-3,
     augment=dict(WEAK_AUGMENTATION),
     head={"name": "mlp", "hidden": ()},
     losses={"cross_entropy": {}},
@@ -316,13 +329,10 @@ def dcnn() -> ConfigDict:
 
 
 def supervised_dcnn() -> ConfigDict:
-  """`supervised` for that encoder, by plain SGD as its paper (Li et al. 2017).
-
-  The rate is four times theirs, 0.01: better on validation in short trainings.
-  """
+  """`supervised` for that encoder, by SGD as its paper (Li et al. 2017)."""
   config = supervised()
   config.batch_size = 64
-  config.optimizer.update(name="sgd", learning_rate=0.16, weight_decay=5e-4)
+  config.optimizer.name = "sgd"
   return config
 
 
@@ -333,12 +343,25 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
     fields: a resolved config, such as the content of config.json.
 
   Returns:
-    The same config with fields added since, without fields removed since.
+    The same config without fields removed since, and with fields added since,
+    at the values that give the same computation.
   """
   fields = LATER_FIELDS | fields
   for name in PHASES:
     if isinstance(fields.get(name), dict):
-      fields[name] = {k: v for k, v in fields[name].items() if k != "by_data"}
+      phase = {k: v for k, v in fields[name].items() if k != "by_data"}
+      if isinstance(phase.get("optimizer"), dict):
+        phase["optimizer"] = {"scaling": "linear"} | phase["optimizer"]
+      if isinstance(phase.get("augment"), dict):
+        phase["augment"] = {"crop_tries": 1} | phase["augment"]
+      fields[name] = phase
+  if isinstance(encoder := fields.get("model"), dict):
+    if encoder.get("dtype") == "auto":
+      encoder = encoder | {"dtype": model.auto_dtype()}
+    if encoder.get("name") == "dcnn":
+      whole = encoder.get("pooling") == "flatten"
+      encoder = {"last_pool": whole} | encoder
+    fields["model"] = encoder
   return fields
 
 
@@ -376,14 +399,27 @@ def resolve(config: ConfigDict) -> ConfigDict:
   with config.unlocked():
     if _get(config, "data.image_size") is None:
       config.data.image_size = sources.SOURCES[config.data.name].image_size
+    _validate(config, "data.image_size", known)
+    if _get(config, "model.stem") is None:
+      small = config.data.image_size <= _SMALL
+      config.model.stem = "medium" if small else "imagenet"
     for phase in phases(config):
-      _validate(config, f"{phase}.preset", known)
-      _fill(config[phase], config.data.name)
+      for field in ("preset", "optimizer.name"):
+        _validate(config, f"{phase}.{field}", known)
+      _fill(config[phase], config.data)
   for path in known:
     _validate(config, path, known)
   for phase in phases(config):
     _check_losses(config[phase], phase)
     _check_phase(config[phase], phase)
+  return config
+
+
+def with_dtype(config: ConfigDict) -> ConfigDict:
+  """A resolved config with 'auto' replaced by this device's type."""
+  config = config.copy_and_resolve_references()
+  if config.model.dtype == "auto":
+    config.model.dtype = model.auto_dtype()
   return config
 
 
@@ -395,10 +431,16 @@ def _validate(
   options.validate(path, value, known[path])
 
 
-def _fill(phase: ConfigDict, data: str) -> None:
-  """Gives fields that are None their values for a data set."""
+def _fill(phase: ConfigDict, data: ConfigDict) -> None:
+  """Gives fields that are None their values for data and optimizer."""
   rows = BY_DATA[phase.get("preset", "")]
-  for path, value in rows.get(data, rows["other"]).items():
+  optimizer = optim.OPTIMIZERS[phase.optimizer.name]
+  values = rows.get(data.name, rows["other"]) | {
+    "augment.blur": 0.5 if data.image_size > _SMALL else 0.0
+  }
+  for name in optim.OWN_FIELDS:
+    values[f"optimizer.{name}"] = getattr(optimizer, name)
+  for path, value in values.items():
     if _get(phase, path) is None:
       phase.update_from_flattened_dict({path: value})
   if "preset" in phase:
@@ -412,7 +454,7 @@ def _declared(config: ConfigDict) -> dict[str, options.Option]:
   def add(path: str, component: Callable[..., Any], required: bool) -> None:
     _section(config, path, required=False)  # else a field is missing
     for name, option in options.of(component).items():
-      if required and name not in ("preset", "blur_sigma"):
+      if required and name not in ("preset", "blur_sigma", "crop_tries"):
         option = dataclasses.replace(option, default=options.REQUIRED)
       known.setdefault(f"{path}.{name}".lstrip("."), option)
 

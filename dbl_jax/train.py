@@ -45,7 +45,7 @@ def train_and_evaluate(
     UserError: for anything the user can correct.
     signals.Stopped: if a signal ended the run.
   """
-  workdir = workdir.expanduser().resolve()
+  workdir, config = workdir.expanduser().resolve(), configs.with_dtype(config)
   with (
     workdirs.plain_errors(workdir),
     contextlib.ExitStack() as stack,

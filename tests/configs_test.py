@@ -1,6 +1,8 @@
 """Every system of the table, from its config to its result, on drawn faces."""
 
+import ast
 import json
+import operator
 import re
 from pathlib import Path
 from typing import Annotated
@@ -114,15 +116,55 @@ def test_a_config_says_in_its_docstring_how_to_run_it():
     assert re.search(rf"--config=configs/{path.name}", path.read_text())
 
 
-def test_fields_left_open_depend_on_the_data():
+OPEN_FIELDS = {
+  (): {"pretrain.augment.crop_scale": (0.6, 1.0), "model.stem": "medium"},
+  ("data.name=raf_db",): {
+    "pretrain.augment.crop_scale": (0.2, 1.0),
+    "pretrain.augment.blur": 0.5,
+    "model.stem": "imagenet",
+  },
+  ("data.name=raf_db", "data.image_size=48"): {
+    "pretrain.augment.blur": 0.0,
+    "model.stem": "medium",
+  },
+  ("pretrain.optimizer.name=lars",): {
+    "pretrain.optimizer.learning_rate": 0.3,
+    "pretrain.optimizer.scaling": "linear",
+    "pretrain.optimizer.weight_decay": 1e-6,
+    "classify.optimizer.learning_rate": 3e-3,
+    "classify.optimizer.scaling": "sqrt",
+  },
+  ("pretrain.augment.crop_scale=(.4, 1.)", "model.stem=small"): {
+    "pretrain.augment.crop_scale": (0.4, 1.0),
+    "model.stem": "small",
+  },
+}
+
+
+@pytest.mark.parametrize("given", OPEN_FIELDS)
+def test_open_fields_depend_on_data_and_optimizer(given):
   config = cli.load_config(str(FOLDER / "dbl.py"))
-  faces = configs.resolve(config)
-  assert faces.pretrain.augment.crop_scale == (0.6, 1.0)
-  config.data.name = "raf_db"
-  photos = configs.resolve(config)
-  assert photos.pretrain.augment.crop_scale == (0.2, 1.0)
-  config.pretrain.augment.crop_scale = (0.4, 1.0)
-  assert configs.resolve(config).pretrain.augment.crop_scale == (0.4, 1.0)
+  for field, value in (flag.split("=") for flag in given):
+    value = ast.literal_eval(value) if value[-1] in ")0123456789" else value
+    config.update_from_flattened_dict({field: value})
+  resolved = configs.resolve(config)
+  for field, value in OPEN_FIELDS[given].items():
+    section, _, name = field.rpartition(".")
+    assert operator.attrgetter(section)(resolved)[name] == value, field
+
+
+def test_a_config_stored_by_an_earlier_version_keeps_its_meaning():
+  config = configs.base()
+  config.model = configs.dcnn()
+  config.pretrain = configs.simclr()
+  stored = configs.resolve(config).to_dict()
+  del stored["pretrain"]["optimizer"]["scaling"], stored["skip_nonfinite"]
+  del stored["pretrain"]["augment"]["crop_tries"]
+  restored = configs.resolve(configs.from_dict(stored))
+  assert restored.pretrain.optimizer.scaling == "linear"
+  assert restored.pretrain.augment.crop_tries == 1
+  assert restored.model.last_pool
+  assert restored.model.dtype == "float32"  # this device's
 
 
 @pytest.mark.parametrize("phases", [("finetune",), ("pretrain", "finetune")])

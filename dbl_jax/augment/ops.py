@@ -91,12 +91,18 @@ def resized_crop(image: Array, box: Box, out_size: int) -> Array:
 
 
 def sample_box(
-  key: Array, height: int, width: int, scale: Range, ratio: Range
+  key: Array,
+  height: int,
+  width: int,
+  scale: Range,
+  ratio: Range,
+  tries: int = 10,
 ) -> Box:
   """Samples a box with uniform area and log-uniform ratio (SimCLR).
 
-  If the box does not fit, the side that is too long is cut, where torchvision
-  samples again. The box is not aligned with pixels.
+  As torchvision, samples until the box fits into the image, up to `tries`
+  times. If none fits, the sides of the first are cut. The box is not aligned
+  with pixels.
 
   Args:
     key: typed key.
@@ -104,17 +110,25 @@ def sample_box(
     width: W of the image.
     scale: range of the area, as a fraction of the image, within (0, 1].
     ratio: range of width / height.
+    tries: number of samples, static; 1 cuts every box that does not fit, which
+      makes crops larger on average.
 
   Returns:
     (y, x, height, width) in pixels, four f32[].
   """
-  area, aspect, y, x = jax.random.uniform(key, (4,))
+  area, aspect, y, x = jax.random.uniform(key, (tries, 4)).T
   area = height * width * _between(area, *scale)
   aspect = jnp.exp(_between(aspect, *map(math.log, ratio)))
-  box_height = jnp.minimum(jnp.sqrt(area / aspect), height)
-  box_width = jnp.minimum(jnp.sqrt(area * aspect), width)
-  y, x = y * (height - box_height), x * (width - box_width)
-  return y, x, box_height, box_width
+  box_height, box_width = jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)
+  first = jnp.argmax((box_height <= height) & (box_width <= width))
+  box_height = jnp.minimum(box_height[first], height)
+  box_width = jnp.minimum(box_width[first], width)
+  return (
+    y[first] * (height - box_height),
+    x[first] * (width - box_width),
+    box_height,
+    box_width,
+  )
 
 
 def random_resized_crop(

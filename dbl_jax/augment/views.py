@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dbl_jax.augment import ops
-from dbl_jax.runtime.options import interval, number
+from dbl_jax.runtime.options import integer, interval, number
 
 # Each decision has its own key, so that switching one off changes no other.
 _DRAWS = (
@@ -55,6 +55,7 @@ def augment(
     1.0,
   ),
   crop_ratio: Annotated[ops.Range, interval(0.1, 10)] = (3 / 4, 4 / 3),
+  crop_tries: Annotated[int, integer(1, 100)] = 10,
   flip: Amount = 0.5,
   jitter_prob: Amount = 0.8,
   jitter_strength: Amount = 0.5,
@@ -77,6 +78,7 @@ def augment(
     crop_scale: range of the crop's area as a fraction of the image; None is
       the whole image.
     crop_ratio: range of the crop's width / height.
+    crop_tries: crops sampled until one fits into the image.
     flip: probability of mirroring.
     jitter_prob: probability of colour jitter.
     jitter_strength: strength s of the jitter, see `ops.sample_jitter`.
@@ -99,7 +101,9 @@ def augment(
       image = ops.random_rotate(keys["rotation"], image, rotation)
     box: ops.Box = (0.0, 0.0, height, width)
     if crop_scale:
-      box = ops.sample_box(keys["crop"], height, width, crop_scale, crop_ratio)
+      box = ops.sample_box(
+        keys["crop"], height, width, crop_scale, crop_ratio, crop_tries
+      )
     vertical = ops.resize_matrix(box[0], box[2], height, out_size)
     horizontal = ops.resize_matrix(box[1], box[3], width, out_size)
     if flip:

@@ -74,7 +74,8 @@ def plan(
     for system, config in systems.items():
       config = config.copy_and_resolve_references()
       config.seed = seed
-      sweep[system, seed] = _last_stage(configs.resolve(config), out)
+      config = configs.with_dtype(configs.resolve(config))
+      sweep[system, seed] = _last_stage(config, out)
   return sweep
 
 

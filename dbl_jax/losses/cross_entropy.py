@@ -17,7 +17,7 @@ Smoothing = Annotated[float, number(0, 0.99)]
 
 
 def class_weights(counts: Array, weighting: str, beta: float = 0.9999) -> Array:
-  """Weight of an example of each class; the mean over classes is 1.
+  """Weight of an example of each class; the mean over all images is 1.
 
   * 'none': equal weights.
   * 'inverse': w_j proportional to 1/n_j, to which the paper's eq. (5) reduces.
@@ -39,7 +39,9 @@ def class_weights(counts: Array, weighting: str, beta: float = 0.9999) -> Array:
     # expm1, as 1 - beta^n loses every digit where beta is almost 1.
     "effective": lambda: -1 / jnp.expm1(counts * jnp.log(beta)),
   }[weighting]()
-  return weights / weights.mean()
+  # PyTorch's weighted cross-entropy divides by the weights of the batch. A mean
+  # over classes of 1 would leave a long tail a fraction of the learning rate.
+  return weights * counts.sum() / (weights * counts).sum()
 
 
 def cross_entropy(

@@ -22,19 +22,23 @@ def center(inputs: LossInputs, centers: Array, *, rate: Rate = 0.5) -> Value:
   """Center loss: half the mean squared distance to the class's centre.
 
   Wen et al. 2016, eq. (2), over the M rows: 1/(2M) sum_i |x_i - c_{y_i}|^2.
-  The centres are not learned by gradient; see `move_centers`.
+  The centres are not learned by gradient; see `move_centers`. A row whose class
+  has no centre yet has loss 0: a centre at zero would first shrink all
+  features.
 
   Args:
     inputs: with features.
-    centers: f32[C, F].
+    centers: f32[C, F], zeros for a class without a centre.
     rate: how fast the centres move, see `move_centers`.
 
   Returns:
     The loss and no metrics.
   """
   del rate  # for the update
-  away = as_rows(inputs.features) - centers[labels_of_rows(inputs)]
-  return jnp.sum(away * away, axis=1).mean() / 2, {}
+  labels = labels_of_rows(inputs)
+  away = as_rows(inputs.features) - centers[labels]
+  known = _have_centers(centers)[labels]
+  return jnp.where(known, jnp.sum(away * away, axis=1), 0.0).mean() / 2, {}
 
 
 def start_centers(num_classes: int, num_features: int) -> Array:
@@ -49,6 +53,8 @@ def move_centers(
 
     c_j <- c_j - rate x sum_{y_i = j} (c_j - x_i) / (1 + |{i: y_i = j}|)
 
+  The first centre of a class is the mean of its first rows.
+
   Args:
     inputs: the batch.
     centers: f32[C, F].
@@ -59,10 +65,14 @@ def move_centers(
   """
   one_hot = jax.nn.one_hot(labels_of_rows(inputs), len(centers))
   count = one_hot.sum(axis=0)[:, None]
-  delta = (count * centers - matmul(one_hot.T, as_rows(inputs.features))) / (
-    1 + count
-  )
-  return centers - rate * delta
+  total = matmul(one_hot.T, as_rows(inputs.features))
+  moved = centers - rate * (count * centers - total) / (1 + count)
+  known = _have_centers(centers)[:, None]
+  return jnp.where(known, moved, total / jnp.maximum(count, 1))
+
+
+def _have_centers(centers: Array) -> Array:
+  return jnp.any(centers != 0, axis=1)
 
 
 def locality_preserving(

@@ -13,8 +13,7 @@ from dbl_jax.runtime.options import integer, one_of
 
 # Output channels of the convolutions; each group ends in a pooling.
 _GROUPS = ((64,), (96,), (128, 128), (256, 256))
-# Pooling -> whether the last group ends in one too.
-_POOLINGS = {"average": False, "flatten": True}
+_POOLINGS = ("average", "flatten")
 # He et al. 2015, "Delving Deep into Rectifiers", eq. (10).
 _dense_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -23,19 +22,23 @@ class DCNN(nn.Module):
   """The encoder: images to features, without batch norm.
 
   Six 3x3 convolutions with bias and ReLU, 64, 96, 128, 128, 256 and 256
-  channels, and 2x2 max-pooling after the first, second, fourth and sixth.
+  channels, and 2x2 max-pooling after the first, second and fourth.
 
   Attributes:
     width: units of the last dense layer, with pooling 'flatten'.
     pooling: 'flatten', the published network, ends in a dense layer on the
-      whole last map (19,634,736 parameters for images of 100 pixels, 3,250,736
-      for 32). 'average', for class activation maps, has neither this layer nor
-      the last pooling and averages the last map (1,200,736 parameters).
+      whole last map (74,930,736 parameters for images of 100 pixels, 9,394,736
+      for 32). 'average', for class activation maps, averages the last map
+      instead (1,200,736 parameters).
+    last_pool: whether max-pooling follows the sixth convolution too. With
+      'flatten' it divides the dense layer by four: 19,634,736 parameters for
+      100 pixels, 3,250,736 for 32.
     dtype: of the computation; parameters are float32.
   """
 
   width: Annotated[int, integer(1, 1_000_000)] = 2000
   pooling: Annotated[str, one_of(_POOLINGS)] = "flatten"
+  last_pool: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -51,15 +54,15 @@ class DCNN(nn.Module):
       f32[B, width], or f32[B, 256] with pooling 'average'. The last map,
       [B, h, w, 256] of `dtype`, is sown as 'maps' in 'intermediates'.
     """
-    layer, pool_last = 0, _POOLINGS[self.pooling]
+    layer = 0
     for group in _GROUPS:
       for place, features in enumerate(group, 1):
         layer += 1
         last = place == len(group)
-        pool = last and (pool_last or group is not _GROUPS[-1])
+        pool = last and (self.last_pool or group is not _GROUPS[-1])
         x = _Convolution(features, pool, self.dtype, name=f"conv{layer}")(x)
     self.sow("intermediates", "maps", x)
-    if not pool_last:
+    if self.pooling == "average":
       return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     x = x.reshape(x.shape[0], -1)
     x = nn.Dense(

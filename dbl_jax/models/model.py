@@ -23,6 +23,11 @@ HEADS: dict[str, Any] = {
 _MEAN, _DEVIATION = 0.5, 0.25
 
 
+def auto_dtype() -> str:
+  """The computation's faster type on this device."""
+  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 class Model(nn.Module):
   """Encoder f, then a head: projection g or classifier.
 
@@ -85,8 +90,7 @@ def make_model(
   """
   encoder, head = dict(encoder), dict(head)
   dtype = encoder.pop("dtype")
-  if dtype == "auto":
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  dtype = auto_dtype() if dtype == "auto" else dtype
   encoder_class = ENCODERS[encoder.pop("name")]
   head_class = HEADS[head.pop("name")]
   if "num_classes" in head_class.__dataclass_fields__:

@@ -1,8 +1,9 @@
 """Schedules, optimizers and freezing, as a config sets them."""
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -12,23 +13,69 @@ from dbl_jax.errors import UserError
 from dbl_jax.runtime import trees
 from dbl_jax.runtime.options import number, one_of
 
-# Name -> (schedule, options, mask of matrices) -> optimizer.
-OPTIMIZERS = {
-  "sgd": lambda rate, options, matrices: optax.chain(
-    optax.add_decayed_weights(options["weight_decay"], mask=matrices),
-    optax.sgd(rate, momentum=options["momentum"], nesterov=True),
+# Factor of the peak rate, given the batch size over 256.
+SCALINGS: dict[str, Callable[[float], float]] = {
+  "linear": lambda ratio: ratio,
+  "sqrt": math.sqrt,
+  "none": lambda ratio: 1.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An optimizer and the defaults that suit it.
+
+  Attributes:
+    make: (schedule, options, mask of matrices) -> optimizer.
+    learning_rate: peak rate for batches of 256.
+    scaling: name in `SCALINGS`.
+    weight_decay: decay of kernels.
+  """
+
+  make: Callable[..., optax.GradientTransformation]
+  learning_rate: float
+  scaling: str
+  weight_decay: float
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+  # As Kang et al. 2020 train on long tails: 0.2 for batches of 512.
+  "sgd": Optimizer(
+    lambda rate, options, matrices: optax.chain(
+      optax.add_decayed_weights(options["weight_decay"], mask=matrices),
+      optax.sgd(rate, momentum=options["momentum"], nesterov=True),
+    ),
+    learning_rate=0.1,
+    scaling="linear",
+    weight_decay=5e-4,
   ),
-  "adamw": lambda rate, options, matrices: optax.adamw(
-    rate, weight_decay=options["weight_decay"], mask=matrices
+  # The noise of Adam's normalised step falls with the square root of the batch
+  # (Malladi et al. 2022). Its decay is multiplied by the rate, so that 1e-4
+  # would do nothing.
+  "adamw": Optimizer(
+    lambda rate, options, matrices: optax.adamw(
+      rate, weight_decay=options["weight_decay"], mask=matrices
+    ),
+    learning_rate=3e-3,
+    scaling="sqrt",
+    weight_decay=0.05,
   ),
-  "lars": lambda rate, options, matrices: optax.lars(
-    rate,
-    weight_decay=options["weight_decay"],
-    weight_decay_mask=matrices,
-    trust_ratio_mask=matrices,
-    momentum=options["momentum"],
+  # Chen et al. 2020, section 2.1: 0.3 for 256, decay 1e-6.
+  "lars": Optimizer(
+    lambda rate, options, matrices: optax.lars(
+      rate,
+      weight_decay=options["weight_decay"],
+      weight_decay_mask=matrices,
+      trust_ratio_mask=matrices,
+      momentum=options["momentum"],
+    ),
+    learning_rate=0.3,
+    scaling="linear",
+    weight_decay=1e-6,
   ),
 }
+# Fields that are None take the value of the chosen optimizer.
+OWN_FIELDS = ("learning_rate", "scaling", "weight_decay")
 
 
 @dataclasses.dataclass
@@ -37,17 +84,22 @@ class OptimizerFields:
 
   Attributes:
     name: name; sgd has Nesterov momentum, lars is You et al. 2017.
-    learning_rate: peak rate for batches of 256; proportional to batch size.
+    learning_rate: peak rate for batches of 256; None is the optimizer's, 0.1
+      for sgd, 3e-3 for adamw, 0.3 for lars.
+    scaling: how the peak rate grows with the batch; None is the optimizer's,
+      'sqrt' for adamw, 'linear' for the others.
     momentum: momentum of sgd and lars.
-    weight_decay: decay of kernels; biases and batch norm have none.
+    weight_decay: decay of kernels, biases and batch norm have none; None is
+      the optimizer's, 5e-4 for sgd, 0.05 for adamw, 1e-6 for lars.
     warmup: fraction of the steps in which the rate rises from 0, linearly.
     clip_norm: largest norm of the gradient; 0 is no clipping.
   """
 
   name: Annotated[str, one_of(OPTIMIZERS)] = "adamw"
-  learning_rate: Annotated[float, number(1e-6)] = 4e-3
+  learning_rate: Annotated[float | None, number(1e-6)] = None
+  scaling: Annotated[str | None, one_of(SCALINGS)] = None
   momentum: Annotated[float, number(0, 0.9999)] = 0.9
-  weight_decay: Annotated[float, number(0)] = 1e-4
+  weight_decay: Annotated[float | None, number(0)] = None
   warmup: Annotated[float, number(0, 0.9)] = 0.1
   clip_norm: Annotated[float, number(0)] = 0.0
 
@@ -57,8 +109,7 @@ def make_schedule(
 ) -> optax.Schedule:
   """Linear warm-up, then a cosine to zero.
 
-  The peak is options['learning_rate'] x batch_size / 256 (Goyal et al. 2017),
-  so that one config suits batches of 128 to 512.
+  The peak is the rate for batches of 256, scaled to the batch size.
 
   Args:
     options: the phase's `optimizer`, of `OptimizerFields`.
@@ -68,9 +119,10 @@ def make_schedule(
   Returns:
     step -> learning rate.
   """
+  scale = SCALINGS[options["scaling"]](batch_size / 256)
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
-    peak_value=options["learning_rate"] * batch_size / 256,
+    peak_value=options["learning_rate"] * scale,
     warmup_steps=min(round(options["warmup"] * total_steps), total_steps - 1),
     decay_steps=total_steps,
   )
@@ -129,7 +181,7 @@ def make_optimizer(
   def matrices(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-  optimizer = OPTIMIZERS[options["name"]](schedule, options, matrices)
+  optimizer = OPTIMIZERS[options["name"]].make(schedule, options, matrices)
   if options["clip_norm"]:
     clip = optax.clip_by_global_norm(options["clip_norm"])
     optimizer = optax.chain(clip, optimizer)

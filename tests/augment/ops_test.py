@@ -225,7 +225,25 @@ def test_boxes_lie_in_the_image_with_uniform_area_and_log_uniform_ratio():
     np.testing.assert_allclose(place.mean(), 0.5, atol=0.03)
 
 
-def test_boxes_that_do_not_fit_are_cut():
+# Mean areas of torchvision's RandomResizedCrop over 100,000 samples, and with
+# the long side cut instead of another sample.
+@pytest.mark.parametrize(
+  ("scale", "tries", "area"),
+  [
+    ((0.2, 1.0), 10, 0.544),
+    ((0.6, 1.0), 10, 0.748),
+    ((0.2, 1.0), 1, 0.593),
+    ((0.6, 1.0), 1, 0.786),
+  ],
+)
+def test_boxes_are_as_large_as_torchvisions(scale, tries, area):
+  drawn = draw(ops.sample_box, 48, 48, scale, (3 / 4, 4 / 3), tries)
+  np.testing.assert_allclose(
+    np.mean(drawn[2] * drawn[3]) / 48**2, area, atol=0.01
+  )
+
+
+def test_boxes_that_never_fit_are_cut():
   _, x, height, width = draw(ops.sample_box, 20, 40, (0.9, 1.0), (1.0, 1.0))
   np.testing.assert_allclose(height, 20, rtol=1e-6)
   assert np.all(width < 30)

@@ -25,9 +25,10 @@ def literal_weights(counts, weighting, beta):
     return np.ones(len(counts))
   if weighting == "inverse":
     raw = [1 / n for n in counts]
-  else:  # Cui et al. 2019, eq. (2), and section 4: they sum to C
+  else:  # Cui et al. 2019, eq. (2)
     raw = [1 / ((1 - beta**n) / (1 - beta)) for n in counts]
-  return np.array(raw) * len(counts) / sum(raw)
+  total = sum(w * n for w, n in zip(raw, counts, strict=True))
+  return np.array(raw) * sum(counts) / total
 
 
 def literal_cross_entropy(
@@ -162,7 +163,8 @@ def test_class_weights_are_the_papers_with_mean_1(weighting, beta):
   weights = losses.class_weights(COUNTS, weighting, beta)
   expected = literal_weights(COUNTS, weighting, beta)
   np.testing.assert_allclose(weights, expected, rtol=1e-4)
-  np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
+  mean = np.average(weights, weights=COUNTS)  # over the training images
+  np.testing.assert_allclose(mean, 1, rtol=1e-6)
 
 
 def test_effective_weights_go_from_none_to_inverse():

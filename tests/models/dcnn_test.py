@@ -24,9 +24,9 @@ def plain(monkeypatch):
   monkeypatch.setattr(conv, "conv2d", conv._lax_conv)
 
 
-def make(pooling, size, dtype=jnp.float32):
+def make(pooling, size, dtype=jnp.float32, last_pool=False):
   """A network, its parameters, biases too at random, and two images."""
-  model = DCNN(width=20, pooling=pooling, dtype=dtype)
+  model = DCNN(width=20, pooling=pooling, last_pool=last_pool, dtype=dtype)
   rng = np.random.default_rng(0)
 
   def draw(leaf):
@@ -46,9 +46,9 @@ def shapes(model, size):
   )
 
 
-def literal(params, x, pooling):
+def literal(params, x, pooling, last_pool=False):
   """Line by line from the paper's table; the last map and the features."""
-  pooled = {1, 2, 4, 6} if pooling == "flatten" else {1, 2, 4}
+  pooled = {1, 2, 4, 6} if last_pool else {1, 2, 4}
   for layer in range(1, 7):
     weights = params[f"conv{layer}"]
     x = lax.conv_general_dilated(
@@ -81,14 +81,15 @@ def test_parameter_count_is_that_of_a_hand_count(size):
     3 * 3 * before * after + after
     for before, after in itertools.pairwise(channels)
   )
-  last = {32: 2, 33: 2, 100: 6}[size]  # 100, 50, 25, 12, 6
-  dense = last * last * 256 * 2000 + 2000
+  last = {32: 4, 33: 4, 100: 12}[size]  # 100, 50, 25, 12
   assert convolutions == 1_200_736
-  assert count(DCNN(), size) == convolutions + dense
   assert count(DCNN(pooling="average"), size) == convolutions
-  if size != 33:  # what the docstring says
-    total = {32: 3_250_736, 100: 19_634_736}[size]
-    assert convolutions + dense == total
+  # The totals of the docstring; the first is that of public implementations.
+  totals = {32: (9_394_736, 3_250_736), 100: (74_930_736, 19_634_736)}
+  for i, pixels in enumerate((last**2, (last // 2) ** 2)):
+    total = convolutions + pixels * 256 * 2000 + 2000
+    assert count(DCNN(last_pool=bool(i)), size) == total
+    assert size not in totals or totals[size][i] == total
 
 
 def outputs_of(model, params, images):
@@ -111,13 +112,18 @@ def assert_trees_close(actual, expected, tolerance):
   jax.tree.map_with_path(check, actual, expected)
 
 
-@pytest.mark.parametrize("pooling", ["flatten", "average"])
+@pytest.mark.parametrize(
+  ("pooling", "last_pool"),
+  [("flatten", False), ("flatten", True), ("average", False)],
+)
 @pytest.mark.parametrize("size", [32, 100])
 @pytest.mark.usefixtures("plain")
-def test_values_equal_a_literal_network(pooling, size):
-  model, params, images = make(pooling, size)
+def test_values_equal_a_literal_network(pooling, last_pool, size):
+  model, params, images = make(pooling, size, last_pool=last_pool)
   actual = jax.jit(functools.partial(outputs_of, model))(params, images)
-  expected = jax.jit(literal, static_argnums=2)(params, images, pooling)
+  expected = jax.jit(literal, static_argnums=(2, 3))(
+    params, images, pooling, last_pool
+  )
   assert actual[1].shape == (2, 20 if pooling == "flatten" else 256)
   assert_trees_close(actual, expected, 1e-5)
 
@@ -199,8 +205,3 @@ def test_maps_reach_the_caller_of_a_model():
   maps = sown["intermediates"]["encoder"]["maps"][0]
   assert (features.shape, logits.shape) == ((2, 256), (2, 7))
   assert maps.shape == (2, 3, 3, 256)
-
-
-def test_pooling_is_one_of_two():
-  with pytest.raises(KeyError, match="max"):
-    count(DCNN(pooling="max"), 32)

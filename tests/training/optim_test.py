@@ -24,7 +24,7 @@ GRADS = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), PARAMS)
 
 def options(**changes):
   plain = {"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0}
-  plain |= {"warmup": 0.0}
+  plain |= {"warmup": 0.0, "scaling": "linear"}
   return defaults(optim.OptimizerFields) | plain | changes
 
 
@@ -70,14 +70,17 @@ def test_clipping_sees_trained_leaves_alone():
   np.testing.assert_allclose(np.sqrt(8) * step, 0.1 * 1.9 * 1e-3, rtol=1e-2)
 
 
-def test_schedule_warms_up_to_the_scaled_peak_and_ends_at_zero():
+@pytest.mark.parametrize(
+  ("scaling", "peak"), [("linear", 0.2), ("sqrt", 0.08**0.5), ("none", 0.4)]
+)
+def test_schedule_warms_up_to_the_scaled_peak_and_ends_at_zero(scaling, peak):
   schedule = optim.make_schedule(
-    options(learning_rate=0.4, warmup=0.1), 100, batch_size=128
+    options(learning_rate=0.4, warmup=0.1, scaling=scaling), 100, batch_size=128
   )
   values = np.array([schedule(step) for step in range(101)])
   assert values[0] == 0
   assert values.argmax() == 10
-  np.testing.assert_allclose(values[10], 0.4 * 128 / 256, rtol=1e-6)
+  np.testing.assert_allclose(values[10], peak, rtol=1e-6)
   assert (np.diff(values[:11]) > 0).all()
   assert (np.diff(values[10:]) < 0).all()
   np.testing.assert_allclose(values[100], 0, atol=1e-8)
