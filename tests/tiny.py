@@ -13,6 +13,7 @@ from dbl_jax.models import model
 
 class TinyEncoder(nn.Module):
   stem: str = "imagenet"
+  pooling: str = "flatten"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact

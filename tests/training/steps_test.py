@@ -168,6 +168,9 @@ def test_one_and_eight_devices_train_alike(
 
 
 def test_several_steps_in_one_dispatch_train_alike(config, dataset):
+  # Adam would turn rounding of a gradient that is zero into a whole step.
+  config = config.copy_and_resolve_references()
+  config.pretrain.optimizer.update(name="sgd", learning_rate=0.1)
   states, losses = [], []
   for most in (1, 3):
     several = config.copy_and_resolve_references()
@@ -175,8 +178,10 @@ def test_several_steps_in_one_dispatch_train_alike(config, dataset):
     state, rows = run(start(several, dataset, "pretrain"), 5)
     states.append(host(state.model()))
     losses.append([row["loss"] for row in rows])
-  assert losses[0] == losses[1]
-  jax.tree.map(np.testing.assert_array_equal, *states)
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *states
+  )
 
 
 NO_AUGMENTATION = {
