@@ -22,7 +22,7 @@ from dbl_jax.data import pipeline, regions, sources, splits
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation.predictors import OF_LOGITS, PREDICTORS
 from dbl_jax.losses.terms import TERMS, TermFields
-from dbl_jax.models import model
+from dbl_jax.models import model, torch_weights
 from dbl_jax.runtime import options
 from dbl_jax.runtime.options import integer, number, one_of, patterns
 from dbl_jax.training import optim
@@ -51,7 +51,8 @@ class RunFields:
 
   Attributes:
     seed: seed of initial parameters, batches and views.
-    init_from: workdir of a run whose model the first phase starts from.
+    init_from: workdir of a run whose model the first phase starts from, or a
+      file of PyTorch weights (.pth, .safetensors) of a ResNet encoder.
     skip_nonfinite: whether a step whose loss or gradient is not finite is
       skipped and counted; otherwise it ends the run.
     log_every: steps between two entries of the log.
@@ -117,10 +118,13 @@ class ModelFields:
     name: the encoder.
     dtype: type of the computation; 'auto', when a run starts, becomes bfloat16
       on accelerators and float32 on CPU. Parameters and statistics are float32.
+    normalisation: of the pixels; None is 'imagenet' for a run that starts from
+      a file of PyTorch weights, else 'half', mean 0.5 and deviation 0.25.
   """
 
   name: Annotated[str, one_of(model.ENCODERS)] = "resnet18"
   dtype: Annotated[str, one_of(("auto", "bfloat16", "float32"))] = "auto"
+  normalisation: Annotated[str | None, one_of(model.NORMALISATIONS)] = None
 
 
 # Up to this size the ImageNet stem leaves maps too small to learn from, and
@@ -325,7 +329,9 @@ def untrained(predictor: str) -> ConfigDict:
 
 def dcnn() -> ConfigDict:
   """The encoder of the RAF-DB paper, in place of `base`'s."""
-  return ConfigDict({"name": "dcnn", "dtype": "auto", "pooling": "flatten"})
+  return ConfigDict(
+    _defaults(ModelFields) | {"name": "dcnn", "pooling": "flatten"}
+  )
 
 
 def supervised_dcnn() -> ConfigDict:
@@ -356,6 +362,7 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
         phase["augment"] = {"crop_tries": 1} | phase["augment"]
       fields[name] = phase
   if isinstance(encoder := fields.get("model"), dict):
+    encoder = {"normalisation": "half"} | encoder
     if encoder.get("dtype") == "auto":
       encoder = encoder | {"dtype": model.auto_dtype()}
     if encoder.get("name") == "dcnn":
@@ -400,9 +407,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if _get(config, "data.image_size") is None:
       config.data.image_size = sources.SOURCES[config.data.name].image_size
     _validate(config, "data.image_size", known)
+    from_torch = str(config.init_from).endswith(torch_weights.SUFFIXES)
     if _get(config, "model.stem") is None:
-      small = config.data.image_size <= _SMALL
+      small = config.data.image_size <= _SMALL and not from_torch
       config.model.stem = "medium" if small else "imagenet"
+    if _get(config, "model.normalisation") is None:
+      config.model.normalisation = "imagenet" if from_torch else "half"
     for phase in phases(config):
       for field in ("preset", "optimizer.name"):
         _validate(config, f"{phase}.{field}", known)

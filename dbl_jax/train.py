@@ -14,6 +14,7 @@ from dbl_jax.data import sources
 from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation.forward import jit_eval_step
+from dbl_jax.models import torch_weights
 from dbl_jax.runtime import distributed, sharding, signals, trees
 from dbl_jax.runtime.logs import MetricWriter, say
 from dbl_jax.runtime.provenance import provenance
@@ -67,9 +68,7 @@ def _run(
   variables: dict[str, Any] | None = None
   start_classes: tuple[str, ...] = ()
   if config.init_from:
-    variables, start_classes = checkpoint.load_start(
-      config.init_from, START_PHASES
-    )
+    variables, start_classes = _load_start(config)
   with distributed.main_first("data"):
     dataset = sources.load(config.data)
   if variables is not None:
@@ -115,6 +114,16 @@ def _run(
     )
     context = evaluate.fit_context(predict_step, variables, dataset, mesh)
     return evaluate.write(run, dataset, "test", context, workdir)
+
+
+def _load_start(config: ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """Variables of the run or file to start from, and the run's classes."""
+  if config.init_from.endswith(torch_weights.SUFFIXES):
+    weights = torch_weights.load_encoder(Path(config.init_from).expanduser())
+    unused = ", ".join(weights.unused) or "nothing"
+    say(f"Encoder from {config.init_from}; not used of it: {unused}")
+    return weights.variables, ()
+  return checkpoint.load_start(config.init_from, START_PHASES)
 
 
 def _report_losses(phase: Phase, step: int, rows: list[dict[str, Any]]) -> None:

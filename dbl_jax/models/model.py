@@ -10,17 +10,25 @@ from jax import Array
 
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
-from dbl_jax.models.resnet import ResNet18
+from dbl_jax.models.resnet import ResNet18, ResNet34, ResNet50
 
-ENCODERS: dict[str, Any] = {"dcnn": DCNN, "resnet18": ResNet18}
+ENCODERS: dict[str, Any] = {
+  "dcnn": DCNN,
+  "resnet18": ResNet18,
+  "resnet34": ResNet34,
+  "resnet50": ResNet50,
+}
 HEADS: dict[str, Any] = {
   "joint": JointHead,
   "mlp": MLPHead,
   "projection": ProjectionHead,
 }
 
-# Normalisation of pixels in [0, 1]: about zero mean and unit deviation.
-_MEAN, _DEVIATION = 0.5, 0.25
+# Mean and deviation that normalise pixels in [0, 1], per channel.
+NORMALISATIONS = {
+  "half": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+  "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 
 def auto_dtype() -> str:
@@ -34,10 +42,12 @@ class Model(nn.Module):
   Attributes:
     encoder: images -> features f32[B, F].
     head: features -> embeddings or logits f32[B, K].
+    normalisation: name in `NORMALISATIONS`.
   """
 
   encoder: nn.Module
   head: nn.Module
+  normalisation: str = "half"
 
   def __call__(
     self, inputs: Array, train: bool, encoder: str = "trained"
@@ -57,7 +67,13 @@ class Model(nn.Module):
     """
     features = inputs
     if encoder != "cached":
-      normalised = (inputs - _MEAN) / _DEVIATION
+      mean, deviation = NORMALISATIONS[self.normalisation]
+      if len(set(mean)) == 1:  # scalars round as they did in old runs
+        normalised = (inputs - mean[0]) / deviation[0]
+      else:
+        shape = (1, 1, 1, 3)
+        centred = inputs - jnp.reshape(jnp.array(mean), shape)
+        normalised = centred / jnp.reshape(jnp.array(deviation), shape)
       features = self.encoder(normalised, train and encoder == "trained")
     if encoder == "frozen":
       features = jax.lax.stop_gradient(features)
@@ -81,7 +97,7 @@ def make_model(
 
   Args:
     encoder: the config's `model`: name, dtype ('float32', 'bfloat16' or 'auto',
-      the faster one on this device) and the encoder's own options.
+      the faster one on this device), normalisation and the encoder's options.
     head: the phase's `head`: name and the head's own options.
     num_classes: number of classes C.
 
@@ -90,11 +106,14 @@ def make_model(
   """
   encoder, head = dict(encoder), dict(head)
   dtype = encoder.pop("dtype")
+  normalisation = encoder.pop("normalisation", "half")
   dtype = auto_dtype() if dtype == "auto" else dtype
   encoder_class = ENCODERS[encoder.pop("name")]
   head_class = HEADS[head.pop("name")]
   if "num_classes" in head_class.__dataclass_fields__:
     head["num_classes"] = num_classes
   return Model(
-    encoder_class(dtype=jnp.dtype(dtype), **encoder), head_class(**head)
+    encoder_class(dtype=jnp.dtype(dtype), **encoder),
+    head_class(**head),
+    normalisation,
   )

@@ -1,7 +1,7 @@
-"""ResNet-18: He et al. 2016, "Deep Residual Learning", table 1."""
+"""ResNet-18, 34 and 50: He et al. 2016, "Deep Residual Learning", table 1."""
 
 import functools
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -52,6 +52,38 @@ class ResidualBlock(nn.Module):
     return nn.relu(x + y)
 
 
+class Bottleneck(nn.Module):
+  """1x1, 3x3 and 1x1 convolutions and a shortcut, He et al. 2016, figure 5.
+
+  As in torchvision, the 3x3 convolution has the stride. The attributes are
+  those of `ResidualBlock`; the output has 4 x features channels.
+  """
+
+  features: int
+  strides: int = 1
+  zero_init_residual: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    """[B, H, W, C] -> [B, H / strides, W / strides, 4 features]."""
+    conv = functools.partial(Conv2D, dtype=self.dtype)
+    norm = functools.partial(BatchNorm, not train, dtype=self.dtype)
+    last_scale = nn.initializers.constant(1.0 - self.zero_init_residual)
+    wide = 4 * self.features
+
+    y = conv(self.features, kernel_size=1, name="conv1")(x)
+    y = norm(relu=True, name="norm1")(y)
+    y = conv(self.features, 3, self.strides, name="conv2")(y)
+    y = norm(relu=True, name="norm2")(y)
+    y = conv(wide, kernel_size=1, name="conv3")(y)
+    y = norm(scale_init=last_scale, name="norm3")(y)
+    if x.shape[-1] != wide or self.strides > 1:
+      x = conv(wide, 1, self.strides, name="shortcut_conv")(x)
+      x = norm(name="shortcut_norm")(x)
+    return nn.relu(x + y)
+
+
 class ResNet18(nn.Module):
   """The encoder: images to features.
 
@@ -71,6 +103,10 @@ class ResNet18(nn.Module):
   dtype: jnp.dtype = jnp.float32
   frozen: tuple[str, ...] = ()
 
+  # Blocks of each stage, and their kind.
+  blocks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
+  block: ClassVar[type[nn.Module]] = ResidualBlock
+
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     """Encodes images.
@@ -80,8 +116,8 @@ class ResNet18(nn.Module):
       train: batch norm uses the batch's statistics and updates its own.
 
     Returns:
-      f32[B, 512], averages over the last map, which is sown as 'maps',
-      [B, h, w, 512] of `dtype`, in 'intermediates'.
+      f32[B, F], averages over the last map, which is sown as 'maps',
+      [B, h, w, F] of `dtype`, in 'intermediates'; F is 512, of ResNet-50 2048.
     """
     size, strides = _STEMS[self.stem]
     x = Conv2D(64, size, strides, dtype=self.dtype, name="stem")(x)
@@ -93,11 +129,11 @@ class ResNet18(nn.Module):
     x = BatchNorm(fixed, relu=True, dtype=self.dtype, name="stem_norm")(x)
     if self.stem == "imagenet":
       x = max_pool(x)
-    for stage, features in enumerate((64, 128, 256, 512), 1):
-      for block in (1, 2):
+    for stage, blocks in enumerate(self.blocks, 1):
+      for block in range(1, blocks + 1):
         name = f"stage{stage}_block{block}"
-        x = ResidualBlock(
-          features,
+        x = self.block(
+          32 * 2**stage,
           strides=2 if stage > 1 and block == 1 else 1,
           zero_init_residual=self.zero_init_residual,
           dtype=self.dtype,
@@ -105,3 +141,15 @@ class ResNet18(nn.Module):
         )(x, training(name))
     self.sow("intermediates", "maps", x)
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+class ResNet34(ResNet18):
+  """The encoder with 3, 4, 6 and 3 blocks (21,284,672 parameters)."""
+
+  blocks: ClassVar[tuple[int, ...]] = (3, 4, 6, 3)
+
+
+class ResNet50(ResNet34):
+  """The encoder with as many bottleneck blocks (23,508,032 parameters)."""
+
+  block: ClassVar[type[nn.Module]] = Bottleneck

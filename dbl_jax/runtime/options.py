@@ -132,7 +132,9 @@ def of(component: Callable[..., Any]) -> dict[str, Option]:
   Returns:
     The options. Parameters of other types are none unless they are annotated.
   """
-  meanings = dict(_ENTRY.findall(inspect.getdoc(component) or ""))
+  meanings = {}
+  for described in reversed(getattr(component, "__mro__", (component,))):
+    meanings |= dict(_ENTRY.findall(inspect.getdoc(described) or ""))
   found = {}
   for name, parameter in inspect.signature(component).parameters.items():
     annotation = parameter.annotation
