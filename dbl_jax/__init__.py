@@ -1,1 +1,58 @@
-"""Disentangled and balanced learning (DBL) in JAX."""
+"""Disentangled and balanced learning for long-tailed images, in JAX.
+
+The names below are the public API; docs/api.md has an example of each. They
+are imported on first use, so that `import dbl_jax` costs nothing.
+"""
+
+import importlib
+from typing import Any
+
+_MODULES = {
+  "augment.ops": (
+    "random_flip",
+    "random_gaussian_blur",
+    "random_grey",
+    "random_jitter",
+    "random_resized_crop",
+    "random_rotate",
+  ),
+  "data.sampling": (
+    "Sampler",
+    "batch_indices",
+    "class_probabilities",
+    "make_sampler",
+  ),
+  "evaluate": ("LoadedModel", "load"),
+  "evaluation.metrics": (
+    "confusion_matrix",
+    "mean_class_interval",
+    "summarise",
+    "wilson_interval",
+  ),
+  "losses.batch": ("LossInputs", "loss_inputs"),
+  "losses.contrastive": ("balanced_contrastive", "nt_xent", "sup_con"),
+  "losses.cross_entropy": (
+    "balanced_softmax",
+    "class_weights",
+    "cross_entropy",
+    "label_aware_smoothing",
+    "ldam",
+  ),
+  "losses.feature_losses": ("center", "locality_preserving"),
+  "models.dcnn": ("DCNN",),
+  "models.heads": ("JointHead", "MLPHead", "ProjectionHead"),
+  "models.resnet": ("ResNet18",),
+  "train": ("train_and_evaluate",),
+}
+_HOME = {name: home for home, names in _MODULES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _HOME:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+  return __all__

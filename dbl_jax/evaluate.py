@@ -1,5 +1,6 @@
 """Evaluation of a run: metrics.json, scores, confusion matrix and report."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from dbl_jax.evaluation import (
 )
 from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
-from dbl_jax.models.model import Model, make_model
+from dbl_jax.models.model import HEADS, Model, make_model
 from dbl_jax.runtime import distributed, sharding, trees
 from dbl_jax.runtime.logs import read_rows
 from dbl_jax.runtime.provenance import provenance
@@ -199,6 +200,103 @@ def _activation(
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+  """A trained model. Made by `load`.
+
+  Attributes:
+    config: resolved config of the run.
+    phase: name of the phase that trained the model.
+    step: step of its checkpoint.
+    class_names: C names in the order of the labels.
+    variables: 'params' and 'batch_stats', as host arrays.
+    eval_step: compiled forward pass, (variables, images) -> features, outputs.
+    mesh: the devices.
+    meta: what the checkpoint stores about the run.
+  """
+
+  config: ConfigDict
+  phase: str
+  step: int
+  class_names: tuple[str, ...]
+  variables: dict[str, Any]
+  eval_step: Any
+  mesh: jax.sharding.Mesh
+  meta: Mapping[str, Any]
+
+  def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs encoder and head.
+
+    Args:
+      images: uint8[n, S, S, 3], RGB, S as in training (`data.image_size`).
+
+    Returns:
+      Features f32[n, F] and outputs of the head f32[n, K].
+
+    Raises:
+      ValueError: if the images have another shape or dtype.
+    """
+    images, size = np.asarray(images), self.config.data.image_size
+    if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
+      raise ValueError(
+        f"images are {images.dtype}{list(images.shape)}; expected"
+        f" uint8[n, {size}, {size}, 3]"
+      )
+    return make_forward(self.eval_step, self.variables, self.mesh)(images)
+
+  def predict(self, images: np.ndarray) -> np.ndarray:
+    """Class probabilities by the softmax of the head's logits.
+
+    Args:
+      images: as in `__call__`.
+
+    Returns:
+      f32[n, C].
+
+    Raises:
+      UserError: if the model has no classifier, such as that of SimCLR alone.
+    """
+    head = self.config[self.phase].head.name
+    if "logits" not in HEADS[head].gives:
+      raise UserError(
+        f"The run has the head {head!r}, which is no classifier. Train one on"
+        " its encoder with configs/classifier.py and --config.init_from."
+      )
+    logits = self(images)[1][:, -len(self.class_names) :]
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
+  """Loads the model of a run.
+
+  Args:
+    workdir: workdir of the run.
+    predictor: replaces the predictor in the config; None leaves it.
+
+  Returns:
+    The model of the last phase that has a checkpoint.
+
+  Raises:
+    UserError: if there is no checkpoint, or it does not match its config.
+  """
+  workdir = Path(workdir).expanduser()
+  phase = last_phase(workdir)
+  directory = checkpoint.phase_dir(workdir, phase)
+  meta = checkpoint.load_meta(directory)
+  config = _config_of(meta, phase, predictor, directory)
+  variables, step = checkpoint.load_model(directory, config[phase].keep)
+  names, size = tuple(meta["class_names"]), config.data.image_size
+  model = make_model(config.model, config[phase].head, len(names))
+  _check_shapes(model, variables, size, directory)
+  mesh = sharding.make_mesh()
+  images = inputs.of_images(config[phase], size, "frozen")
+  eval_step = jit_eval_step(steps.make_eval_step(model, images), mesh)
+  return LoadedModel(
+    config, phase, step, names, variables, eval_step, mesh, meta
+  )
+
+
 def evaluate_workdir(
   workdir: Path,
   data_dir: str | None,
@@ -222,34 +320,28 @@ def evaluate_workdir(
     UserError: if there is no checkpoint, it does not match its config, or the
       data has other classes; or other images, unless `data_dir` is given.
   """
-  phase = last_phase(workdir)
-  directory = checkpoint.phase_dir(workdir, phase)
-  meta = checkpoint.load_meta(directory)
-  config = _config_of(meta, phase, predictor, directory)
-  variables, step = checkpoint.load_model(directory, config[phase].keep)
+  loaded = load(workdir, predictor)
+  config = loaded.config
   if data_dir is not None:
     config.data.dir = data_dir
   dataset = sources.load(config.data)
-  if list(dataset.class_names) != list(meta["class_names"]):
+  if tuple(dataset.class_names) != loaded.class_names:
     raise UserError(
       f"The run in {workdir} knows the classes"
-      f" {', '.join(meta['class_names'])}, in this order; the data has"
+      f" {', '.join(loaded.class_names)}, in this order; the data has"
       f" {', '.join(dataset.class_names)}. Evaluate it on data with its own"
       " classes."
     )
-  _check_images(dataset, meta, workdir, data_dir)
+  _check_images(dataset, loaded.meta, workdir, data_dir)
   if split not in dataset.splits:
     raise UserError(
       f"--split={split}: no such split. There are {', '.join(dataset.splits)}."
     )
-  model = make_model(config.model, config[phase].head, len(dataset.class_names))
-  _check_shapes(model, variables, dataset.image_size, directory)
-  mesh = sharding.make_mesh()
-  images = inputs.of_images(config[phase], dataset.image_size, "frozen")
-  step_of = jit_eval_step(steps.make_eval_step(model, images), mesh)
   history = read_rows(workdir / "metrics.jsonl")
-  run = TrainedRun(config, phase, step, history, provenance())
-  context = fit_context(step_of, variables, dataset, mesh)
+  run = TrainedRun(config, loaded.phase, loaded.step, history, provenance())
+  context = fit_context(
+    loaded.eval_step, loaded.variables, dataset, loaded.mesh
+  )
   return write(run, dataset, split, context, out)
 
 

@@ -109,8 +109,24 @@ def _workdir(
     content["init_from"] = parent.workdir.name
   text = json.dumps(content, sort_keys=True, default=str)
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-  loss = "+".join(config[phase].losses)
-  return out.resolve() / f"seed{config.seed}-{loss}-{digest}"
+  prefix = f"seed{config.seed}-{'+'.join(config[phase].losses)}-"
+  named = out.resolve() / f"{prefix}{digest}"
+  return named if named.is_dir() else _former_workdir(config, prefix, named)
+
+
+def _former_workdir(config: ConfigDict, prefix: str, named: Path) -> Path:
+  """The folder an earlier version gave a stage with this config, or `named`."""
+  siblings = named.parent.iterdir() if named.parent.is_dir() else ()
+  for folder in sorted(siblings):
+    if folder.name.startswith(prefix):
+      try:
+        stored = json.loads((folder / "config.json").read_text())
+        changed = configs.differences(configs.migrate(stored), config.to_dict())
+      except (OSError, ValueError, TypeError):
+        continue
+      if all(change.startswith(configs.FREE_FIELDS) for change in changed):
+        return folder
+  return named
 
 
 def _chain(stage: Stage | None) -> list[Stage]:

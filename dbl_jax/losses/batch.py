@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -50,6 +51,43 @@ class LossInputs(NamedTuple):
   def prototypes(self) -> Array:
     """f32[C, D], of a head with the option `prototypes`."""
     return self.head.get("projection", self.head)["prototypes"]
+
+
+def loss_inputs(
+  outputs: Array,
+  labels: Array,
+  counts: Array,
+  *,
+  features: Array | None = None,
+  head: Mapping[str, Any] | None = None,
+  progress: float = 1.0,
+) -> LossInputs:
+  """Makes the inputs of a loss from plain arrays, for use in other code.
+
+  Args:
+    outputs: logits or embeddings, f32[B, K], or f32[B, V, K] of V views.
+    labels: int[B].
+    counts: [C], training images of each class.
+    features: f32[B, F] or f32[B, V, F], for losses that read features.
+    head: parameters of the head, for losses that read prototypes.
+    progress: fraction of the training that is done, for deferred losses.
+
+  Returns:
+    The inputs, with one-hot targets.
+  """
+
+  def of_views(values: Array) -> Array:
+    return values[:, None] if values.ndim == 2 else values
+
+  return LossInputs(
+    features=of_views(outputs if features is None else features),
+    outputs=of_views(outputs),
+    labels=jnp.asarray(labels, jnp.int32),
+    targets=jax.nn.one_hot(labels, len(counts)),
+    counts=jnp.asarray(counts, jnp.float32),
+    progress=jnp.float32(progress),
+    head=head or {},
+  )
 
 
 def as_rows(values: Array) -> Array:

@@ -70,6 +70,20 @@ def test_the_workdir_depends_on_what_affects_the_result(cache, tmp_path):
   assert place(lambda c: c.data.update(cache_dir="/elsewhere")) == usual
 
 
+def test_a_stage_of_an_earlier_version_is_found(cache, tmp_path):
+  systems = {"basic": supervised(cache)}
+  new = sweep.plan(systems, [0], tmp_path)["basic", 0]
+  old = new.workdir.with_name(new.workdir.name[:-12] + "0" * 12)
+  fields = new.config.to_dict()
+  fields["classify"]["by_data"] = {"other": {"epochs": 60}}
+  del fields["skip_nonfinite"]
+  for seed, found in ((1, new.workdir), (0, old)):
+    old.mkdir(exist_ok=True)
+    fields["seed"] = seed
+    (old / "config.json").write_text(json.dumps(fields))
+    assert sweep.plan(systems, [0], tmp_path)["basic", 0].workdir == found
+
+
 def test_stages_give_the_result_of_one_run(cache, tmp_path):
   config = tiny.get_config()
   config.data.update(num_train=60, num_test=20, cache_dir=str(cache))

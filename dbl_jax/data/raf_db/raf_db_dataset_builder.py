@@ -41,7 +41,7 @@ _CITATION = """
 }
 """
 
-_HOMEPAGE = "http://www.whdeld.cn/project/RAF-DB"
+_HOMEPAGE = "http://www.whdeng.cn/RAF/model1.html"
 
 
 class RafDb(tfds.core.GeneratorBasedBuilder):
