@@ -88,7 +88,7 @@ def test_a_full_disk_loses_nothing(whole, cache, small):
     (evaluate.report.files, "write"),
   ],
 )
-def test_a_full_disk_is_told_wherever_it_fills(
+def test_a_full_disk_is_reported_wherever_it_fills(
   whole, cache, tmp_path, monkeypatch, place, name
 ):
   def full(*_):
@@ -116,6 +116,31 @@ def test_a_read_only_workdir_is_refused(cache, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+  ("workdir", "message"),
+  [
+    ("a[1]", "one of the characters"),
+    ("what?", "one of the characters"),
+    ("gs:/bucket/run", "is a URL"),
+    ("s3:/bucket/run", "is a URL"),
+  ],
+)
+def test_a_path_that_checkpoints_cannot_have_is_refused_at_the_start(
+  tmp_path, workdir, message
+):
+  """Of a URL, `Path` leaves one slash; Orbax uses paths as patterns."""
+  with pytest.raises(UserError, match=message):
+    train.train_and_evaluate(tiny.get_resolved(), tmp_path / workdir)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_run_moved_to_such_a_path_is_read(whole, tmp_path):
+  moved = tmp_path / "a[1]"
+  shutil.copytree(whole, moved)
+  directory = checkpoint.phase_dir(moved, "classify")
+  assert checkpoint.load_model(directory, "latest")[1] == 9
+
+
+@pytest.mark.parametrize(
   "text",
   [
     'RESOURCE_EXHAUSTED: Error writing "a": No space left on device [os]',
@@ -137,7 +162,7 @@ def test_errors_within_other_errors_are_found(tmp_path, text):
     save()
 
 
-def test_bugs_are_not_taken_for_the_disk_s():
+def test_bugs_are_not_attributed_to_the_disk():
   with pytest.raises(ValueError, match="a bug"), workdirs.plain_errors(Path()):
     raise ValueError("a bug")
   missing = os.strerror(errno.ENOENT)
@@ -145,7 +170,7 @@ def test_bugs_are_not_taken_for_the_disk_s():
     raise OSError(errno.ENOENT, missing)
 
 
-def test_a_closed_loop_is_no_news():
+def test_a_closed_loop_is_not_shown():
   """What TensorStore's callbacks raise cannot be caught, only not shown."""
   program = """
 import sys

@@ -1,5 +1,6 @@
 """The command line: one clear line for each mistake, status 2, nothing lost."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,15 @@ CASES = {
     ["--config=configs/classifier.py", "--config.init_from=/no/such/run"],
     "holds no checkpoint",
   ),
+  "no such flag file": (["--flagfile=/no/file"], "/no/file"),
+  "workdir of a cloud": (
+    ["--config=configs/dbl.py", "--workdir=gs://bucket/run"],
+    "--workdir=gs://bucket/run: URLs are not supported",
+  ),
+  "data of a cloud": (
+    ["--config=configs/dbl.py", "--config.data.dir", "s3://bucket/faces"],
+    "s3://bucket/faces: URLs are not supported",
+  ),
   "unwritable workdir": (
     ["--config=configs/dbl.py", "--workdir=/proc/nowhere"],
     "cannot be written",
@@ -70,10 +80,11 @@ CASES = {
 }
 
 
-def call(arguments, script=("-m", "dbl_jax.main"), cwd=ROOT):
+def call(arguments, script=("-m", "dbl_jax.main"), cwd=ROOT, env=None):
   return subprocess.run(
     [sys.executable, *script, *arguments],
     cwd=cwd,
+    env=os.environ | (env or {}),
     capture_output=True,
     text=True,
     timeout=120,
@@ -84,11 +95,9 @@ def call(arguments, script=("-m", "dbl_jax.main"), cwd=ROOT):
 @pytest.mark.parametrize("case", CASES)
 def test_mistakes_get_one_clear_line(case, tmp_path):
   arguments, message = CASES[case]
-  if "--workdir=/proc/nowhere" not in arguments:
+  if not any(argument.startswith("--workdir") for argument in arguments):
     arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
-  done = call([*arguments, f"--config.data.cache_dir={tmp_path}"] if any(
-    a.startswith("--config=configs/") and "dlb" not in a for a in arguments
-  ) else arguments)  # fmt: skip
+  done = call(arguments, env={"XDG_CACHE_HOME": str(tmp_path)})
   assert done.returncode == 2, done.stderr
   assert message in done.stderr
   assert done.stderr.startswith("error: ")
@@ -105,11 +114,24 @@ def test_mistakes_get_one_clear_line(case, tmp_path):
     (["--workdir=."], "holds no checkpoint"),
   ],
 )
-def test_evaluate_speaks_plainly_too(arguments, message):
+def test_evaluate_has_one_line_too(arguments, message):
   done = call(arguments, script=("scripts/evaluate.py",))
   assert done.returncode == 2
   assert message in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_absent_platform_is_one_line(tmp_path):
+  for script in (("-m", "dbl_jax.main"), ("scripts/evaluate.py",)):
+    done = call(
+      [f"--workdir={tmp_path}"]
+      + ["--config=configs/dbl.py"] * (script[0] == "-m"),
+      script=script,
+      env={"JAX_PLATFORMS": "cuda"},
+    )
+    assert done.returncode == 2
+    assert "JAX cannot use a device of JAX_PLATFORMS='cuda'" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_config_elsewhere_gets_a_hint(tmp_path):
@@ -159,6 +181,6 @@ def test_differences_name_each_field():
   ]
 
 
-def test_a_typed_check_of_the_whole_command_line():
+def test_a_missing_config_is_an_error_of_the_user():
   with pytest.raises(UserError, match="no such file"):
     cli.parse_flags(["main", "--config=nowhere.py"])

@@ -1,4 +1,4 @@
-"""What a run says while it works: a line, a file, TensorBoard."""
+"""Logs of a run: printed lines, metrics.jsonl and TensorBoard."""
 
 import json
 import logging
@@ -7,12 +7,11 @@ import platform
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from dbl_jax.runtime import distributed, files
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def say(line: str) -> None:
@@ -22,66 +21,62 @@ def say(line: str) -> None:
 
 
 class MetricWriter:
-  """Figures of a run: `metrics.jsonl` always, TensorBoard where possible."""
+  """Writes metrics to `metrics.jsonl` and TensorBoard, on the main process."""
 
   def __init__(self, workdir: Path, tensorboard: bool):
     self._path = workdir / "metrics.jsonl"
     wanted = tensorboard and distributed.is_main()
-    self._writer = _open_events(workdir) if wanted else None
+    self._events = _open_events(workdir) if wanted else None
 
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    if self._writer is not None:
-      self._writer.close()
+  def __exit__(self, *_: object) -> None:
+    if self._events is not None:
+      self._events.close()
 
   def rows(self) -> list[dict[str, Any]]:
-    """All rows so far."""
+    """Returns all rows so far."""
     return read_rows(self._path)
 
   def rewind(self, phase: str, step: int) -> None:
-    """Forgets what a resumed phase will do again: rows after `step`."""
+    """Removes rows after `step`, which the resumed phase will write again."""
     if not distributed.is_main():
       return
-    kept = [
-      row for row in self.rows() if row["phase"] != phase or row["step"] <= step
+    lines = [
+      json.dumps(row) + "\n"
+      for row in self.rows()
+      if row["phase"] != phase or row["step"] <= step
     ]
-    lines = "".join(json.dumps(row) + "\n" for row in kept)
-    files.write(self._path, lines.encode())
+    files.write(self._path, "".join(lines).encode())
 
   def write(
-    self, phase: str, step: int, epoch: float, figures: dict[str, float]
+    self, phase: str, step: int, epoch: float, metrics: dict[str, float]
   ) -> None:
-    """Adds a row.
+    """Appends a row.
 
     Args:
       phase: name of the phase.
-      step: steps of the phase done.
+      step: number of steps of the phase done.
       epoch: the same in epochs.
-      figures: name -> value; those that are not finite are left out.
+      metrics: name -> value; values that are not finite are omitted.
     """
     if not distributed.is_main():
       return
-    figures = {k: v for k, v in figures.items() if math.isfinite(v)}
-    row = {"phase": phase, "step": step, "epoch": round(epoch, 4)} | figures
+    metrics = {k: v for k, v in metrics.items() if math.isfinite(v)}
+    row = {"phase": phase, "step": step, "epoch": round(epoch, 4)} | metrics
     with self._path.open("a") as file:
       file.write(json.dumps(row) + "\n")
-    if self._writer is not None:
-      named = {f"{phase}/{name}": value for name, value in figures.items()}
-      self._writer.write(step, named)
+    if self._events is not None:
+      named = {f"{phase}/{name}": value for name, value in metrics.items()}
+      self._events.write(step, named)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-  """Rows of a metrics.jsonl; a half-written line is left out.
+  """Reads a metrics.jsonl, omitting damaged lines.
 
   Args:
-    path: the file; no file has no rows.
+    path: the file; if there is none, there are no rows.
 
   Returns:
     The rows, in order.
@@ -95,17 +90,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
       if not isinstance(row["phase"], str) or not isinstance(row["step"], int):
         raise TypeError
     except (ValueError, KeyError, TypeError):
-      log.warning("%s: a line is damaged and left out.", path)
+      logger.warning("%s: a line is damaged and omitted.", path)
     else:
       rows.append(row)
   return rows
 
 
 class _Events:
-  """TensorBoard's file of figures, readable while it grows.
+  """Writes TensorBoard's event file, readable while it grows.
 
-  Written with the tensorboard package alone: clu and tf.summary would import
-  TensorFlow for it, which takes longer than JAX and half a GB.
+  clu, tf.summary and tensorboard.summary would import TensorFlow, which takes
+  longer than JAX and half a GB.
   """
 
   def __init__(self, directory: Path):
@@ -116,13 +111,13 @@ class _Events:
     directory.mkdir(parents=True, exist_ok=True)
     name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}"
     self._file = record_writer.RecordWriter((directory / name).open("wb"))
+    self.close = self._file.close
     self._add(file_version="brain.Event:2")
 
-  def write(self, step: int, figures: dict[str, float]) -> None:
-    """Adds figures of a step."""
+  def write(self, step: int, metrics: dict[str, float]) -> None:
     values = [
       self._summary.Value(tag=name, simple_value=value)
-      for name, value in figures.items()
+      for name, value in metrics.items()
     ]
     self._add(step=step, summary=self._summary(value=values))
 
@@ -131,16 +126,13 @@ class _Events:
     self._file.write(event.SerializeToString())
     self._file.flush()
 
-  def close(self) -> None:
-    self._file.close()
-
 
 def _open_events(workdir: Path) -> _Events | None:
   try:
     return _Events(workdir / "tensorboard")
   except ImportError as error:
-    log.warning(
-      "No TensorBoard files: %s is not installed. Figures go to %s.",
+    logger.warning(
+      "No TensorBoard files: %s is not installed. Metrics are in %s.",
       error.name,
       workdir / "metrics.jsonl",
     )
@@ -148,32 +140,32 @@ def _open_events(workdir: Path) -> _Events | None:
 
 
 class Progress:
-  """One line about how far long work is, how fast, and how long it takes."""
+  """A line with the state, rate and remaining time of long work."""
 
   def __init__(self, name: str, total: int, images: int = 1):
-    """Begins.
+    """Starts.
 
     Args:
-      name: of the work.
-      total: how many steps it has.
-      images: how many of them a step handles.
+      name: name of the work.
+      total: number of steps.
+      images: images per step.
     """
     self._name, self._total, self._images = name, total, images
     self._terminal = sys.stdout.isatty()
-    self._interval = 0.5 if self._terminal else 10.0
+    self._interval = 0.5 if self._terminal else 10.0  # seconds
     self._started: tuple[int, float] | None = None
     self._shown = 0.0
 
   def show(self, step: int, *words: str, last: bool = False) -> None:
-    """Shows the line, if the last one is old enough.
+    """Prints the line if the last one is old enough.
 
     Args:
-      step: steps done.
-      words: more to say, before the rate.
-      last: show it whatever the time, and end the line.
+      step: number of steps done.
+      words: printed before the rate.
+      last: print in any case, and end the line.
     """
     now = time.perf_counter()
-    if self._started is None:  # the first steps hold compilation
+    if self._started is None:  # compilation is not part of the rate
       self._started = (step, now)
     too_early = not last and now - self._shown < self._interval
     if too_early or not distributed.is_main():
@@ -193,7 +185,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-  """Seconds as h:mm:ss or m:ss."""
+  """Formats seconds as h:mm:ss or m:ss."""
   minutes, second = divmod(round(seconds), 60)
   hours, minute = divmod(minutes, 60)
   return (

@@ -1,4 +1,4 @@
-"""What made a result: versions of packages and of this one's source."""
+"""Provenance of a result: versions, revision of the source, and hardware."""
 
 import functools
 import os
@@ -22,12 +22,11 @@ _PACKAGES = (
 
 @functools.cache
 def provenance() -> dict[str, str | bool | None]:
-  """Versions and source, as when they were first asked for.
+  """Returns versions and revision, as of the first call in the process.
 
   Returns:
-    Package -> version, or None where it is not installed; 'python'; and where
-    the package is in a git checkout, its 'revision' and whether its files are
-    'modified' since.
+    Package -> version, or None if it is not installed; 'python'; and, if the
+    package is in a git checkout, 'revision' and 'modified'.
   """
   found: dict[str, str | bool | None] = {"python": platform.python_version()}
   for name in _PACKAGES:
@@ -39,14 +38,14 @@ def provenance() -> dict[str, str | bool | None]:
 
 
 def revision(package: Path) -> dict[str, str | bool]:
-  """Where a package's source stands in git.
+  """Returns the git revision of a package's source.
 
   Args:
     package: its folder.
 
   Returns:
-    'revision' and 'modified'; nothing where git does not track the package, as
-    in an environment inside of another project's checkout.
+    'revision', and whether files are 'modified'; nothing if git does not track
+    the package, as in an environment inside another project's checkout.
   """
   try:
     _git(package, "ls-files", "--error-unmatch", "__init__.py")
@@ -70,23 +69,32 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def describe() -> dict[str, Any]:
-  """Processor, cores, memory, GPUs, system, and how busy it is.
-
-  Returns:
-    Fields for `benchmark.json`; None for what the system does not tell.
-  """
+  """Returns CPU, cores, memory, GPUs, system and load; None where unknown."""
+  cpuinfo = _first_match("/proc/cpuinfo", "model name")
+  memory = _first_match("/proc/meminfo", "MemTotal")
+  load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
   return {
-    "cpu": _cpu_model(),
+    "cpu": " ".join(cpuinfo.split()) or platform.processor(),
     "cores": cores(),
-    "memory_gib": _memory_gib(),
+    "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
     "gpus": gpus(),
     "system": platform.platform(),
-    "load_average": _load(),
+    "load_average": None if load is None else round(load, 2),
   }
 
 
+def _first_match(path: str, name: str) -> str:
+  """The value of a file's first line 'name: value'; '' without one."""
+  try:
+    lines = Path(path).read_text().splitlines()
+  except OSError:
+    return ""
+  found = (line for line in lines if line.startswith(name))
+  return next(found, "").partition(":")[2].strip()
+
+
 def words() -> str:
-  """Processor, cores, memory and GPUs in one line."""
+  """Returns CPU, cores, memory and GPUs in one line."""
   found = describe()
   gpus = ", ".join(found["gpus"]) or "no GPU"
   number = f"{found['cores']} core" + "s" * (found["cores"] != 1)
@@ -94,53 +102,24 @@ def words() -> str:
 
 
 def cores() -> int:
-  """How many processors this process may use."""
+  """Returns the number of CPUs this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 def gpus() -> list[str]:
-  """Name and memory of each NVIDIA GPU; none where there is no driver."""
+  """Returns name and memory of each NVIDIA GPU; none without a driver."""
   if shutil.which("nvidia-smi") is None:
     return []
-  query = [
-    "nvidia-smi",
-    "--query-gpu=name,memory.total",
-    "--format=csv,noheader",
-  ]
-  done = subprocess.run(query, capture_output=True, text=True, check=False)
+  query = ["--query-gpu=name,memory.total", "--format=csv,noheader"]
+  done = subprocess.run(
+    ["nvidia-smi", *query], capture_output=True, text=True, check=False
+  )
   return done.stdout.strip().splitlines() if done.returncode == 0 else []
 
 
 def is_busy(machine: dict[str, Any]) -> bool:
-  """Whether other work was running when the machine was described."""
+  """Whether other work ran when `describe` was called."""
   load = machine["load_average"]
   return load is not None and load > 0.25 * machine["cores"]
-
-
-def _cpu_model() -> str:
-  try:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    return platform.processor()
-  names = [
-    line.split(":")[1] for line in lines if line.startswith("model name")
-  ]
-  return " ".join(names[0].split()) if names else platform.processor()
-
-
-def _memory_gib() -> float | None:
-  try:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  except (ValueError, OSError):
-    return None
-  return round(pages / 2**30, 1)
-
-
-def _load() -> float | None:
-  """Mean number of running processes over the last minute."""
-  try:
-    return round(os.getloadavg()[0], 2)
-  except OSError:
-    return None

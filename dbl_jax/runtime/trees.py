@@ -1,4 +1,4 @@
-"""Trees of arrays: leaves by path, and whether two have the same shapes."""
+"""Trees of arrays: leaves by path, and differences in shape."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 
 
 class Difference(NamedTuple):
-  """A leaf at which two trees differ; shape None where a tree lacks it."""
+  """A leaf at which two trees differ; shape None if a tree lacks it."""
 
   path: str
   found: tuple[int, ...] | None
@@ -14,7 +14,7 @@ class Difference(NamedTuple):
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree in its order, by paths like 'head/logits/bias'."""
+  """Returns the leaves in order, by paths such as 'head/logits/bias'."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -23,14 +23,14 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def first_difference(found: Any, expected: Any) -> Difference | None:
-  """The first leaf, by path, whose shape differs; None for none.
+  """Finds the first leaf, by path, whose shape differs.
 
   Args:
     found: a tree of arrays, or of anything that has a shape.
     expected: another.
 
   Returns:
-    The leaf's path and both shapes.
+    Path and both shapes; None if all shapes are equal.
   """
   have, want = (
     {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}

@@ -304,17 +304,19 @@ def load_meta(directory: Path) -> dict[str, Any]:
   Raises:
     UserError: if there is no checkpoint, it is damaged or cannot be read.
   """
-  return _read_sound(_saved_steps(directory)[-1], _read_checked_meta)
-
-
-def _read_checked_meta(step: Path) -> dict[str, Any]:
-  """Reads `meta` and checks its form, since a checkpoint may be anyone's."""
-  meta, _ = _read_json_items(step)
+  step = _saved_steps(directory)[-1]
+  meta, _ = _read_sound(step, _read_json_items)
   config, names = meta.get("config"), meta.get("class_names")
-  if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
-    raise DamagedError("it holds no config")
-  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-    raise DamagedError("it names no classes")
+  if (
+    not isinstance(config, dict)
+    or not isinstance(config.get("data"), dict)
+    or not isinstance(names, list)
+    or not all(isinstance(name, str) for name in names)
+  ):
+    raise UserError(
+      f"{step} is no checkpoint of this project: it holds no config or no names"
+      " of classes. Give the workdir of a run."
+    )
   return meta
 
 

@@ -200,13 +200,13 @@ def start(*words):
   ("number", "status", "name"),
   [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")],
 )
-def test_the_program_says_how_to_go_on(number, status, name):
+def test_the_program_says_how_to_resume(number, status, name):
   process = start("wait")
   process.send_signal(number)
   _, said = process.communicate(timeout=20)
   assert process.returncode == status
   assert f"{name}: the step in flight is finished" in said
-  assert f"Stopped by {name}. Run the same command to go on." in said
+  assert f"Stopped by {name}. Run the same command to resume." in said
   assert "Traceback" not in said
 
 
@@ -218,4 +218,4 @@ def test_a_second_ctrl_c_leaves_at_once():
   process.send_signal(signal.SIGINT)
   _, said = process.communicate(timeout=20)
   assert process.returncode == 130
-  assert "Left at once" in said
+  assert "Exits at once" in said
