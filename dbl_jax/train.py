@@ -14,11 +14,12 @@ from dbl_jax.data import sources
 from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation.forward import jit_eval_step
-from dbl_jax.runtime import distributed, sharding, signals, trees
-from dbl_jax.runtime.logs import MetricWriter, say
+from dbl_jax.runtime import distributed, sharding, signals
+from dbl_jax.runtime.logs import MetricWriter, print_line
 from dbl_jax.runtime.provenance import provenance
 from dbl_jax.training import checkpoint, loop, optim, steps
 from dbl_jax.training.phase import Phase, check_phases, make_phase
+from dbl_jax.training.state import by_path
 
 logger = logging.getLogger(__name__)
 # Phases of an earlier run to start from, the last that trains an encoder first.
@@ -77,7 +78,7 @@ def _run(
   mesh = sharding.make_mesh()
   with jax.set_mesh(mesh):
     check_phases(config, dataset, mesh, variables)
-  say(_headline(config, dataset, mesh))
+  print_line(_headline(config, dataset, mesh))
   with MetricWriter(workdir, config.tensorboard) as writer, jax.set_mesh(mesh):
     for name in configs.phases(config):
       phase = make_phase(config, name, dataset, variables)
@@ -127,7 +128,7 @@ def _report_losses(phase: Phase, step: int, rows: list[dict[str, Any]]) -> None:
   """
   skipped = evaluate.skipped_steps(rows).get(phase.name, 0)
   if skipped:
-    say(
+    print_line(
       f"{phase.name}: {skipped} steps skipped, whose loss or gradient was not"
       " finite"
     )
@@ -151,7 +152,7 @@ def _check_classes(
 ) -> None:
   """Raises UserError if an inherited head has other classes than the data."""
   inherit = config[configs.phases(config)[0]].inherit
-  head = trees.by_path({"head": variables["params"]["head"]})
+  head = by_path({"head": variables["params"]["head"]})
   inherits_head = any(optim.matches(path, inherit) for path in head)
   if inherits_head and start_classes != tuple(dataset.class_names):
     raise UserError(
@@ -169,8 +170,8 @@ def _write_parameter_overview(phase: Phase, path: Path) -> None:
   except ImportError:  # training itself does not need clu
     return
   groups: dict[str, dict[str, Any]] = {"Trained": {}, "Frozen": {}}
-  trained = trees.by_path(phase.trained)
-  for name, leaf in trees.by_path(phase.state.params).items():
+  trained = by_path(phase.trained)
+  for name, leaf in by_path(phase.state.params).items():
     groups["Trained" if trained[name] else "Frozen"][name] = leaf
   tables = [
     f"{title}\n"

@@ -11,13 +11,15 @@ import platform
 import sys
 from pathlib import Path
 
+from dbl_jax.errors import UserError
+from dbl_jax.runtime import files
+
 logger = logging.getLogger(__name__)
 
 # Limit of the compilation cache. A run has about ten programs of 1 MB and less.
 # JAX's own limit (jax_compilation_cache_max_size) fails for good once a program
 # lacks its file of access times, as after SIGKILL, and retains empty files.
 CACHE_BYTES = 1 << 30
-_OFF = ("0", "false", "no", "off")
 # Parameters of malloc.h. Large buffers come from the heap, which does not
 # shrink and grows by 256 MB; one heap, as others cannot hold a large buffer.
 _MALLOC = {
@@ -34,10 +36,13 @@ def prepare() -> None:
   `DBL_JAX_CACHE=off` and `DBL_JAX_MALLOC=off` disable either, as do JAX's and
   glibc's own variables.
   """
-  if os.environ.get("DBL_JAX_CACHE", "").strip().lower() not in _OFF:
-    enable_compilation_cache()
-  if os.environ.get("DBL_JAX_MALLOC", "").strip().lower() not in _OFF:
-    tune_malloc()
+  for name, enable in (
+    ("DBL_JAX_CACHE", enable_compilation_cache),
+    ("DBL_JAX_MALLOC", tune_malloc),
+  ):
+    value = os.environ.get(name, "").strip().lower()
+    if value not in ("0", "false", "no", "off"):
+      enable()
 
 
 def user_cache() -> Path:
@@ -55,15 +60,11 @@ def enable_compilation_cache() -> None:
     return
   try:
     directory = user_cache() / "programs" / _cpu_name()
-    directory.mkdir(parents=True, exist_ok=True)
-    if not os.access(directory, os.W_OK | os.X_OK):
-      raise PermissionError(f"{directory} cannot be written")
+    files.make_writable(directory, "jax_compilation_cache_dir")
     _prune(directory)
-  except (OSError, RuntimeError) as error:  # the latter: no home folder
+  except (UserError, OSError, RuntimeError) as error:  # the last: no home
     logger.warning(
-      "Compiled programs are not stored, so each start compiles anew: %s."
-      " Set XDG_CACHE_HOME to a folder you may write to.",
-      error,
+      "Compiled programs are not stored, so each start compiles anew. %s", error
     )
     return
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
@@ -72,10 +73,7 @@ def enable_compilation_cache() -> None:
 
 def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
   """Sixteen hex digits that identify the features of the CPU."""
-  try:
-    lines = cpuinfo.read_text().splitlines()
-  except OSError:
-    lines = []
+  lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
   found = next((x for x in lines if x.startswith(("flags", "Features"))), "")
   features = sorted(found.partition(":")[2].split())
   what = [platform.machine(), *(features or [platform.processor()])]
@@ -102,9 +100,7 @@ def tune_malloc() -> None:
   By default it is returned to the system and mapped again page by page at each
   step, a tenth of the time. Without glibc nothing is done.
   """
-  if "GLIBC_TUNABLES" in os.environ or any(
-    name.startswith("MALLOC_") for name in os.environ
-  ):
+  if any(name.startswith(("GLIBC_TUNABLES", "MALLOC_")) for name in os.environ):
     return
   try:
     libc = ctypes.CDLL(None)

@@ -21,14 +21,11 @@ _STALE = 3600.0
 
 
 def make_writable(folder: Path, flag: str) -> None:
-  """Creates a folder and checks that files can be written to it.
+  """Creates a folder, or raises UserError if it cannot be written.
 
   Args:
     folder: the folder.
-    flag: its name in a message, such as '--out'.
-
-  Raises:
-    UserError: if they cannot.
+    flag: its name in the message, such as '--out'.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,8 +52,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
   Yields:
     The new file, open for writing.
   """
-  partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-  _remove_stale(path)
+  start, end = f".{path.name}.", ".partial"
+  for left in path.parent.iterdir():
+    if left.name.startswith(start) and left.name.endswith(end):
+      with contextlib.suppress(OSError):  # another process may be faster
+        if time.time() - left.stat().st_mtime > _STALE:
+          left.unlink()
+  partial = path.with_name(f"{start}{secrets.token_hex(6)}{end}")
   try:
     with partial.open("wb") as file:
       yield file
@@ -67,15 +69,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     partial.unlink(missing_ok=True)
 
 
-def _remove_stale(path: Path) -> None:
-  for left in path.parent.iterdir():
-    name = left.name
-    if name.startswith(f".{path.name}.") and name.endswith(".partial"):
-      with contextlib.suppress(OSError):  # another process may be faster
-        if time.time() - left.stat().st_mtime > _STALE:
-          left.unlink()
-
-
 def write(path: Path, content: bytes) -> None:
   """Writes a file, whole or not at all."""
   with replacing(path) as file:
@@ -84,18 +77,14 @@ def write(path: Path, content: bytes) -> None:
 
 def causes(error: BaseException) -> Iterator[BaseException]:
   """Yields an exception, then its cause or context, and so on."""
-  seen: set[int] = set()
+  chain: list[BaseException] = []
   cause: BaseException | None = error
-  while cause is not None and id(cause) not in seen:
-    seen.add(id(cause))
+  while cause is not None and cause not in chain:
     yield cause
+    chain.append(cause)
     cause = cause.__cause__ or cause.__context__
 
 
-_HEADERS = {
-  (1, 0): npy.read_array_header_1_0,
-  (2, 0): npy.read_array_header_2_0,
-}
 # Scores and images hardly compress; small arrays of labels may.
 _MAX_RATIO, _MIN_LIMIT = 100, 16 << 20
 
@@ -118,11 +107,11 @@ def load(path: Path) -> dict[str, np.ndarray]:
   try:
     with zipfile.ZipFile(path) as archive:
       entries = archive.infolist()
-      _check_growth(
-        "the whole",
-        sum(info.compress_size for info in entries),
-        sum(info.file_size for info in entries),
-      )
+      sizes = np.array([[i.compress_size, i.file_size] for i in entries])
+      sizes = sizes.reshape(-1, 2)
+      for packed, size in [*sizes, sizes.sum(axis=0)]:
+        if size > max(_MAX_RATIO * packed, _MIN_LIMIT):
+          raise ValueError(f"{packed} bytes would grow to {size}")
       return {
         info.filename.removesuffix(".npy"): _read(archive, info)
         for info in entries
@@ -132,18 +121,13 @@ def load(path: Path) -> dict[str, np.ndarray]:
     raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _check_growth(what: str, packed: int, size: int) -> None:
-  if size > max(_MAX_RATIO * packed, _MIN_LIMIT):
-    raise ValueError(f"{what} would grow from {packed} bytes too far")
-
-
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-  _check_growth(info.filename, info.compress_size, info.file_size)
   with archive.open(info) as file:
     version = npy.read_magic(file)
-    if version not in _HEADERS:
+    if version not in ((1, 0), (2, 0)):
       raise ValueError(f"{info.filename} has the unknown version {version}")
-    shape, fortran_order, dtype = _HEADERS[version](file)
+    read_header = getattr(npy, f"read_array_header_{version[0]}_0")
+    shape, fortran_order, dtype = read_header(file)
     if dtype.hasobject:
       raise ValueError(f"{info.filename} holds objects, not numbers")
     size = math.prod(shape) * dtype.itemsize

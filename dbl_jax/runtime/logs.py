@@ -1,5 +1,6 @@
 """Logs of a run: printed lines, metrics.jsonl and TensorBoard."""
 
+import datetime
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ from dbl_jax.runtime import distributed, files
 logger = logging.getLogger(__name__)
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
   """Prints a line, once for all processes of a run."""
   if distributed.is_main():
     print(line, flush=True)
@@ -25,8 +26,16 @@ class MetricWriter:
 
   def __init__(self, workdir: Path, tensorboard: bool):
     self._path = workdir / "metrics.jsonl"
-    wanted = tensorboard and distributed.is_main()
-    self._events = _open_events(workdir) if wanted else None
+    self._events: _EventFile | None = None
+    if tensorboard and distributed.is_main():
+      try:
+        self._events = _EventFile(workdir / "tensorboard")
+      except ImportError as error:
+        logger.warning(
+          "No TensorBoard files: %s is not installed. Metrics are in %s.",
+          error.name,
+          self._path,
+        )
 
   def __enter__(self) -> Self:
     return self
@@ -41,14 +50,11 @@ class MetricWriter:
 
   def rewind(self, phase: str, step: int) -> None:
     """Removes rows after `step`, which the resumed phase will write again."""
-    if not distributed.is_main():
-      return
-    lines = [
-      json.dumps(row) + "\n"
-      for row in self.rows()
-      if row["phase"] != phase or row["step"] <= step
-    ]
-    files.write(self._path, "".join(lines).encode())
+    if distributed.is_main():
+      rows = self.rows()
+      retained = (r for r in rows if r["phase"] != phase or r["step"] <= step)
+      text = "".join(json.dumps(row) + "\n" for row in retained)
+      files.write(self._path, text.encode())
 
   def write(
     self, phase: str, step: int, epoch: float, metrics: dict[str, float]
@@ -68,23 +74,18 @@ class MetricWriter:
     with self._path.open("a") as file:
       file.write(json.dumps(row) + "\n")
     if self._events is not None:
-      named = {f"{phase}/{name}": value for name, value in metrics.items()}
-      self._events.write(step, named)
+      values = [
+        {"tag": f"{phase}/{name}", "simple_value": value}
+        for name, value in metrics.items()
+      ]
+      self._events.add(step=step, summary={"value": values})
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-  """Reads a metrics.jsonl, omitting damaged lines.
-
-  Args:
-    path: the file; if there is none, there are no rows.
-
-  Returns:
-    The rows, in order.
-  """
-  if not path.exists():
-    return []
+  """Reads a metrics.jsonl in order, omitting damaged lines; [] without one."""
   rows = []
-  for line in path.read_text(errors="replace").splitlines():
+  text = path.read_text(errors="replace") if path.exists() else ""
+  for line in text.splitlines():
     try:
       row = json.loads(line)
       if not isinstance(row["phase"], str) or not isinstance(row["step"], int):
@@ -96,60 +97,36 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
   return rows
 
 
-class _Events:
-  """Writes TensorBoard's event file, readable while it grows.
+class _EventFile:
+  """TensorBoard's event file, readable while it grows.
 
   clu, tf.summary and tensorboard.summary would import TensorFlow, which takes
   longer than JAX and half a GB.
   """
 
   def __init__(self, directory: Path):
-    from tensorboard.compat.proto import event_pb2, summary_pb2
-    from tensorboard.summary.writer import record_writer
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
     directory.mkdir(parents=True, exist_ok=True)
     name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}"
-    self._file = record_writer.RecordWriter((directory / name).open("wb"))
+    self._event = Event
+    self._file = RecordWriter((directory / name).open("wb"))
     self.close = self._file.close
-    self._add(file_version="brain.Event:2")
+    self.add(file_version="brain.Event:2")
 
-  def write(self, step: int, metrics: dict[str, float]) -> None:
-    values = [
-      self._summary.Value(tag=name, simple_value=value)
-      for name, value in metrics.items()
-    ]
-    self._add(step=step, summary=self._summary(value=values))
-
-  def _add(self, **fields: Any) -> None:
+  def add(self, **fields: Any) -> None:
+    """Appends an event with the fields of TensorBoard's event.proto."""
     event = self._event(wall_time=time.time(), **fields)
     self._file.write(event.SerializeToString())
     self._file.flush()
-
-
-def _open_events(workdir: Path) -> _Events | None:
-  try:
-    return _Events(workdir / "tensorboard")
-  except ImportError as error:
-    logger.warning(
-      "No TensorBoard files: %s is not installed. Metrics are in %s.",
-      error.name,
-      workdir / "metrics.jsonl",
-    )
-    return None
 
 
 class Progress:
   """A line with the state, rate and remaining time of long work."""
 
   def __init__(self, name: str, total: int, images: int = 1):
-    """Starts.
-
-    Args:
-      name: name of the work.
-      total: number of steps.
-      images: images per step.
-    """
+    """Starts work of `total` steps with `images` images each."""
     self._name, self._total, self._images = name, total, images
     self._terminal = sys.stdout.isatty()
     self._interval = 0.5 if self._terminal else 10.0  # seconds
@@ -171,12 +148,12 @@ class Progress:
     if too_early or not distributed.is_main():
       return
     self._shown = now
-    steps, seconds = step - self._started[0], now - self._started[1]
     parts = [self._name, *words]
+    steps, seconds = step - self._started[0], now - self._started[1]
     if steps and seconds:
-      left = (self._total - step) * seconds / steps
+      left = clock((self._total - step) * seconds / steps)
       rate = steps / seconds * self._images
-      parts += [f"{rate:.0f} images/s", f"{clock(left)} left"]
+      parts += [f"{rate:.0f} images/s", f"{left} left"]
     line = "  ".join(parts)
     if self._terminal:
       print(f"\r\033[K{line}", end="\n" if last else "", flush=True)
@@ -185,9 +162,5 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-  """Formats seconds as h:mm:ss or m:ss."""
-  minutes, second = divmod(round(seconds), 60)
-  hours, minute = divmod(minutes, 60)
-  return (
-    f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-  )
+  """Formats seconds as h:mm:ss."""
+  return str(datetime.timedelta(seconds=round(seconds)))

@@ -38,14 +38,10 @@ def provenance() -> dict[str, str | bool | None]:
 
 
 def revision(package: Path) -> dict[str, str | bool]:
-  """Returns the git revision of a package's source.
+  """Returns the git 'revision' of a package's folder and whether 'modified'.
 
-  Args:
-    package: its folder.
-
-  Returns:
-    'revision', and whether files are 'modified'; nothing if git does not track
-    the package, as in an environment inside another project's checkout.
+  Nothing if git does not track the package, as in an environment inside
+  another project's checkout.
   """
   try:
     _git(package, "ls-files", "--error-unmatch", "__init__.py")

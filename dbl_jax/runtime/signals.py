@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from types import FrameType
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-# Seconds at most until the watching thread has reported a signal.
-_REPORT_TIMEOUT = 1.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -37,7 +35,6 @@ class Stop:
     self._number: int | None = None
     self._in_order = False
     self._interrupts = 0
-    self._reported = threading.Event()
 
   @property
   def requested(self) -> bool:
@@ -50,10 +47,8 @@ class Stop:
     self._in_order = True
     try:
       yield
-    finally:
-      if self._number is not None:
-        self._reported.wait(_REPORT_TIMEOUT)
-      self._in_order = False
+    finally:  # stays True for the thread that reports the signal
+      self._in_order = self.requested
     if self._number is not None:
       raise Stopped(self._number)
 
@@ -73,28 +68,20 @@ class Stop:
       number = data[0]
       self._interrupts += number == signal.SIGINT
       if self._interrupts > 1:
-        _print_error("Exits at once. The last checkpoint is complete.")
+        os.write(2, b"\nExits at once. The last checkpoint is complete.\n")
         os._exit(128 + signal.SIGINT)
       if self._in_order and number in _NAMES:
         self._interrupts = max(self._interrupts, 1)
-        _print_error(
+        line = (
           f"{_NAMES[signal.Signals(number)]}: the step in flight is finished"
           " and saved. Ctrl-C now exits at once."
         )
-      self._reported.set()
-
-
-def _print_error(line: str) -> None:
-  os.write(2, f"\n{line}\n".encode())
+        os.write(2, f"\n{line}\n".encode())
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-  """Handles signals in a block, if it runs in the main thread.
-
-  Yields:
-    Whether a stop is requested.
-  """
+  """Handles signals in a block, if it runs in the main thread."""
   stop = Stop()
   if threading.current_thread() is not threading.main_thread():
     yield stop
