@@ -97,7 +97,8 @@ def parse_flags(argv: Sequence[str]) -> None:
     UserError: an unknown flag, field or file, or a value of the wrong type.
   """
   if {"--help", "-h", "--helpfull"} & set(argv):
-    print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help())
+    print(sys.modules["__main__"].__doc__)
+    print(flags.FLAGS.main_module_help())
     sys.exit(0)
   try:
     argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)

@@ -1,7 +1,7 @@
 """Every program and its flags: one clear line and status 2, nothing begun.
 
 Programs run in this process, so that a hundred mistakes take seconds;
-main_test.py makes some of them in processes of their own.
+`main_test.py` makes some of them in processes of their own.
 """
 
 import re
@@ -58,6 +58,7 @@ UNKNOWN = {
   "c.classify = None": "config.classify=None is impossible",
   "c.data = None": "config.data=None is impossible",
   "c.classify.by_data = {'other': {'epochs': 3}}": "Unknown field .*by_data",
+  "c.classify.losses.nt_xnt = {'temperature': .1}": "'nt_xnt'; there are",
   "c.classify.preset = 'simclrr'": "one of '', classifier, simclr, supervised",
   "c.classify.losses = None": "classify.losses=None is impossible",
   "del c.classify.losses": "classify.losses=absent is impossible",
@@ -69,13 +70,14 @@ UNKNOWN = {
 }
 PATTERN = "Expected a tuple, each a regular expression"
 WIDTHS = "Expected a tuple of widths, each a whole number from 1 to 1000000"
-# Field, value, what is said.
+# Field, value, message.
 FIELDS = [
   ("seed", "-1", "whole number from 0 to 2147483647"),
   ("seed", "1.5", "seed=1.5"),
   ("seed", "99999999999999999999", "seed=99999999999999999999 is impossible"),
   ("data", "5", "Flag --config.data is provided after"),
   ("data.name", "", "data.name='' is impossible"),
+  ("data.name", "rafdb", "one of expw, fer2013, image_folder, raf_db"),
   ("data.dir", "/etc", "data.dir=/etc is given, but data.name=synthetic_faces"),
   ("data.cache_dir", "/proc/no", "/proc/no, where prepared images are kept"),
   ("data.cache_dir", "~nosuchuser/x", "there is no user 'nosuchuser'"),
@@ -99,6 +101,7 @@ FIELDS = [
   ("steps_per_dispatch", "-1", "steps_per_dispatch=-1 is impossible"),
   ("tensorboard", "maybe", "tensorboard=maybe"),
   ("init_from", "~nosuchuser", "there is no user"),
+  ("init_from", "/no/such/run", "holds no checkpoint"),
   ("classify.trained", "5", PATTERN),
   ("classify.trained", "('(',)", PATTERN),
   ("classify.inherit", "('encoder','')", PATTERN),
@@ -115,9 +118,11 @@ FIELDS = [
   ("pretrain.epochs", "-1", "epochs=-1 is impossible"),
   ("pretrain.epochs", "ten", "epochs=ten"),
   ("pretrain.losses", "nt_xent", "losses=nt_xent"),
+  ("pretrain.losses.nt_xent.temperature", "0.", "temperature=0.0 is imposs"),
   ("pretrain.keep", "worst", "keep='worst' is impossible"),
   ("pretrain.predictor", "oracle", "predictor='oracle' is impossible"),
   ("pretrain.augment.crop_scale", "5", "the smaller first"),
+  ("pretrain.augment.crop_scale", "(1,.2)", "the smaller first"),
   ("pretrain.augment.crop_scale", "('a','b')", "the smaller first"),
   ("pretrain.augment.crop_scale", "(0.5,)", "the smaller first"),
   ("pretrain.augment.crop_scale", "(0.5,2.0)", "from 0.01 to 1, the smaller"),
@@ -130,12 +135,23 @@ FIELDS = [
   ("classify.mixup", "-0.1", "mixup=-0.1 is impossible"),
   ("classify.evaluate_every", "inf", "evaluate_every=inf is impossible"),
   ("classify.optimizer.name", "magic", "Expected one of adamw, lars, sgd"),
+  ("classify.optimizer.learning_rate", "-1", "learning_rate=-1.0 is imposs"),
   ("classify.optimizer.learning_rate", "inf", "learning_rate=inf"),
   ("classify.optimizer.learning_rate", "nan", "learning_rate=nan"),
   ("classify.optimizer.weight_decay", "inf", "weight_decay=inf"),
 ]
+DBL = "--config=configs/dbl.py"
 MAIN = [
   ([], "Which system"),
+  (["--wokdir=x"], "Unknown command line flag 'wokdir'"),
+  (["--flagfile=/no/file"], "/no/file"),
+  (["--config=configs/dlb.py"], "configs/basic.py, "),
+  (
+    ["--config=configs/basic.py", "--config.pretrain.epochs=3"],
+    "no field 'pretrain.epochs'",
+  ),
+  ([DBL, "--workdir=gs://b/run"], "workdir=gs://b/run: URLs are not supported"),
+  ([DBL, "--config.data.dir", "s3://b/f"], "s3://b/f: URLs are not supported"),
   (["--config"], "--config=--workdir=.*: no such file"),
   (["--config="], "no such file"),
   (["--config", "nowhere.py"], "--config=nowhere.py: no such file"),
@@ -150,12 +166,12 @@ MAIN = [
     r"no field 'data\.nam'. Did you mean data\.name",
   ),
   (["--config.data.name=raf_db"], "Unknown command line flag"),
-  (["--config=configs/dbl.py", "--workdir=~nosuchuser/x"], "there is no user"),
-  (["--config=configs/dbl.py", f"--workdir={LONG}"], "cannot be written"),
-  (["--config=configs/dbl.py", "--workdir=/proc/x"], "cannot be written"),
-  (["--config=configs/dbl.py", "--coordinator=x"], "numbered from 0"),
-  (["--config=configs/dbl.py", "--process_id=x"], "--process_id=x"),
-  (["--config=configs/dbl.py", "runs/a"], "Unexpected argument 'runs/a'"),
+  ([DBL, "--workdir=~nosuchuser/x"], "there is no user"),
+  ([DBL, f"--workdir={LONG}"], "cannot be written"),
+  ([DBL, "--workdir=/proc/x"], "cannot be written"),
+  ([DBL, "--coordinator=x"], "numbered from 0"),
+  ([DBL, "--process_id=x"], "--process_id=x"),
+  ([DBL, "runs/a"], "Unexpected argument 'runs/a'"),
   (["--config=configs/no\x1b[31m.py"], r"no\\x1b\[31m\.py: no such file"),
 ]
 OTHERS = [
@@ -164,6 +180,7 @@ OTHERS = [
   ("evaluate", ["--workdir=~nosuchuser"], "there is no user"),
   ("evaluate", [f"--workdir={LONG}"], "File name too long"),
   ("evaluate", ["--workdir=/etc/passwd"], "is not a folder"),
+  ("evaluate", ["--workdir=/no/such/run"], "is not a folder"),
   ("evaluate", ["--workdir=/no", "--splt=test"], "Unknown command line flag"),
   ("check_data", [], "Which data"),
   ("check_data", ["--name="], "data.name='' is impossible"),
@@ -172,6 +189,7 @@ OTHERS = [
   ("check_data", ["--name=image_folder", f"--dir={LONG}"], "does not exist"),
   ("check_data", ["--name=image_folder", "--dir=~nosuchuser"], "no user"),
   ("check_data", ["--name=raf_db", "--dir=/no/x.npz"], "No such file"),
+  ("check_data", ["--name=raf_db", "--dir=/no/such/folder"], "/no/such/folder"),
   ("check_data", ["--name=expw", "--dir=/no", "--distance=x"], "--distance=x"),
   ("check_data", ["--name=expw", "--dir=/no", "--distance=-1"], "--distance"),
   ("check_data", ["--name=expw", "--dir=/no", "--distance=200"], "--distance"),
@@ -249,6 +267,12 @@ def test_main(arguments, message, tmp_path):
     arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
   check("main", arguments, message)
   assert not (tmp_path / "run").exists()
+
+
+def test_a_config_elsewhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  check("main", [DBL], "run from the project's root")
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("field", "value", "message"), FIELDS)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-from dbl_jax import train
 from dbl_jax.runtime import provenance
 
 
@@ -55,23 +53,19 @@ def test_without_git_there_is_none(checkout, monkeypatch):
   assert provenance.revision(checkout) == {}
 
 
-def test_results_and_page_carry_it(tmp_path):
-  config = tiny.get_resolved(cache_dir=str(tmp_path / "cache"))
-  config.seed = 3
-  metrics = train.train_and_evaluate(config, tmp_path / "run")
-  stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
-  assert stored["made_by"] == metrics["made_by"] == provenance.provenance()
-  for name in ("python", "dbl_jax", "jax", "flax", "optax", "numpy"):
+def test_results_and_page_carry_it(finished):
+  config, workdir = finished
+  stored = json.loads((workdir / "metrics.json").read_text())
+  assert stored["made_by"] == provenance.provenance()
+  for name in ("python", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy"):
     assert stored["made_by"][name]
-  assert stored["made_by"]["orbax-checkpoint"]
   source = provenance.revision(Path(provenance.__file__).parent)
   assert stored["made_by"].items() >= source.items()
-  assert stored["seed"] == 3
+  assert stored["seed"] == config.seed == 3
+  card = (workdir / "report.html").read_text().split("<summary>Config")[1]
+  assert stored["made_by"]["jax"] in card
   assert stored["data_fingerprint"]
-  page = (tmp_path / "run" / "report.html").read_text()
-  card = page.split("<summary>Config")[1]
-  for what in (stored["made_by"]["jax"], stored["data_fingerprint"]):
-    assert what in card
+  assert stored["data_fingerprint"] in card
 
 
 TOOL = """#!/bin/sh
@@ -81,33 +75,26 @@ exit {status}
 """
 
 
-@pytest.fixture
-def nvidia(tmp_path, monkeypatch):
-  """Puts an nvidia-smi that ends with a status first, or leaves none."""
-
-  def put(status):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    if status is not None:
-      tool = tmp_path / "nvidia-smi"
-      tool.write_text(TOOL.format(status=status))
-      tool.chmod(0o755)
-
-  return put
+GPUS = ["NVIDIA H100 80GB HBM3, 81559 MiB", "NVIDIA T4, 15360 MiB"]
 
 
-def test_each_gpu_is_named_with_its_memory(nvidia):
-  nvidia(0)
-  names = ["NVIDIA H100 80GB HBM3, 81559 MiB", "NVIDIA T4, 15360 MiB"]
+@pytest.mark.parametrize(
+  ("status", "names"),
+  [(0, GPUS), (9, []), (None, [])],
+  ids=["two", "no driver", "no tool"],
+)
+def test_each_gpu_is_named_with_its_memory(
+  status, names, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("PATH", str(tmp_path))
+  if status is not None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(TOOL.format(status=status))
+    tool.chmod(0o755)
   assert provenance.gpus() == names
   assert provenance.describe()["gpus"] == names
-  assert provenance.words().endswith("GiB; " + ", ".join(names))
-
-
-@pytest.mark.parametrize("status", [None, 9], ids=["no tool", "no driver"])
-def test_without_a_driver_there_is_no_gpu(nvidia, status):
-  nvidia(status)
-  assert provenance.gpus() == []
-  assert provenance.words().endswith("GiB; no GPU")
+  shown = ", ".join(names) or "no GPU"
+  assert provenance.words().endswith(f"GiB; {shown}")
 
 
 def test_processor_cores_and_memory_are_the_systems():
