@@ -129,10 +129,9 @@ def is_held(workdir: Path) -> bool:
 
 
 def _lock(descriptor: int, workdir: Path) -> None:
-  if fcntl is None:
-    return
   try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if fcntl is not None:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
     holder = (workdir / _LOCK).read_text().strip() or "another process"
     raise InUseError(

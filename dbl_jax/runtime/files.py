@@ -9,7 +9,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -21,12 +21,7 @@ _STALE = 3600.0
 
 
 def make_writable(folder: Path, flag: str) -> None:
-  """Creates a folder, or raises UserError if it cannot be written.
-
-  Args:
-    folder: the folder.
-    flag: its name in the message, such as '--out'.
-  """
+  """Creates a folder; raises UserError for the flag if it is not writable."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -45,12 +40,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
   Readers find the old file or the new one, also after a loss of power. The
   temporary name is unique, because two hosts may have equal process numbers.
   Temporary files of the same path that are an hour old are removed.
-
-  Args:
-    path: path of the file; its folder exists.
-
-  Yields:
-    The new file, open for writing.
   """
   start, end = f".{path.name}.", ".partial"
   for left in path.parent.iterdir():
@@ -95,51 +84,37 @@ def load(path: Path) -> dict[str, np.ndarray]:
   Objects are refused, since unpickling runs code. Memory is allocated only
   after sizes in headers have been compared with the size of the file.
 
-  Args:
-    path: path of the file.
-
-  Returns:
-    The arrays by name.
-
   Raises:
     ValueError: what is wrong with the file.
   """
   try:
-    with zipfile.ZipFile(path) as archive:
-      entries = archive.infolist()
+    with path.open("rb") as whole, np.load(whole, allow_pickle=False) as arrays:
+      entries = arrays.zip.infolist()
       sizes = np.array([[i.compress_size, i.file_size] for i in entries])
       sizes = sizes.reshape(-1, 2)
       for packed, size in [*sizes, sizes.sum(axis=0)]:
         if size > max(_MAX_RATIO * packed, _MIN_LIMIT):
           raise ValueError(f"{packed} bytes would grow to {size}")
-      return {
-        info.filename.removesuffix(".npy"): _read(archive, info)
-        for info in entries
-      }
+      for info in entries:
+        with arrays.zip.open(info) as file:
+          _check_header(file, info)
+      return dict(arrays)
   # The parsers of zipfile and NumPy raise anything for a damaged file.
   except Exception as error:
     raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-  with archive.open(info) as file:
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-      raise ValueError(f"{info.filename} has the unknown version {version}")
-    read_header = getattr(npy, f"read_array_header_{version[0]}_0")
-    shape, fortran_order, dtype = read_header(file)
-    if dtype.hasobject:
-      raise ValueError(f"{info.filename} holds objects, not numbers")
-    size = math.prod(shape) * dtype.itemsize
-    found = info.file_size - file.tell()
-    if size != found:
-      raise ValueError(
-        f"{info.filename} has {found} bytes for an array {list(shape)} of"
-        f" {dtype}"
-      )
-    # To the end, where the checksum is compared.
-    content = bytearray(file.read())
-    if len(content) != size:
-      raise ValueError(f"{info.filename} is cut off")
-  flat = np.frombuffer(content, dtype)
-  return flat.reshape(shape, order="F" if fortran_order else "C")
+def _check_header(file: IO[bytes], info: zipfile.ZipInfo) -> None:
+  """Raises ValueError unless the entry has the size that its header names."""
+  version = npy.read_magic(file)
+  if version not in ((1, 0), (2, 0)):
+    raise ValueError(f"{info.filename} has the unknown version {version}")
+  read_header = getattr(npy, f"read_array_header_{version[0]}_0")
+  shape, _, dtype = read_header(file)
+  if dtype.hasobject:
+    raise ValueError(f"{info.filename} holds objects, not numbers")
+  found = info.file_size - file.tell()
+  if found != math.prod(shape) * dtype.itemsize:
+    raise ValueError(
+      f"{info.filename} has {found} bytes for an array {list(shape)} of {dtype}"
+    )

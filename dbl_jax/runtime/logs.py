@@ -59,13 +59,13 @@ class MetricWriter:
   def write(
     self, phase: str, step: int, epoch: float, metrics: dict[str, float]
   ) -> None:
-    """Appends a row.
+    """Appends a row; metrics that are not finite are omitted.
 
     Args:
       phase: name of the phase.
       step: number of steps of the phase done.
       epoch: the same in epochs.
-      metrics: name -> value; values that are not finite are omitted.
+      metrics: name -> value.
     """
     if not distributed.is_main():
       return

@@ -24,9 +24,8 @@ _PACKAGES = (
 def provenance() -> dict[str, str | bool | None]:
   """Returns versions and revision, as of the first call in the process.
 
-  Returns:
-    Package -> version, or None if it is not installed; 'python'; and, if the
-    package is in a git checkout, 'revision' and 'modified'.
+  Package -> version, or None if it is not installed; 'python'; and, if the
+  package is in a git checkout, 'revision' and 'modified'.
   """
   found: dict[str, str | bool | None] = {"python": platform.python_version()}
   for name in _PACKAGES:
@@ -66,16 +65,16 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def describe() -> dict[str, Any]:
   """Returns CPU, cores, memory, GPUs, system and load; None where unknown."""
-  cpuinfo = _first_match("/proc/cpuinfo", "model name")
+  cpu = _first_match("/proc/cpuinfo", "model name")
   memory = _first_match("/proc/meminfo", "MemTotal")
-  load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+  load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
   return {
-    "cpu": " ".join(cpuinfo.split()) or platform.processor(),
+    "cpu": " ".join(cpu.split()) or platform.processor(),
     "cores": cores(),
     "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
     "gpus": gpus(),
     "system": platform.platform(),
-    "load_average": None if load is None else round(load, 2),
+    "load_average": load,
   }
 
 

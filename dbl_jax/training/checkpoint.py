@@ -65,12 +65,11 @@ def open_manager(directory: Path) -> ocp.CheckpointManager:
   Args:
     directory: as returned by `phase_dir`; created if missing.
   """
+  latest = checkpoint_managers.LatestN(2)
+  best = checkpoint_managers.BestN(get_metric_fn=_metric, n=1)
   options = ocp.CheckpointManagerOptions(
     preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-      [
-        checkpoint_managers.LatestN(2),
-        checkpoint_managers.BestN(get_metric_fn=_metric, n=1),
-      ]
+      [latest, best]
     ),
     best_fn=_metric,
     best_mode="max",
@@ -161,8 +160,8 @@ def restore_latest(
       with distributed.main_first(f"damaged step {step}"):
         if distributed.is_main():
           _quarantine(path, error)
-      _check_some_left(directory)
       manager.reload()
+  _check_some_left(directory)
   return None
 
 
@@ -438,13 +437,9 @@ _PARSING = (ValueError, LookupError, TypeError, RecursionError)
 # Status codes of TensorStore for what a file contains. All others, such as
 # UNKNOWN for most errors of a system call, may pass.
 _STATUS = re.compile("([A-Z]+(?:_[A-Z]+)*): ")
-_DAMAGE_STATUS = {
-  "DATA_LOSS",
-  "FAILED_PRECONDITION",
-  "INVALID_ARGUMENT",
-  "NOT_FOUND",
-  "OUT_OF_RANGE",
-}
+_DAMAGE_STATUS = re.compile(
+  "DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE"
+)
 
 
 def _is_damage(error: BaseException) -> bool:
@@ -453,16 +448,13 @@ def _is_damage(error: BaseException) -> bool:
   Orbax raises a bare Exception for a truncated array, whose cause is
   TensorStore's ValueError with a status code in front.
   """
-  chain = list(files.causes(error))
+  chain, damage = list(files.causes(error)), _MISSING + _PARSING
   others = (OSError, MemoryError, RuntimeError)
-  if any(
-    isinstance(one, others) and not isinstance(one, _MISSING + _PARSING)
-    for one in chain
-  ):
+  if any(isinstance(x, others) and not isinstance(x, damage) for x in chain):
     return False
-  if codes := {found[1] for one in chain if (found := _STATUS.match(str(one)))}:
-    return codes <= _DAMAGE_STATUS
-  return isinstance(error, _MISSING + _PARSING)
+  if codes := [found[1] for x in chain if (found := _STATUS.match(str(x)))]:
+    return all(map(_DAMAGE_STATUS.fullmatch, codes))
+  return isinstance(error, damage)
 
 
 def _read_every_file(folder: Path) -> None:
