@@ -71,10 +71,7 @@ def remember(
 
 
 def _stored_config(workdir: Path) -> dict[str, Any] | None:
-  """The config of the run's checkpoints, None if there are none.
-
-  If the file is lost, the config is read from a checkpoint.
-  """
+  """The config of the run's checkpoints, also without its file; or None."""
   path = workdir / _CONFIG
   directories = [checkpoint.phase_dir(workdir, name) for name in configs.PHASES]
   if not directories[0].parent.is_dir():

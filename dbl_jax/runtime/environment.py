@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dbl_jax.errors import UserError
 from dbl_jax.runtime import files
+from dbl_jax.runtime.provenance import first_value
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,7 @@ def enable_compilation_cache() -> None:
 
 def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
   """Sixteen hex digits that identify the features of the CPU."""
-  lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-  found = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-  features = sorted(found.partition(":")[2].split())
+  features = sorted(first_value(cpuinfo, "flags", "Features").split())
   what = [platform.machine(), *(features or [platform.processor()])]
   return hashlib.sha256(" ".join(what).encode()).hexdigest()[:16]
 

@@ -3,7 +3,6 @@
 import functools
 import os
 import platform
-import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -42,31 +41,27 @@ def revision(package: Path) -> dict[str, str | bool]:
   Nothing if git does not track the package, as in an environment inside
   another project's checkout.
   """
+  git = ("git", "-C", str(package))
   try:
-    _git(package, "ls-files", "--error-unmatch", "__init__.py")
-    changed = _git(package, "status", "--porcelain", "--", ".")
-    return {
-      "revision": _git(package, "rev-parse", "HEAD"),
-      "modified": bool(changed),
-    }
+    _run(*git, "ls-files", "--error-unmatch", "__init__.py")
+    changed = _run(*git, "status", "--porcelain", "--", ".")
+    head = _run(*git, "rev-parse", "HEAD")
   except (OSError, subprocess.SubprocessError):
     return {}
+  return {"revision": head, "modified": bool(changed)}
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _run(*command: str) -> str:
+  """The output of a command, which may be missing, fail or hang."""
   return subprocess.run(
-    ["git", "-C", str(folder), *arguments],
-    capture_output=True,
-    text=True,
-    check=True,
-    timeout=10,
+    command, capture_output=True, text=True, check=True, timeout=30
   ).stdout.strip()
 
 
 def describe() -> dict[str, Any]:
   """Returns CPU, cores, memory, GPUs, system and load; None where unknown."""
-  cpu = _first_match("/proc/cpuinfo", "model name")
-  memory = _first_match("/proc/meminfo", "MemTotal")
+  cpu = first_value(Path("/proc/cpuinfo"), "model name")
+  memory = first_value(Path("/proc/meminfo"), "MemTotal")
   load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
   return {
     "cpu": " ".join(cpu.split()) or platform.processor(),
@@ -78,13 +73,10 @@ def describe() -> dict[str, Any]:
   }
 
 
-def _first_match(path: str, name: str) -> str:
-  """The value of a file's first line 'name: value'; '' without one."""
-  try:
-    lines = Path(path).read_text().splitlines()
-  except OSError:
-    return ""
-  found = (line for line in lines if line.startswith(name))
+def first_value(path: Path, *names: str) -> str:
+  """Returns the value of a file's first line 'name: value'; '' without one."""
+  lines = path.read_text().splitlines() if path.is_file() else []
+  found = (line for line in lines if line.startswith(names))
   return next(found, "").partition(":")[2].strip()
 
 
@@ -105,13 +97,12 @@ def cores() -> int:
 
 def gpus() -> list[str]:
   """Returns name and memory of each NVIDIA GPU; none without a driver."""
-  if shutil.which("nvidia-smi") is None:
-    return []
   query = ["--query-gpu=name,memory.total", "--format=csv,noheader"]
-  done = subprocess.run(
-    ["nvidia-smi", *query], capture_output=True, text=True, check=False
-  )
-  return done.stdout.strip().splitlines() if done.returncode == 0 else []
+  try:
+    found = _run("nvidia-smi", *query)
+  except (OSError, subprocess.SubprocessError):
+    return []
+  return found.splitlines()
 
 
 def is_busy(machine: dict[str, Any]) -> bool:

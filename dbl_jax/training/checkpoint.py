@@ -57,13 +57,10 @@ def phase_dir(workdir: Path, phase: str) -> Path:
 
 
 def open_manager(directory: Path) -> ocp.CheckpointManager:
-  """Opens the checkpoints of a phase for training.
+  """Opens the checkpoints in a `phase_dir`, created if missing, for training.
 
   With `best_fn` alone Orbax would delete the newest step, from which a run
   resumes; the preservation policy retains latest and best.
-
-  Args:
-    directory: as returned by `phase_dir`; created if missing.
   """
   latest = checkpoint_managers.LatestN(2)
   best = checkpoint_managers.BestN(get_metric_fn=_metric, n=1)
