@@ -40,14 +40,21 @@ def state_at(step):
   return state.replace(step=jnp.int32(step), opt_state=opt_state)
 
 
+def save(directory, scores, meta=META):
+  """Saves steps with the given scores; returns the best."""
+  with checkpoint.open_manager(directory) as manager:
+    for step, score in scores.items():
+      metrics = {checkpoint.METRIC: score}
+      checkpoint.save(manager, state_at(step), metrics, meta)
+    manager.wait_until_finished()
+    return manager.best_step()
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
   """Steps 1 and 2, of which 2 is the better."""
   directory = tmp_path_factory.mktemp("saved") / "classify"
-  with checkpoint.open_manager(directory) as manager:
-    for step in (1, 2):
-      metrics = {checkpoint.METRIC: step / 4}
-      checkpoint.save(manager, state_at(step), metrics, META)
+  save(directory, {1: 0.25, 2: 0.5})
   return directory
 
 
@@ -262,12 +269,7 @@ def test_reading_leaves_an_unfinished_save_alone(directory):
 
 
 def test_of_equal_steps_the_last_is_the_best(directory):
-  with checkpoint.open_manager(directory) as manager:
-    for step, score in ((3, 0.5), (4, 0.1)):
-      metrics = {checkpoint.METRIC: score}
-      checkpoint.save(manager, state_at(step), metrics, META)
-    manager.wait_until_finished()
-    assert manager.best_step() == 3
+  assert save(directory, {3: 0.5, 4: 0.1}) == 3
   assert checkpoint.load_model(directory, "best")[1] == 3
   assert checkpoint.load_model(directory, "latest")[1] == 4
 
@@ -282,8 +284,7 @@ def test_of_equal_steps_the_last_is_the_best(directory):
 )
 def test_another_run_is_not_resumed(directory, change, message, caplog):
   meta = META | {"start": 4}
-  with checkpoint.open_manager(directory) as manager:
-    checkpoint.save(manager, state_at(3), {checkpoint.METRIC: 0.1}, meta)
+  save(directory, {3: 0.1}, meta)
   with pytest.raises(UserError, match=message):
     restore(directory, meta | change)
   if "fingerprint" in change:
@@ -291,13 +292,14 @@ def test_another_run_is_not_resumed(directory, change, message, caplog):
     assert "resuming as requested" in caplog.text
 
 
-def test_a_run_from_before_the_version_of_synthetic_faces_resumes(directory):
+def test_a_run_from_before_checksums_and_versions_resumes(directory):
+  """The fingerprint of synthetic faces was a hash of source code."""
   meta = META | {"config": {"data": {"name": "synthetic_faces"}}}
   for step in ("1", "2"):
     (directory / step / "meta" / "metadata").write_text(json.dumps(meta))
+  assert checkpoint.load_model(directory, "best")[1] == 2
   assert_is(restore(directory, meta | {"fingerprint": "another"}), 2)
-  with checkpoint.open_manager(directory) as manager:
-    checkpoint.save(manager, state_at(3), {checkpoint.METRIC: 0.1}, meta)
+  save(directory, {3: 0.1}, meta)
   assert checkpoint.load_meta(directory)["format"] == 2
   with pytest.raises(UserError, match="other images"):
     restore(directory, meta | {"fingerprint": "another"})
@@ -334,13 +336,6 @@ def test_damage_of_an_older_step_is_reported_too(directory, caplog):
     checkpoint.load_model(directory, "best")  # it selects no other model
   assert_is(restore(directory), 2)
   assert "the best of the others counts" in caplog.text
-
-
-def test_checkpoints_from_before_checksums_are_read(directory):
-  for step in ("1", "2"):
-    (directory / step / "meta" / "metadata").write_text(json.dumps(META))
-  assert_is(restore(directory), 2)
-  assert checkpoint.load_model(directory, "best")[1] == 2
 
 
 @pytest.mark.parametrize("path", ["missing", "empty"])
