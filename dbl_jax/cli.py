@@ -12,26 +12,22 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import environment, signals
+from dbl_jax.runtime import environment
 
-_QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+_T = TypeVar("_T")
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs a program. An error of the user ends it with one line and status 2.
-
-  Args:
-    main: takes the command line.
-  """
+  """Runs `main(argv)`; a user's error ends it with one line and status 2."""
   _set_up_logging()
-  for name, value in _QUIET_TENSORFLOW.items():
-    os.environ.setdefault(name, value)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   environment.prepare()
   # File names may have characters that the terminal's encoding lacks.
   for stream in (sys.stdout, sys.stderr):
@@ -41,18 +37,16 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     main(sys.argv)
   except UserError as error:
     _exit_with(str(error))
-  except signals.Stopped as stopped:
-    print(stopped, file=sys.stderr)
-    sys.exit(stopped.status)
   except OSError as error:
     where = error.filename or "A file or the disk"
     _exit_with(
       f"{where} cannot be read or written ({error.strerror or error}). Check"
       " that it exists, that you may use it, and that the disk has room."
     )
-  except KeyboardInterrupt:
-    print("\nStopped. Run the same command to resume.", file=sys.stderr)
-    sys.exit(130)
+  except KeyboardInterrupt as stopped:  # or `signals.Stopped`, with a message
+    how = str(stopped) or "\nStopped. Run the same command to resume."
+    print(how, file=sys.stderr)
+    sys.exit(getattr(stopped, "status", 130))
 
 
 def _set_up_logging() -> None:
@@ -69,33 +63,24 @@ def _set_up_logging() -> None:
   sys.unraisablehook = _ignore_closed_loops
 
 
-class _Printable(logging.Formatter):
-  def format(self, record: logging.LogRecord) -> str:
-    return printable(super().format(record), keep="\n")
-
-
 def _ignore_closed_loops(found: Any) -> None:
   """Ignores callbacks of TensorStore that come after Orbax has failed."""
   if str(found.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(found)
 
 
+class _Printable(logging.Formatter):
+  def format(self, record: logging.LogRecord) -> str:
+    return printable(super().format(record), keep="\n")
+
+
 def _exit_with(message: str) -> NoReturn:
-  """Prints one line and ends the program with status 2."""
   print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
   sys.exit(2)
 
 
 def printable(text: str, keep: str = "") -> str:
-  """Escapes characters that control a terminal.
-
-  Args:
-    text: for example a file name from elsewhere.
-    keep: characters that are not escaped.
-
-  Returns:
-    The text in printable characters.
-  """
+  """Escapes characters that control a terminal, except those in `keep`."""
   return "".join(
     c if c.isprintable() or c in keep else c.encode("unicode_escape").decode()
     for c in text
@@ -124,8 +109,7 @@ def parse_flags(argv: Sequence[str]) -> None:
         print(configs.describe(argument.removeprefix("--help=")))
         sys.exit(0)
       _check_path(argument)
-    path = _config_path(argv)
-    if path is not None:
+    if (path := _config_path(argv)) is not None:
       load_config(path)
     rest = flags.FLAGS(argv)
   except flags.Error as error:
@@ -154,31 +138,20 @@ def _check_path(argument: str) -> None:
     )
 
 
-def define_config_file(name: str, words: str) -> Any:
-  """Defines a flag for a config file and flags for its fields, see below."""
-  return _define(config_flags.DEFINE_config_file, name, None, words)
+def define(define_flag: Callable[..., _T], *arguments: Any) -> _T:
+  """Defines a flag of ml_collections, which reads the command line for it.
 
-
-def define_section(name: str, default: ConfigDict, words: str) -> Any:
-  """Defines a flag for each field of a section, such as --data.name.
-
-  ml_collections reads the command line when a flag is defined. An error then
-  ends the program as in `run_main`.
+  An error ends the program as in `run_main`.
 
   Args:
-    name: name of the section.
-    default: its fields.
-    words: text for --help.
+    define_flag: a function of `ml_collections.config_flags`.
+    arguments: its arguments: name, default and text for --help.
 
   Returns:
-    The flag's holder; its `value` is the section.
+    The flag's holder.
   """
-  return _define(config_flags.DEFINE_config_dict, name, default, words)
-
-
-def _define(define: Callable[..., Any], *arguments: Any) -> Any:
   try:
-    return define(*arguments)
+    return define_flag(*arguments)
   except flags.Error as error:
     _exit_with(_message(error))
   except (AttributeError, KeyError):
@@ -221,41 +194,34 @@ def _unknown_field(argv: Sequence[str]) -> str:
 
 
 def load_config(path: str) -> Any:
-  """Loads a config file, with an argument for its `get_config` after ':'.
+  """Loads a config, not resolved, from a path such as 'configs/dbl.py:lws'.
 
-  Args:
-    path: such as 'configs/decoupling.py:lws'.
-
-  Returns:
-    The config, not resolved.
+  What follows ':' is the argument of the file's `get_config`.
 
   Raises:
     UserError: if there is no such file or variant, or the file is broken.
   """
   file, *argument = path.split(":", 1)
   if not os.path.isfile(file):
-    near = sorted(map(str, Path("configs").glob("*.py")))
+    near = ", ".join(sorted(map(str, Path("configs").glob("*.py"))))
     raise UserError(
-      f"--config={path}: no such file. There are {', '.join(near)}."
+      f"--config={path}: no such file. There are {near}."
       if near
       else f"--config={path}: no such file. There is no folder configs/ here:"
       " run from the project's root, or give the path of your own config file."
     )
   try:
     get_config = runpy.run_path(file).get("get_config")
-    config = None if get_config is None else get_config(*argument)
+    config = get_config and get_config(*argument)
   except UserError:
     raise
   except Exception as error:  # a config file is a program
     raise UserError(_broken_config(file, argument, error)) from error
-  if get_config is None:
-    raise UserError(
-      f"{file} is no config: it has no function get_config. See configs/."
-    )
   if not isinstance(config, ConfigDict):
+    found = f"it returns a {type(config).__name__}" if get_config else "none"
     raise UserError(
-      f"{file}: get_config returns a {type(config).__name__}; expected an"
-      " ml_collections.ConfigDict, such as dbl_jax.config.base() makes."
+      f"{file} is no config: expected a function get_config that returns an"
+      f" ml_collections.ConfigDict, as those in configs/ do; found {found}."
     )
   return config
 
@@ -272,9 +238,7 @@ def _broken_config(file: str, argument: list[str], error: Exception) -> str:
       f"{file} has no variant {argument[0]!r} ({error}). Its first lines list"
       " the variants."
     )
-  line = in_file[-1].lineno if in_file else 1
-  if isinstance(error, SyntaxError):
-    line = error.lineno
+  line = in_file[-1].lineno if in_file else getattr(error, "lineno", None)
   return (
     f"{file}, line {line or 1}: {type(error).__name__}: {error}; expected a"
     " config, which is Python. Correct it, or see configs/."

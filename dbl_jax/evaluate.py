@@ -25,10 +25,11 @@ from dbl_jax.evaluation import (
 from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.models.model import HEADS, Model, make_model
-from dbl_jax.runtime import distributed, sharding, trees
+from dbl_jax.runtime import distributed, sharding
 from dbl_jax.runtime.logs import read_rows
 from dbl_jax.runtime.provenance import provenance
 from dbl_jax.training import checkpoint, inputs, steps
+from dbl_jax.training.state import first_difference
 
 logger = logging.getLogger(__name__)
 _MAX_ACTIVATION_CLASSES = 20
@@ -395,10 +396,10 @@ def _check_shapes(
   expected = jax.eval_shape(
     lambda: steps.init_variables(model, jax.random.key(0), size)
   )
-  if differs := trees.first_difference(variables, expected):
+  if differs := first_difference(variables, expected):
     raise UserError(
-      f"The checkpoint in {directory} does not fit its config: {differs.path}"
-      f" has shape {differs.found}, expected {differs.expected}. It is damaged,"
+      f"The checkpoint in {directory} does not fit its config: {differs[0]}"
+      f" has shape {differs[1]}, expected {differs[2]}. It is damaged,"
       " or of another version; train it again."
     )
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from dbl_jax.cli import define_config_file, parse_flags, run_main
+from dbl_jax.cli import define, parse_flags, run_main
 from dbl_jax.errors import UserError
 
-_CONFIG = define_config_file(
-  "config", "The system to train: a file in configs/."
+_CONFIG = define(
+  config_flags.DEFINE_config_file,
+  "config",
+  None,
+  "The system to train: a file in configs/.",
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -51,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
   from dbl_jax import config as configs
   from dbl_jax import train
   from dbl_jax.runtime import distributed
-  from dbl_jax.runtime.logs import say
+  from dbl_jax.runtime.logs import print_line
 
   distributed.initialize(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -62,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
   metrics = train.train_and_evaluate(
     config, workdir, accept_changes=_ACCEPT_CHANGES.value
   )
-  say(
+  print_line(
     f"{metrics['split']}: {metrics['images']} images, overall accuracy"
     f" {metrics['overall_accuracy']:.1%}, mean-class accuracy"
     f" {metrics['mean_class_accuracy']:.1%}\n"

@@ -15,11 +15,12 @@ from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation.forward import jit_eval_step
 from dbl_jax.models import torch_weights
-from dbl_jax.runtime import distributed, sharding, signals, trees
-from dbl_jax.runtime.logs import MetricWriter, say
+from dbl_jax.runtime import distributed, sharding, signals
+from dbl_jax.runtime.logs import MetricWriter, print_line
 from dbl_jax.runtime.provenance import provenance
 from dbl_jax.training import checkpoint, loop, optim, steps
 from dbl_jax.training.phase import Phase, check_phases, make_phase
+from dbl_jax.training.state import by_path
 
 logger = logging.getLogger(__name__)
 # Phases of an earlier run to start from, the last that trains an encoder first.
@@ -76,7 +77,7 @@ def _run(
   mesh = sharding.make_mesh()
   with jax.set_mesh(mesh):
     check_phases(config, dataset, mesh, variables)
-  say(_headline(config, dataset, mesh))
+  print_line(_headline(config, dataset, mesh))
   with MetricWriter(workdir, config.tensorboard) as writer, jax.set_mesh(mesh):
     for name in configs.phases(config):
       phase = make_phase(config, name, dataset, variables)
@@ -121,7 +122,7 @@ def _load_start(config: ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:
   if config.init_from.endswith(torch_weights.SUFFIXES):
     weights = torch_weights.load_encoder(Path(config.init_from).expanduser())
     unused = ", ".join(weights.unused) or "nothing"
-    say(f"Encoder from {config.init_from}; not used of it: {unused}")
+    print_line(f"Encoder from {config.init_from}; not used of it: {unused}")
     return weights.variables, ()
   return checkpoint.load_start(config.init_from, START_PHASES)
 
@@ -136,7 +137,7 @@ def _report_losses(phase: Phase, step: int, rows: list[dict[str, Any]]) -> None:
   """
   skipped = evaluate.skipped_steps(rows).get(phase.name, 0)
   if skipped:
-    say(
+    print_line(
       f"{phase.name}: {skipped} steps skipped, whose loss or gradient was not"
       " finite"
     )
@@ -160,7 +161,7 @@ def _check_classes(
 ) -> None:
   """Raises UserError if an inherited head has other classes than the data."""
   inherit = config[configs.phases(config)[0]].inherit
-  head = trees.by_path({"head": variables["params"]["head"]})
+  head = by_path({"head": variables["params"]["head"]})
   inherits_head = any(optim.matches(path, inherit) for path in head)
   if inherits_head and start_classes != tuple(dataset.class_names):
     raise UserError(
@@ -178,8 +179,8 @@ def _write_parameter_overview(phase: Phase, path: Path) -> None:
   except ImportError:  # training itself does not need clu
     return
   groups: dict[str, dict[str, Any]] = {"Trained": {}, "Frozen": {}}
-  trained = trees.by_path(phase.trained)
-  for name, leaf in trees.by_path(phase.state.params).items():
+  trained = by_path(phase.trained)
+  for name, leaf in by_path(phase.state.params).items():
     groups["Trained" if trained[name] else "Frozen"][name] = leaf
   tables = [
     f"{title}\n"

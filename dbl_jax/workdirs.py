@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import glob
 import json
 import logging
 import os
@@ -29,21 +28,16 @@ _CONFIG, _LOCK = "config.json", "run.lock"
 
 
 def make(workdir: Path) -> None:
-  """Creates the folder of a run and checks that it can be written.
+  """Creates the folder of a run, or raises UserError if it cannot be written.
 
-  Raises:
-    UserError: if it cannot, or if checkpoints cannot be written to such a path.
+  Orbax uses the path in patterns and would write checkpoints without arrays.
   """
-  # A URL, as `Path` stores it.
-  if re.search("(?:^|/)[a-z][a-z0-9+.-]+:/", str(workdir)):
+  # Of the '://' of a URL, `Path` leaves ':/'.
+  if re.search(r"[*?[]|(^|/)[a-z][a-z0-9+.-]+:/", str(workdir)):
     raise UserError(
-      f"--workdir={workdir} is a URL. Give a path of a mounted file system."
-    )
-  # Orbax uses the path in patterns and would write checkpoints without arrays.
-  if glob.has_magic(str(workdir)):
-    raise UserError(
-      f"--workdir={workdir} has one of the characters * ? [ in its path, with"
-      " which checkpoints cannot be written. Choose a path without them."
+      f"--workdir={workdir} is a URL or has one of the characters * ? [ in its"
+      " path, with which checkpoints cannot be written. Choose a path without"
+      " them, on a local or mounted file system."
     )
   files.make_writable(workdir, "--workdir")
 
@@ -51,19 +45,15 @@ def make(workdir: Path) -> None:
 def remember(
   config: ConfigDict, workdir: Path, accept_changes: bool = False
 ) -> None:
-  """Stores the config; once a checkpoint exists, it must not change.
-
-  Args:
-    config: resolved.
-    workdir: folder of the run.
-    accept_changes: resume even if the config has changed.
+  """Stores the resolved config; once a checkpoint exists, it must not change.
 
   Raises:
-    UserError: if the workdir has checkpoints of another config, or its stored
-      config is damaged.
+    UserError: if the workdir has checkpoints of another config, unless
+      `accept_changes`, or its stored config is damaged.
   """
   old = _stored_config(workdir)
-  changed = [] if old is None else configs.differences(old, config.to_dict())
+  new = config.to_dict()
+  changed = [] if old is None else configs.differences(old, new)
   serious = [c for c in changed if not c.startswith(configs.FREE_FIELDS)]
   if serious and accept_changes:
     logger.warning(
@@ -76,15 +66,12 @@ def remember(
       " resume that run, or resume it with the changes by --accept_changes."
     )
   if distributed.is_main():
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    text = json.dumps(new, indent=2) + "\n"
     files.write(workdir / _CONFIG, text.encode())
 
 
 def _stored_config(workdir: Path) -> dict[str, Any] | None:
-  """The config of the run's checkpoints, None if there are none.
-
-  If the file is lost, the config is read from a checkpoint.
-  """
+  """The config of the run's checkpoints, also without its file; or None."""
   path = workdir / _CONFIG
   directories = [checkpoint.phase_dir(workdir, name) for name in configs.PHASES]
   if not directories[0].parent.is_dir():
@@ -115,9 +102,6 @@ def only_run(workdir: Path) -> Iterator[None]:
   The kernel releases the lock when the process ends, however it ends. The lock
   file stays and names the last process.
 
-  Args:
-    workdir: an existing folder.
-
   Raises:
     InUseError: if another process holds the lock, naming it.
   """
@@ -142,10 +126,9 @@ def is_held(workdir: Path) -> bool:
 
 
 def _lock(descriptor: int, workdir: Path) -> None:
-  if fcntl is None:
-    return
   try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if fcntl is not None:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
     holder = (workdir / _LOCK).read_text().strip() or "another process"
     raise InUseError(
@@ -181,9 +164,6 @@ def plain_errors(workdir: Path) -> Iterator[None]:
   Orbax writes in the background and raises its own exceptions at the next save,
   with the error of the disk in their text or causes.
 
-  Args:
-    workdir: folder of the run.
-
   Raises:
     UserError: what cannot be written, why, and how to resume.
   """
@@ -192,22 +172,12 @@ def plain_errors(workdir: Path) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:
-    found = _disk_error(error)
-    if found is None:
-      raise
-    number, path = found
-    raise UserError(
-      f"{path or workdir}: {os.strerror(number)}. {_REMEDIES[number]}, then run"
-      " the same command: it resumes from its last checkpoint."
-    ) from error
-
-
-def _disk_error(error: BaseException) -> tuple[int, str | None] | None:
-  """Number and path of a disk's error in an exception or its causes."""
-  for cause in files.causes(error):
-    if isinstance(cause, OSError) and cause.errno in _REMEDIES:
-      return cause.errno, cause.filename
-    for number in _REMEDIES:
-      if os.strerror(number) in str(cause):
-        return number, None
-  return None
+    for cause in files.causes(error):
+      for number, remedy in _REMEDIES.items():
+        words = os.strerror(number)
+        if getattr(cause, "errno", None) == number or words in str(cause):
+          raise UserError(
+            f"{getattr(cause, 'filename', None) or workdir}: {words}. {remedy},"
+            " then run the same command: it resumes from its last checkpoint."
+          ) from error
+    raise

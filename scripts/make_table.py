@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from dbl_jax import config as configs
-from dbl_jax.cli import define_section, load_config, parse_flags, run_main
+from dbl_jax.cli import define, load_config, parse_flags, run_main
 from dbl_jax.errors import UserError
 
 _TABLE_1 = (
@@ -74,7 +74,8 @@ _PAPER_POINTS = flags.DEFINE_bool(
 _TRAIN = flags.DEFINE_bool(
   "train", True, "--notrain: compare finished runs, train nothing."
 )
-_DATA = define_section(
+_DATA = define(
+  config_flags.DEFINE_config_dict,
   "data",
   configs.base().data,
   "Fields of the data set, as in any config: --data.name=...",
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
   from dbl_jax.compare import sweep
   from dbl_jax.compare.table import write
   from dbl_jax.runtime import files
-  from dbl_jax.runtime.logs import say
+  from dbl_jax.runtime.logs import print_line
 
   out = Path(_OUT.value).expanduser()
   default = configs.base().data.to_dict()
@@ -104,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
   epochs = sweep.encoder_epochs(plan)
   epochs_text = ", ".join(f"{name} {n:g}" for name, n in epochs.items())
   if len(set(epochs.values())) > 1:
-    say(
+    print_line(
       f"Encoders are trained for different numbers of epochs ({epochs_text})."
       " --epochs makes them equal, except for a second phase that trains the"
       " encoder further."
@@ -112,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
   failed = sweep.run(plan) if _TRAIN.value else {}
   missing = sweep.missing(plan, failed)
   if failed:
-    say("\n  ".join(["Not trained:", *missing]))
+    print_line("\n  ".join(["Not trained:", *missing]))
   failure = f"{len(missing)} of {len(plan)} could not be trained: see above."
   results = sweep.results(plan)
   if failed and not results:
@@ -130,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     epochs=epochs_text,
     command=shlex.join(["python", *sys.argv]),
   )
-  say(f"Table: {out / 'table.html'}")
+  print_line(f"Table: {out / 'table.html'}")
   if failed:
     raise UserError(failure)
 

@@ -10,6 +10,7 @@ and how many kills hit each moment; status 1 if a run differs.
 
 import collections
 import dataclasses
+import itertools
 import json
 import random
 import shutil
@@ -22,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import flags
 
 from dbl_jax.cli import parse_flags, run_main
@@ -106,7 +106,10 @@ class Run:
     """
 
     def is_new(path: Path) -> bool:
-      return path.exists() and path.stat().st_mtime > started
+      try:
+        return path.stat().st_mtime > started
+      except FileNotFoundError:  # a complete save is renamed
+        return False
 
     if not is_new(self.workdir / "parameters_pretrain.txt"):
       prepared = any(self.cache.glob("*.npz"))
@@ -175,23 +178,20 @@ def differences(whole: Path, other: Path) -> list[str]:
     for name in ("metrics.json", "metrics.jsonl")
     if (whole / name).read_bytes() != (other / name).read_bytes()
   ]
-  for phase in _PHASES:
-    for keep in ("best", "latest"):
-      one, two = (
-        jax.tree_util.tree_flatten_with_path(
-          checkpoint.load_model(checkpoint.phase_dir(workdir, phase), keep)
-        )[0]
-        for workdir in (whole, other)
-      )
-      names, arrays = zip(*one, strict=True)
-      other_names, other_arrays = zip(*two, strict=True)
-      same = names == other_names and all(
-        np.asarray(a).tobytes() == np.asarray(b).tobytes()
-        for a, b in zip(arrays, other_arrays, strict=True)
-      )
-      if not same:
-        found.append(f"{other}: the {keep} model of {phase} differs")
+  for phase, keep in itertools.product(_PHASES, ("best", "latest")):
+    one, two = (
+      _content(checkpoint.phase_dir(workdir, phase), keep)
+      for workdir in (whole, other)
+    )
+    if one != two:
+      found.append(f"{other}: the {keep} model of {phase} differs")
   return found
+
+
+def _content(directory: Path, keep: str) -> tuple[int, dict]:
+  """Step and arrays of a checkpoint, comparable by ==."""
+  model, step = checkpoint.load_model(directory, keep)
+  return step, jax.tree.map(lambda x: (x.dtype, x.shape, x.tobytes()), model)
 
 
 def soak(

@@ -32,3 +32,15 @@ def debug_nans():
   """What is not a number stops the test where it comes from."""
   with jax.debug_nans(True):
     yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+  """Config and workdir of a finished run, which no test changes."""
+  import tiny
+  from dbl_jax import train
+
+  folder = tmp_path_factory.mktemp("finished")
+  config = tiny.get_run(folder / "cache")
+  train.train_and_evaluate(config, folder / "run")
+  return config, folder / "run"

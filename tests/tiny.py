@@ -46,3 +46,18 @@ def get_resolved(**data) -> ConfigDict:
   config = get_config()
   config.data.update(data)
   return configs.resolve(config)
+
+
+# Fields of the run that tests interrupt: it validates and saves more often.
+RUN = {
+  "seed": 3,
+  "log_every": 4,
+  "pretrain.evaluate_every": 1.0,
+  "classify.epochs": 4,
+}
+
+
+def get_run(cache_dir) -> ConfigDict:
+  config = get_config()
+  config.update_from_flattened_dict(RUN | {"data.cache_dir": str(cache_dir)})
+  return configs.resolve(config)

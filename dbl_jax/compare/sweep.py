@@ -27,7 +27,7 @@ from dbl_jax.data import regions, sources
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
 from dbl_jax.runtime import files, provenance, sharding
-from dbl_jax.runtime.logs import clock, say
+from dbl_jax.runtime.logs import clock, print_line
 from dbl_jax.training import checkpoint
 from dbl_jax.training.phase import check_phases
 
@@ -169,7 +169,7 @@ def run(sweep: Sweep) -> dict[Path, str]:
   every = stages(sweep)
   todo = collections.deque(stage for stage in every if not is_done(stage))
   total, started, waiting = len(todo), time.monotonic(), 0
-  say(
+  print_line(
     f"sweep: {len(sweep)} results, {len(every) - total} stages done,"
     f" {total} to train"
   )
@@ -186,13 +186,13 @@ def run(sweep: Sweep) -> dict[Path, str]:
       todo.append(stage)
       waiting += 1
       if waiting == len(todo):
-        say(f"sweep: waiting for other processes, {waiting} stages left")
+        print_line(f"sweep: waiting for other processes, {waiting} stages left")
       if waiting >= len(todo):
         time.sleep(_POLL_SECONDS)
       continue
     waiting = 0
     left = sum(not is_done(one) for one in (stage, *todo))
-    say(
+    print_line(
       f"sweep: {_progress(total, left, started)}: seed {stage.config.seed},"
       f" for {', '.join(_users(stage, sweep))}\n  {stage.workdir}"
     )
@@ -202,7 +202,7 @@ def run(sweep: Sweep) -> dict[Path, str]:
       todo.append(stage)
     except UserError as error:
       failed[stage.workdir] = str(error)
-      say(f"sweep: failed: {error}")
+      print_line(f"sweep: failed: {error}")
     gc.collect()
   return failed
 

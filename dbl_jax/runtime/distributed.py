@@ -26,22 +26,18 @@ def initialize(
   Raises:
     UserError: if the processes do not find each other, or there is no device.
   """
-  own: dict[str, Any] = {}
+  arguments: tuple[Any, ...] = ()
   if coordinator not in ("", "auto"):
+    arguments = (coordinator, num_processes, process_id)
     if not 0 <= process_id < num_processes:
       raise UserError(
         f"--process_id={process_id} of --num_processes={num_processes}:"
         " processes are numbered from 0. Give each process of the run the same"
         " --coordinator and --num_processes, and a --process_id of its own."
       )
-    own = {
-      "coordinator_address": coordinator,
-      "num_processes": num_processes,
-      "process_id": process_id,
-    }
   try:
     if coordinator:
-      jax.distributed.initialize(**own)
+      jax.distributed.initialize(*arguments)
   except (RuntimeError, ValueError) as error:
     raise UserError(
       f"The processes of --coordinator={coordinator} do not find each other:"
@@ -81,27 +77,14 @@ def main_first(name: str) -> Iterator[None]:
     name: name of the block, the same on all processes.
   """
   if not is_main():
-    barrier(name)
+    multihost_utils.sync_global_devices(name)
   yield
-  if is_main():
-    barrier(name)
-
-
-def barrier(name: str) -> None:
-  """Waits until all processes have come here."""
-  if not is_alone():
+  if is_main() and not is_alone():
     multihost_utils.sync_global_devices(name)
 
 
-def any_asks(request: bool) -> bool:
+def any_process(request: bool) -> bool:
   """Whether any process makes a request, with the same answer on all."""
   if is_alone():
     return request
   return bool(np.any(multihost_utils.process_allgather(np.asarray(request))))
-
-
-def agreed(decision: bool) -> bool:
-  """Returns the first process's decision on all processes."""
-  if is_alone():
-    return decision
-  return bool(multihost_utils.broadcast_one_to_all(decision))

@@ -9,7 +9,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -21,15 +21,7 @@ _STALE = 3600.0
 
 
 def make_writable(folder: Path, flag: str) -> None:
-  """Creates a folder and checks that files can be written to it.
-
-  Args:
-    folder: the folder.
-    flag: its name in a message, such as '--out'.
-
-  Raises:
-    UserError: if they cannot.
-  """
+  """Creates a folder; raises UserError for the flag if it is not writable."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -48,15 +40,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
   Readers find the old file or the new one, also after a loss of power. The
   temporary name is unique, because two hosts may have equal process numbers.
   Temporary files of the same path that are an hour old are removed.
-
-  Args:
-    path: path of the file; its folder exists.
-
-  Yields:
-    The new file, open for writing.
   """
-  partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-  _remove_stale(path)
+  start, end = f".{path.name}.", ".partial"
+  for left in path.parent.iterdir():
+    if left.name.startswith(start) and left.name.endswith(end):
+      with contextlib.suppress(OSError):  # another process may be faster
+        if time.time() - left.stat().st_mtime > _STALE:
+          left.unlink()
+  partial = path.with_name(f"{start}{secrets.token_hex(6)}{end}")
   try:
     with partial.open("wb") as file:
       yield file
@@ -67,15 +58,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     partial.unlink(missing_ok=True)
 
 
-def _remove_stale(path: Path) -> None:
-  for left in path.parent.iterdir():
-    name = left.name
-    if name.startswith(f".{path.name}.") and name.endswith(".partial"):
-      with contextlib.suppress(OSError):  # another process may be faster
-        if time.time() - left.stat().st_mtime > _STALE:
-          left.unlink()
-
-
 def write(path: Path, content: bytes) -> None:
   """Writes a file, whole or not at all."""
   with replacing(path) as file:
@@ -84,18 +66,14 @@ def write(path: Path, content: bytes) -> None:
 
 def causes(error: BaseException) -> Iterator[BaseException]:
   """Yields an exception, then its cause or context, and so on."""
-  seen: set[int] = set()
+  chain: list[BaseException] = []
   cause: BaseException | None = error
-  while cause is not None and id(cause) not in seen:
-    seen.add(id(cause))
+  while cause is not None and cause not in chain:
     yield cause
+    chain.append(cause)
     cause = cause.__cause__ or cause.__context__
 
 
-_HEADERS = {
-  (1, 0): npy.read_array_header_1_0,
-  (2, 0): npy.read_array_header_2_0,
-}
 # Scores and images hardly compress; small arrays of labels may.
 _MAX_RATIO, _MIN_LIMIT = 100, 16 << 20
 
@@ -106,56 +84,37 @@ def load(path: Path) -> dict[str, np.ndarray]:
   Objects are refused, since unpickling runs code. Memory is allocated only
   after sizes in headers have been compared with the size of the file.
 
-  Args:
-    path: path of the file.
-
-  Returns:
-    The arrays by name.
-
   Raises:
     ValueError: what is wrong with the file.
   """
   try:
-    with zipfile.ZipFile(path) as archive:
-      entries = archive.infolist()
-      _check_growth(
-        "the whole",
-        sum(info.compress_size for info in entries),
-        sum(info.file_size for info in entries),
-      )
-      return {
-        info.filename.removesuffix(".npy"): _read(archive, info)
-        for info in entries
-      }
+    with path.open("rb") as whole, np.load(whole, allow_pickle=False) as arrays:
+      entries = arrays.zip.infolist()
+      sizes = np.array([[i.compress_size, i.file_size] for i in entries])
+      sizes = sizes.reshape(-1, 2)
+      for packed, size in [*sizes, sizes.sum(axis=0)]:
+        if size > max(_MAX_RATIO * packed, _MIN_LIMIT):
+          raise ValueError(f"{packed} bytes would grow to {size}")
+      for info in entries:
+        with arrays.zip.open(info) as file:
+          _check_header(file, info)
+      return dict(arrays)
   # The parsers of zipfile and NumPy raise anything for a damaged file.
   except Exception as error:
     raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _check_growth(what: str, packed: int, size: int) -> None:
-  if size > max(_MAX_RATIO * packed, _MIN_LIMIT):
-    raise ValueError(f"{what} would grow from {packed} bytes too far")
-
-
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-  _check_growth(info.filename, info.compress_size, info.file_size)
-  with archive.open(info) as file:
-    version = npy.read_magic(file)
-    if version not in _HEADERS:
-      raise ValueError(f"{info.filename} has the unknown version {version}")
-    shape, fortran_order, dtype = _HEADERS[version](file)
-    if dtype.hasobject:
-      raise ValueError(f"{info.filename} holds objects, not numbers")
-    size = math.prod(shape) * dtype.itemsize
-    found = info.file_size - file.tell()
-    if size != found:
-      raise ValueError(
-        f"{info.filename} has {found} bytes for an array {list(shape)} of"
-        f" {dtype}"
-      )
-    # To the end, where the checksum is compared.
-    content = bytearray(file.read())
-    if len(content) != size:
-      raise ValueError(f"{info.filename} is cut off")
-  flat = np.frombuffer(content, dtype)
-  return flat.reshape(shape, order="F" if fortran_order else "C")
+def _check_header(file: IO[bytes], info: zipfile.ZipInfo) -> None:
+  """Raises ValueError unless the entry has the size that its header names."""
+  version = npy.read_magic(file)
+  if version not in ((1, 0), (2, 0)):
+    raise ValueError(f"{info.filename} has the unknown version {version}")
+  read_header = getattr(npy, f"read_array_header_{version[0]}_0")
+  shape, _, dtype = read_header(file)
+  if dtype.hasobject:
+    raise ValueError(f"{info.filename} holds objects, not numbers")
+  found = info.file_size - file.tell()
+  if found != math.prod(shape) * dtype.itemsize:
+    raise ValueError(
+      f"{info.filename} has {found} bytes for an array {list(shape)} of {dtype}"
+    )

@@ -57,9 +57,12 @@ def number(low: float = -math.inf, high: float = math.inf) -> Option:
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     return numeric and low <= value <= high and math.isfinite(value)
 
-  limits = "" if low == -math.inf else f" of at least {low}"
-  limits = limits if high == math.inf else f" from {low} to {high}"
-  return Option(accepts, lambda: f"a number{limits}")
+  words = "a number"
+  if low > -math.inf:
+    words += (
+      f" of at least {low}" if high == math.inf else f" from {low} to {high}"
+    )
+  return Option(accepts, lambda: words)
 
 
 def integer(low: float = -math.inf, high: float = math.inf) -> Option:
@@ -125,14 +128,10 @@ _BY_TYPE = {
 def of(component: Callable[..., Any]) -> dict[str, Option]:
   """Options of a component, by name.
 
-  Args:
-    component: a function, whose keyword-only parameters are options; or a
-      class, whose fields are, except those that the data set determines.
-
-  Returns:
-    The options. Parameters of other types are none unless they are annotated.
+  They are a function's keyword-only parameters or a class's fields, except
+  those that the data set determines and those of other types.
   """
-  meanings = {}
+  meanings: dict[str, str] = {}
   for described in reversed(getattr(component, "__mro__", (component,))):
     meanings |= dict(_ENTRY.findall(inspect.getdoc(described) or ""))
   found = {}
@@ -158,15 +157,12 @@ def defaults(component: Callable[..., Any]) -> dict[str, Any]:
 
 
 def validate(path: str, value: Any, option: Option) -> None:
-  """Checks the value of a field.
+  """Raises UserError if a field's value is impossible, or absent and required.
 
   Args:
     path: of the field in the config, such as 'classify.q'.
     value: its value; `ABSENT` if there is none.
     option: its declaration.
-
-  Raises:
-    UserError: if the value is impossible, or absent and required.
   """
   if value is ABSENT and option.default is not REQUIRED:
     return
@@ -180,14 +176,7 @@ def validate(path: str, value: Any, option: Option) -> None:
 
 
 def describe(components: Mapping[str, Callable[..., Any]]) -> str:
-  """Components and their options, in Markdown that a terminal can show.
-
-  Args:
-    components: heading -> component.
-
-  Returns:
-    For each a heading, the first line of its docstring and a list of options.
-  """
+  """Describes components, by heading, and their options in Markdown."""
   text = ""
   for heading, component in components.items():
     summary = (inspect.getdoc(component) or "").partition("\n")[0]

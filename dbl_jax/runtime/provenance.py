@@ -1,9 +1,8 @@
-"""What made a result: versions of packages and of this one's source."""
+"""Provenance of a result: versions, revision of the source, and hardware."""
 
 import functools
 import os
 import platform
-import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -22,12 +21,10 @@ _PACKAGES = (
 
 @functools.cache
 def provenance() -> dict[str, str | bool | None]:
-  """Versions and source, as when they were first asked for.
+  """Returns versions and revision, as of the first call in the process.
 
-  Returns:
-    Package -> version, or None where it is not installed; 'python'; and where
-    the package is in a git checkout, its 'revision' and whether its files are
-    'modified' since.
+  Package -> version, or None if it is not installed; 'python'; and, if the
+  package is in a git checkout, 'revision' and 'modified'.
   """
   found: dict[str, str | bool | None] = {"python": platform.python_version()}
   for name in _PACKAGES:
@@ -39,54 +36,52 @@ def provenance() -> dict[str, str | bool | None]:
 
 
 def revision(package: Path) -> dict[str, str | bool]:
-  """Where a package's source stands in git.
+  """Returns the git 'revision' of a package's folder and whether 'modified'.
 
-  Args:
-    package: its folder.
-
-  Returns:
-    'revision' and 'modified'; nothing where git does not track the package, as
-    in an environment inside of another project's checkout.
+  Nothing if git does not track the package, as in an environment inside
+  another project's checkout.
   """
+  git = ("git", "-C", str(package))
   try:
-    _git(package, "ls-files", "--error-unmatch", "__init__.py")
-    changed = _git(package, "status", "--porcelain", "--", ".")
-    return {
-      "revision": _git(package, "rev-parse", "HEAD"),
-      "modified": bool(changed),
-    }
+    _run(*git, "ls-files", "--error-unmatch", "__init__.py")
+    changed = _run(*git, "status", "--porcelain", "--", ".")
+    head = _run(*git, "rev-parse", "HEAD")
   except (OSError, subprocess.SubprocessError):
     return {}
+  return {"revision": head, "modified": bool(changed)}
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _run(*command: str) -> str:
+  """The output of a command, which may be missing, fail or hang."""
   return subprocess.run(
-    ["git", "-C", str(folder), *arguments],
-    capture_output=True,
-    text=True,
-    check=True,
-    timeout=10,
+    command, capture_output=True, text=True, check=True, timeout=30
   ).stdout.strip()
 
 
 def describe() -> dict[str, Any]:
-  """Processor, cores, memory, GPUs, system, and how busy it is.
-
-  Returns:
-    Fields for `benchmark.json`; None for what the system does not tell.
-  """
+  """Returns CPU, cores, memory, GPUs, system and load; None where unknown."""
+  cpu = first_value(Path("/proc/cpuinfo"), "model name")
+  memory = first_value(Path("/proc/meminfo"), "MemTotal")
+  load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
   return {
-    "cpu": _cpu_model(),
+    "cpu": " ".join(cpu.split()) or platform.processor(),
     "cores": cores(),
-    "memory_gib": _memory_gib(),
+    "memory_gib": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
     "gpus": gpus(),
     "system": platform.platform(),
-    "load_average": _load(),
+    "load_average": load,
   }
 
 
+def first_value(path: Path, *names: str) -> str:
+  """Returns the value of a file's first line 'name: value'; '' without one."""
+  lines = path.read_text().splitlines() if path.is_file() else []
+  found = (line for line in lines if line.startswith(names))
+  return next(found, "").partition(":")[2].strip()
+
+
 def words() -> str:
-  """Processor, cores, memory and GPUs in one line."""
+  """Returns CPU, cores, memory and GPUs in one line."""
   found = describe()
   gpus = ", ".join(found["gpus"]) or "no GPU"
   number = f"{found['cores']} core" + "s" * (found["cores"] != 1)
@@ -94,53 +89,23 @@ def words() -> str:
 
 
 def cores() -> int:
-  """How many processors this process may use."""
+  """Returns the number of CPUs this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 def gpus() -> list[str]:
-  """Name and memory of each NVIDIA GPU; none where there is no driver."""
-  if shutil.which("nvidia-smi") is None:
+  """Returns name and memory of each NVIDIA GPU; none without a driver."""
+  query = ["--query-gpu=name,memory.total", "--format=csv,noheader"]
+  try:
+    found = _run("nvidia-smi", *query)
+  except (OSError, subprocess.SubprocessError):
     return []
-  query = [
-    "nvidia-smi",
-    "--query-gpu=name,memory.total",
-    "--format=csv,noheader",
-  ]
-  done = subprocess.run(query, capture_output=True, text=True, check=False)
-  return done.stdout.strip().splitlines() if done.returncode == 0 else []
+  return found.splitlines()
 
 
 def is_busy(machine: dict[str, Any]) -> bool:
-  """Whether other work was running when the machine was described."""
+  """Whether other work ran when `describe` was called."""
   load = machine["load_average"]
   return load is not None and load > 0.25 * machine["cores"]
-
-
-def _cpu_model() -> str:
-  try:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    return platform.processor()
-  names = [
-    line.split(":")[1] for line in lines if line.startswith("model name")
-  ]
-  return " ".join(names[0].split()) if names else platform.processor()
-
-
-def _memory_gib() -> float | None:
-  try:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  except (ValueError, OSError):
-    return None
-  return round(pages / 2**30, 1)
-
-
-def _load() -> float | None:
-  """Mean number of running processes over the last minute."""
-  try:
-    return round(os.getloadavg()[0], 2)
-  except OSError:
-    return None

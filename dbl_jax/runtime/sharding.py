@@ -1,4 +1,4 @@
-"""One mesh over all devices: data parallel, parameters on every device."""
+"""Data parallelism: one mesh over all devices, parameters replicated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from dbl_jax.errors import UserError
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A one-axis mesh named 'data' over `devices` (all of them by default)."""
+  """Makes a mesh with the axis "data" over `devices`, by default all."""
   devices = jax.devices() if devices is None else devices
   return jax.make_mesh(
     (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
@@ -19,17 +19,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Placement of what every device holds whole: parameters, resident images."""
+  """Sharding of arrays that every device holds whole, such as parameters."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
-  """Placement of batches: one axis is split over the devices."""
+  """Sharding of batches: one axis is split over the devices."""
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def put(tree: Any, placement: NamedSharding) -> Any:
-  """Puts arrays that every host holds whole onto the devices of all."""
+  """Places arrays that every host holds whole on the devices of all hosts."""
 
   def place(array: Any) -> jax.Array:
     array = np.asarray(array)
@@ -41,11 +41,10 @@ def put(tree: Any, placement: NamedSharding) -> Any:
 
 
 def local_share(batch_size: int, mesh: Mesh) -> slice:
-  """Which rows of a batch this host's devices work on."""
-  per_device = batch_size // mesh.size
+  """The rows of a batch that belong to the devices of this host."""
+  per_device, own = batch_size // mesh.size, jax.process_index()
   owners = [device.process_index for device in mesh.devices.flat]
-  first = owners.index(jax.process_index())
-  count = owners.count(jax.process_index())
+  first, count = owners.index(own), owners.count(own)
   return slice(first * per_device, (first + count) * per_device)
 
 
@@ -60,5 +59,5 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def padded_size(n: int, mesh: Mesh) -> int:
-  """The smallest multiple of the device count that is at least n."""
+  """Rounds n up to a multiple of the number of devices."""
   return int(np.ceil(n / mesh.size)) * mesh.size

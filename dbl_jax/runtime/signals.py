@@ -1,4 +1,4 @@
-"""Leaving in order: what Ctrl-C and SIGTERM do to a run."""
+"""Ctrl-C and SIGTERM: a run finishes its step, saves and ends."""
 
 import contextlib
 import os
@@ -8,37 +8,33 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-# Seconds at most until the watching thread has said that a signal came.
-_TELLING = 1.0
 
 
 class Stopped(KeyboardInterrupt):
-  """A signal ended the run; what it had done is saved.
+  """A signal ended the run after its state was saved.
 
   Attributes:
-    status: exit status of the program, 128 and the signal's number.
+    status: exit status of the program, 128 plus the signal's number.
   """
 
   def __init__(self, number: int):
     name = _NAMES[signal.Signals(number)]
-    super().__init__(f"Stopped by {name}. Run the same command to go on.")
+    super().__init__(f"Stopped by {name}. Run the same command to resume.")
     self.status = 128 + number
 
 
 class Stop:
-  """Whether to stop. Made by `listening`.
+  """Whether a stop is requested. Made by `listening`.
 
-  A signal raises `Stopped` where it comes, but for blocks under `in_order`,
-  which look at `requested` and end by themselves.
+  A signal raises `Stopped` at once, except in a block under `in_order`, which
+  checks `requested` and ends by itself.
   """
 
   def __init__(self) -> None:
     self._number: int | None = None
     self._in_order = False
     self._interrupts = 0
-    self._told = threading.Event()
 
   @property
   def requested(self) -> bool:
@@ -47,14 +43,12 @@ class Stop:
 
   @contextlib.contextmanager
   def in_order(self) -> Iterator[None]:
-    """A block that is not interrupted; `Stopped` is raised at its end."""
+    """Runs a block without interrupting it; raises `Stopped` at its end."""
     self._in_order = True
     try:
       yield
-    finally:
-      if self._number is not None:
-        self._told.wait(_TELLING)
-      self._in_order = False
+    finally:  # stays True for the thread that reports the signal
+      self._in_order = self.requested
     if self._number is not None:
       raise Stopped(self._number)
 
@@ -65,37 +59,29 @@ class Stop:
       raise Stopped(number)
 
   def watch(self, signals: socket.socket) -> None:
-    """Hears signals at once, also while the main thread compiles.
+    """Reports signals at once, even while the main thread compiles.
 
     Args:
-      signals: where Python writes a byte for each.
+      signals: receives a byte from Python for each signal.
     """
     while data := signals.recv(1):
       number = data[0]
       self._interrupts += number == signal.SIGINT
       if self._interrupts > 1:
-        _tell("Left at once. The last checkpoint is whole.")
+        os.write(2, b"\nExits at once. The last checkpoint is complete.\n")
         os._exit(128 + signal.SIGINT)
-      if self._in_order and number in _SIGNALS:
+      if self._in_order and number in _NAMES:
         self._interrupts = max(self._interrupts, 1)
-        _tell(
+        line = (
           f"{_NAMES[signal.Signals(number)]}: the step in flight is finished"
-          " and saved. Ctrl-C now leaves at once."
+          " and saved. Ctrl-C now exits at once."
         )
-      self._told.set()
-
-
-def _tell(line: str) -> None:
-  os.write(2, f"\n{line}\n".encode())
+        os.write(2, f"\n{line}\n".encode())
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-  """Handles signals in a block, where it runs in the main thread.
-
-  Yields:
-    What to ask whether to stop.
-  """
+  """Handles signals in a block, if it runs in the main thread."""
   stop = Stop()
   if threading.current_thread() is not threading.main_thread():
     yield stop
@@ -105,7 +91,7 @@ def listening() -> Iterator[Stop]:
   thread = threading.Thread(target=stop.watch, args=(ours,), daemon=True)
   thread.start()
   wakeup = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
-  before = {one: signal.signal(one, stop.handle) for one in _SIGNALS}
+  before = {one: signal.signal(one, stop.handle) for one in _NAMES}
   try:
     yield stop
   finally:

@@ -24,8 +24,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import distributed, files, trees
-from dbl_jax.training.state import TrainState
+from dbl_jax.runtime import distributed, files
+from dbl_jax.training.state import TrainState, by_path, first_difference
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -47,7 +47,7 @@ _SAME = {
 }
 
 
-class DamagedError(Exception):
+class DamagedError(UserError):
   """A checksum, a parser or a missing file proves that a step is damaged."""
 
 
@@ -57,23 +57,16 @@ def phase_dir(workdir: Path, phase: str) -> Path:
 
 
 def open_manager(directory: Path) -> ocp.CheckpointManager:
-  """Opens the checkpoints of a phase for training.
+  """Opens the checkpoints in a `phase_dir`, created if missing, for training.
 
   With `best_fn` alone Orbax would delete the newest step, from which a run
   resumes; the preservation policy retains latest and best.
-
-  Args:
-    directory: as returned by `phase_dir`; created if missing.
-
-  Returns:
-    The manager; close it.
   """
+  latest = checkpoint_managers.LatestN(2)
+  best = checkpoint_managers.BestN(get_metric_fn=_metric, n=1)
   options = ocp.CheckpointManagerOptions(
     preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-      [
-        checkpoint_managers.LatestN(2),
-        checkpoint_managers.BestN(get_metric_fn=_metric, n=1),
-      ]
+      [latest, best]
     ),
     best_fn=_metric,
     best_mode="max",
@@ -107,29 +100,26 @@ def save(
     meta: plain data, stored as JSON.
   """
   meta = meta | {"format": _FORMAT}
-  model, train = state.model(), _named_leaves(_train_item(state))
-  sums = _checksums(model=model, train=train, meta=meta, metrics=metrics)
+  arrays = {"model": state.model(), "train": _train_item(state)}
+  sums = _checksums(meta=meta, metrics=metrics, **arrays)
   manager.save(
     int(state.step),
     args=ocp.args.Composite(
-      model=ocp.args.StandardSave(model),
-      train=ocp.args.StandardSave(train),
       meta=ocp.args.JsonSave(meta | {_CHECKSUMS: sums}),
+      **{name: ocp.args.StandardSave(x) for name, x in arrays.items()},
     ),
     metrics=metrics,
   )
 
 
-def _train_item(state: TrainState) -> tuple[Any, dict[str, jax.Array]]:
-  return state.opt_state, state.memory
-
-
-def _named_leaves(tree: Any) -> dict[str, jax.Array]:
+def _train_item(state: TrainState) -> dict[str, jax.Array]:
   """Leaves by their names on disk, since Orbax cannot store optax's nodes.
 
-  Unlike in `trees.by_path`, a name has no '/', which separates folders.
+  Unlike in `by_path`, a name has no '/', which separates folders.
   """
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(
+    (state.opt_state, state.memory)
+  )
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
@@ -161,28 +151,21 @@ def restore_latest(
     try:
       stored, _ = _read(path, _read_json_items)
       _check_same_run(stored, meta, directory, accept_changes)
-      model, train = _read(path, functools.partial(_read_arrays, stored, like))
+      read = functools.partial(_read_state, stored, like, step)
+      return _read(path, read)
     except DamagedError as error:
       with distributed.main_first(f"damaged step {step}"):
         if distributed.is_main():
           _quarantine(path, error)
-      _check_some_left(directory)
       manager.reload()
-    else:
-      return _with_items(state, step, model, train)
+  _check_some_left(directory)
   return None
 
 
 def same_images(meta: Mapping[str, Any], fingerprint: str) -> bool:
-  """Whether a checkpoint was trained on images with this fingerprint.
+  """Whether a checkpoint's `meta` has the fingerprint of the images now.
 
-  Args:
-    meta: the checkpoint's `meta`.
-    fingerprint: of the images now.
-
-  Returns:
-    True if the images are the same. Synthetic faces of format 1 always are:
-    their config fixes them.
+  Synthetic faces of format 1 are the same images: their config fixes them.
   """
   name = meta.get("config", {}).get("data", {}).get("name")
   if name == "synthetic_faces" and meta.get("format", 1) < _FORMAT:
@@ -199,64 +182,57 @@ def _check_same_run(
   """Raises UserError if classes, images or initial model have changed."""
   now = json.loads(json.dumps(now))
   for field, words in _SAME.items():
+    images = field == "fingerprint"
+    if images and same_images(before, now[field]):
+      continue
     # Earlier versions stored fewer fields.
     if before.get(field, now.get(field)) == now.get(field):
       continue
-    if field == "fingerprint" and same_images(before, now[field]):
-      continue
-    if field == "fingerprint" and accept_changes:
-      logger.warning(
-        "%s was trained on %s; resuming as requested.", directory, words
-      )
+    what = f"{directory} was trained on {words}"
+    if images and accept_changes:
+      logger.warning("%s; resuming as requested.", what)
       continue
     shown = "" if field == "start" else f": {before[field]}, now {now[field]}"
     raise UserError(
-      f"{directory} was trained on {words}{shown}. Restore them to resume, or"
-      " use another --workdir."
+      f"{what}{shown}. Restore them to resume, or use another --workdir."
     )
 
 
-def _read_arrays(
-  meta: Mapping[str, Any], like: TrainState, step: Path
-) -> tuple[Any, dict[str, jax.Array]]:
-  """Reads and verifies the items `model` and `train`.
+def _read_state(
+  meta: Mapping[str, Any], like: TrainState, number: int, step: Path
+) -> TrainState:
+  """Reads and verifies the items `model` and `train` of a step.
 
   Raises:
     UserError: if their shapes differ from those of `like`.
   """
-  wanted = {"model": like.model(), "train": _named_leaves(_train_item(like))}
-  for name, tree in wanted.items():
+  names = _train_item(like)
+  items = {"model": like.model(), "train": names}
+  for name, tree in items.items():
     stored = ocp.StandardCheckpointHandler().metadata(step / name).tree
-    if differs := trees.first_difference(stored, tree):
+    if differs := first_difference(stored, tree):
       raise UserError(
-        f"{step} does not fit the config: its {name} has {differs.path} of"
-        f" shape {differs.found}, expected {differs.expected}. Use another"
-        " --workdir; --config.init_from can start it from this run's model."
+        f"{step} does not fit the config: its {name} has {differs[0]} of shape"
+        f" {differs[1]}, expected {differs[2]}. Use another --workdir;"
+        " --config.init_from can start it from this run's model."
       )
-  items = {name: _restore(step / name, tree) for name, tree in wanted.items()}
-  verify(meta, **items)
-  return items["model"], items["train"]
+  items = {name: _restore(step / name, tree) for name, tree in items.items()}
+  _verify(meta, **items)
+  opt_state, memory = jax.tree.unflatten(
+    jax.tree.structure((like.opt_state, like.memory)),
+    [items["train"][name] for name in names],
+  )
+  return TrainState(
+    step=jax.device_put(jax.numpy.int32(number), like.step.sharding),
+    opt_state=opt_state,
+    memory=memory,
+    **items["model"],
+  )
 
 
 def _restore(item: Path, like: Any) -> Any:
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(item, like)
-
-
-def _with_items(
-  state: TrainState, step: int, model: Any, train: dict[str, jax.Array]
-) -> TrainState:
-  like = _train_item(state)
-  opt_state, memory = jax.tree.unflatten(
-    jax.tree.structure(like), [train[name] for name in _named_leaves(like)]
-  )
-  return TrainState(
-    step=jax.device_put(jax.numpy.int32(step), state.step.sharding),
-    params=model["params"],
-    batch_stats=model["batch_stats"],
-    opt_state=opt_state,
-    memory=memory,
-  )
 
 
 def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
@@ -273,13 +249,12 @@ def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
     UserError: if there is no checkpoint, it is damaged or cannot be read.
   """
   steps = _saved_steps(directory)
-  scores = {
-    step: _read_sound(step, _read_json_items)[1][METRIC]
-    for step in (steps if keep == "best" else ())
-  }
-  # As Orbax does, of equal steps the last.
-  step = max(steps, key=lambda path: (scores.get(path, 0), int(path.name)))
-  return _read_sound(step, _read_variables), int(step.name)
+  step = steps[-1]
+  if keep == "best":
+    scores = [_read(path, _read_json_items)[1][METRIC] for path in steps]
+    # As Orbax does, of equal steps the last.
+    _, _, step = max(zip(scores, range(len(steps)), steps, strict=True))
+  return _read(step, _read_variables), int(step.name)
 
 
 def _read_variables(step: Path) -> dict[str, Any]:
@@ -288,34 +263,27 @@ def _read_variables(step: Path) -> dict[str, Any]:
   # Without host arrays Orbax asks for the devices that saved the model.
   like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
   model = _restore(step / "model", like)
-  verify(meta, model=model)
+  _verify(meta, model=model)
   return dict(model)
 
 
 def load_meta(directory: Path) -> dict[str, Any]:
-  """Loads `meta` of the newest checkpoint: config, class names, data.
-
-  Args:
-    directory: as returned by `phase_dir`.
-
-  Returns:
-    Plain data.
+  """Loads `meta` of a phase's newest checkpoint: config, class names, data.
 
   Raises:
     UserError: if there is no checkpoint, it is damaged or cannot be read.
   """
-  return _read_sound(_saved_steps(directory)[-1], _read_checked_meta)
-
-
-def _read_checked_meta(step: Path) -> dict[str, Any]:
-  """Reads `meta` and checks its form, since a checkpoint may be anyone's."""
-  meta, _ = _read_json_items(step)
-  config, names = meta.get("config"), meta.get("class_names")
-  if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
-    raise DamagedError("it holds no config")
-  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-    raise DamagedError("it names no classes")
-  return meta
+  step = _saved_steps(directory)[-1]
+  meta, _ = _read(step, _read_json_items)
+  match meta:
+    case {"config": {"data": dict()}, "class_names": [*names]} if all(
+      isinstance(name, str) for name in names
+    ):
+      return meta
+  raise UserError(
+    f"{step} is no checkpoint of this project: it holds no config or no names"
+    " of classes. Give the workdir of a run."
+  )
 
 
 def load_start(
@@ -325,7 +293,7 @@ def load_start(
 
   Args:
     init_from: workdir of that run.
-    phases: names of phases; the first that the run has is taken.
+    phases: names of phases; the first that the run has is loaded.
 
   Returns:
     Variables, 'params' and 'batch_stats', of the checkpoint that the phase's
@@ -354,10 +322,7 @@ def load_start(
 
 
 def quarantine_damaged(directory: Path) -> None:
-  """Renames steps with damaged JSON items, which Orbax could not open.
-
-  Args:
-    directory: as returned by `phase_dir`.
+  """Renames a phase's steps with damaged JSON items, which Orbax cannot open.
 
   Raises:
     UserError: if all steps are damaged, or a step cannot be read now.
@@ -382,8 +347,9 @@ def _steps(directory: Path) -> list[Path]:
 
 
 def _entries(directory: Path) -> list[Path]:
+  # Not `glob`, to which a folder that cannot be read is empty.
   try:
-    return list(directory.resolve().iterdir())
+    return sorted(directory.resolve().iterdir())
   except (FileNotFoundError, NotADirectoryError):
     return []
 
@@ -401,16 +367,16 @@ def _saved_steps(directory: Path) -> list[Path]:
 def _quarantine(path: Path, error: DamagedError) -> None:
   """Renames a damaged step, so that the step can be saved again."""
   last = path == _steps(path.parent)[-1]
-  target, number = path.with_name(f"{_DAMAGED}{path.name}"), 1
-  while target.exists():
-    number += 1
-    target = path.with_name(f"{_DAMAGED}{path.name}.{number}")
-  path.rename(target)
+  name, count = f"{_DAMAGED}{path.name}", 1
+  while (path.parent / name).exists():
+    count += 1
+    name = f"{_DAMAGED}{path.name}.{count}"
+  path.rename(path.parent / name)
   logger.warning(
     "The checkpoint %s is damaged (%s). It is now %s; %s.",
     path,
-    error,
-    target.name,
+    _first_line(error.__cause__ or error),
+    name,
     "resuming from the one before"
     if last
     else "if it was the best on validation, the best of the others counts",
@@ -423,21 +389,9 @@ def _check_some_left(directory: Path) -> None:
   if damaged and not _steps(directory):
     raise UserError(
       f"None of the checkpoints in {directory} can be read: all are damaged."
-      f" Restore them from a backup, move {', '.join(sorted(damaged))} away to"
-      " start the phase over, or use another --workdir."
+      f" Restore them from a backup, move {', '.join(damaged)} away to start"
+      " the phase over, or use another --workdir."
     )
-
-
-def _read_sound(step: Path, read: Callable[[Path], _T]) -> _T:
-  """Reads a step; damage is a UserError."""
-  try:
-    return _read(step, read)
-  except DamagedError as error:
-    raise UserError(
-      f"The checkpoint {step} is damaged ({error}). Move that folder away and"
-      " run the training command again: it resumes from the checkpoints that"
-      " are left."
-    ) from error
 
 
 def _read(step: Path, read: Callable[[Path], _T]) -> _T:
@@ -445,13 +399,6 @@ def _read(step: Path, read: Callable[[Path], _T]) -> _T:
 
   What looks like damage must look so twice, with every file readable: Orbax
   and Python's `exists` report some errors of a disk as a missing file.
-
-  Args:
-    step: folder of the step.
-    read: may raise anything.
-
-  Returns:
-    The result of `read`.
 
   Raises:
     DamagedError: if the files of the step are damaged.
@@ -469,7 +416,11 @@ def _read(step: Path, read: Callable[[Path], _T]) -> _T:
     raise
   except Exception as error:
     if _is_damage(error) and step.is_dir():
-      raise DamagedError(_first_line(error)) from error
+      raise DamagedError(
+        f"The checkpoint {step} is damaged ({_first_line(error)}). Move that"
+        " folder away and run the training command again: it resumes from the"
+        " checkpoints that are left."
+      ) from error
     raise UserError(
       f"{step} cannot be read now ({_first_line(error)}). This is no proof of"
       " damage, so nothing was changed. Remove the cause (permissions, memory,"
@@ -479,17 +430,13 @@ def _read(step: Path, read: Callable[[Path], _T]) -> _T:
 
 # Damaged files make parsers raise these; see `_is_damage`.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_PARSING = (DamagedError, ValueError, LookupError, TypeError, RecursionError)
+_PARSING = (ValueError, LookupError, TypeError, RecursionError)
 # Status codes of TensorStore for what a file contains. All others, such as
 # UNKNOWN for most errors of a system call, may pass.
 _STATUS = re.compile("([A-Z]+(?:_[A-Z]+)*): ")
-_DAMAGE_STATUS = {
-  "DATA_LOSS",
-  "FAILED_PRECONDITION",
-  "INVALID_ARGUMENT",
-  "NOT_FOUND",
-  "OUT_OF_RANGE",
-}
+_DAMAGE_STATUS = re.compile(
+  "DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE"
+)
 
 
 def _is_damage(error: BaseException) -> bool:
@@ -498,16 +445,13 @@ def _is_damage(error: BaseException) -> bool:
   Orbax raises a bare Exception for a truncated array, whose cause is
   TensorStore's ValueError with a status code in front.
   """
-  chain = list(files.causes(error))
+  chain, damage = list(files.causes(error)), _MISSING + _PARSING
   others = (OSError, MemoryError, RuntimeError)
-  if any(
-    isinstance(one, others) and not isinstance(one, _MISSING + _PARSING)
-    for one in chain
-  ):
+  if any(isinstance(x, others) and not isinstance(x, damage) for x in chain):
     return False
-  if codes := {found[1] for one in chain if (found := _STATUS.match(str(one)))}:
-    return codes <= _DAMAGE_STATUS
-  return isinstance(error, _MISSING + _PARSING)
+  if codes := [found[1] for x in chain if (found := _STATUS.match(str(x)))]:
+    return all(map(_DAMAGE_STATUS.fullmatch, codes))
+  return isinstance(error, damage)
 
 
 def _read_every_file(folder: Path) -> None:
@@ -535,54 +479,41 @@ def _read_json_items(step: Path) -> tuple[dict[str, Any], dict[str, float]]:
   metrics = _read_json(step / "metrics" / "metrics")
   meta = _read_json(step / "meta" / "metadata")
   if not isinstance(metrics.get(METRIC), int | float):
-    raise DamagedError(f"its metrics have no {METRIC}")
-  verify(meta, metrics=metrics)
+    raise ValueError(f"its metrics have no {METRIC}")
+  _verify(meta, metrics=metrics)
   return meta, metrics
 
 
 def _read_json(path: Path) -> dict[str, Any]:
   found = json.loads(path.read_text())
   if not isinstance(found, dict):
-    raise DamagedError(f"{path.name} holds no JSON object")
+    raise ValueError(f"{path.name} holds no JSON object")
   return found
 
 
 def array_checksum(tree: Any) -> int:
   """CRC-32 over the bytes of a tree's leaves, in the order of their paths."""
   found = 0
-  for _, leaf in sorted(trees.by_path(tree).items()):
+  for _, leaf in sorted(by_path(tree).items()):
     array = np.ascontiguousarray(leaf).reshape(-1)
     found = zlib.crc32(array.view(np.uint8).data, found)
   return found
 
 
-def json_checksum(plain: Mapping[str, Any]) -> int:
-  """CRC-32 of plain data as JSON, whatever the order of its keys."""
-  return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
-
-
 def _checksums(**items: Any) -> dict[str, int]:
-  plain = ("meta", "metrics")
+  """CRC-32 of each item: of arrays, or of JSON whatever the order of keys."""
   return {
-    name: json_checksum(item) if name in plain else array_checksum(item)
+    name: zlib.crc32(json.dumps(item, sort_keys=True).encode())
+    if name in ("meta", "metrics")
+    else array_checksum(item)
     for name, item in items.items()
   }
 
 
-def verify(meta: Mapping[str, Any], **items: Any) -> None:
-  """Compares items with their stored checksums; early versions stored none.
-
-  Args:
-    meta: the item `meta`, which is verified, too.
-    **items: any of `model`, `train` and `metrics`.
-
-  Raises:
-    DamagedError: naming the first item that differs.
-  """
-  stored = meta.get(_CHECKSUMS)
-  if not stored:
-    return
-  own = {key: value for key, value in meta.items() if key != _CHECKSUMS}
+def _verify(meta: Mapping[str, Any], **items: Any) -> None:
+  """Raises ValueError if `meta` or an item differs from its stored checksum."""
+  own = dict(meta)
+  stored = own.pop(_CHECKSUMS, None)  # early versions stored none
   for name, found in _checksums(**items, meta=own).items():
-    if stored[name] != found:
-      raise DamagedError(f"its {name} changed after it was saved")
+    if stored and stored[name] != found:
+      raise ValueError(f"its {name} changed after it was saved")

@@ -17,7 +17,7 @@ from dbl_jax.evaluation import predictors
 from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.runtime import distributed, sharding, signals
-from dbl_jax.runtime.logs import MetricWriter, Progress, say
+from dbl_jax.runtime.logs import MetricWriter, Progress, print_line
 from dbl_jax.training import checkpoint, inputs, steps
 from dbl_jax.training.phase import Phase
 from dbl_jax.training.state import TrainState
@@ -155,7 +155,7 @@ def run_phase(
   writer.rewind(phase.name, step)
   log = _Log(phase, writer, manager)
   if step:
-    say(f"{phase.name}: resuming from step {step} of {phase.num_steps}")
+    print_line(f"{phase.name}: resuming from step {step} of {phase.num_steps}")
   next_batches = pipeline.reader(
     compiled.pipeline, step, phase.num_steps, compiled.max_steps_per_dispatch
   )
@@ -169,7 +169,7 @@ def run_phase(
     )
     step += sum(count for count, _ in pending)
     log.add(step, pending)
-    stopping = distributed.any_asks(stop.requested)
+    stopping = distributed.any_process(stop.requested)
     validating = step == target and target in phase.eval_steps
     # The latest metrics stay unread, so that the devices work meanwhile.
     log.flush(keep=0 if validating or stopping else 1, targets=targets)
@@ -180,7 +180,7 @@ def run_phase(
       # Of two equal checkpoints Orbax prefers the later one: save it, too.
       better = metrics[checkpoint.METRIC] >= best
       due = step == phase.num_steps or now - saved > _SAVE_EVERY
-      if distributed.agreed(better or due or stopping):
+      if distributed.any_process(better or due or stopping):
         checkpoint.save(manager, state, metrics, meta)
         best, saved = max(best, metrics[checkpoint.METRIC]), now
     elif stopping and step > resumed_from:
@@ -260,7 +260,7 @@ class _Log:
       f"{name.replace('_', ' ')} {value:.1%}" for name, value in scores.items()
     )
     epoch = step / self._phase.steps_per_epoch
-    say(f"{self._phase.name}  epoch {epoch:.1f}  {shown}")
+    print_line(f"{self._phase.name}  epoch {epoch:.1f}  {shown}")
 
   def _write(self, step: int, metrics: dict[str, float]) -> None:
     epoch = step / self._phase.steps_per_epoch

@@ -10,8 +10,8 @@ import jax
 import optax
 
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import trees
 from dbl_jax.runtime.options import number, one_of
+from dbl_jax.training.state import by_path
 
 # Factor of the peak rate, given the batch size over 256.
 SCALINGS: dict[str, Callable[[float], float]] = {
@@ -142,7 +142,7 @@ def trained_mask(params: Any, patterns: Sequence[str]) -> Any:
   Raises:
     UserError: if a pattern matches no parameter.
   """
-  names = list(trees.by_path(params))
+  names = list(by_path(params))
   for pattern in patterns:
     if not any(re.match(pattern, name) for name in names):
       groups = sorted({"/".join(name.split("/")[:2]) for name in names})

@@ -22,9 +22,9 @@ from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
 from dbl_jax.losses import terms
 from dbl_jax.models.model import Model, make_model
-from dbl_jax.runtime import sharding, trees
+from dbl_jax.runtime import sharding
 from dbl_jax.training import inputs, optim, steps
-from dbl_jax.training.state import TrainState
+from dbl_jax.training.state import TrainState, by_path, first_difference
 
 # In the order they run; a config has one or more of them.
 PHASES = ("pretrain", "finetune", "classify")
@@ -258,7 +258,7 @@ def _check_frozen(
     trained: tree of bool over the encoder's parameters.
     start: variables to start from, or None.
   """
-  kept = trees.by_path({"encoder": trained})
+  kept = by_path({"encoder": trained})
   frozen = [path for path, changes in kept.items() if not changes]
   if frozen and start is None:
     raise UserError(
@@ -295,16 +295,16 @@ def _with_inherited(
       )
   replaced = {}
   for kind, tree in variables.items():
-    fresh = trees.by_path(tree)
+    fresh = by_path(tree)
     inherited, expected = (
       {path: x for path, x in leaves.items() if optim.matches(path, patterns)}
-      for leaves in (trees.by_path(start[kind]), fresh)
+      for leaves in (by_path(start[kind]), fresh)
     )
-    if differs := trees.first_difference(inherited, expected):
+    if differs := first_difference(inherited, expected):
       raise UserError(
         "The model to start from has another architecture: its"
-        f" {kind}/{differs.path} has shape {differs.found}, but the config asks"
-        f" for {differs.expected}. Set config.model and the head as that run"
+        f" {kind}/{differs[0]} has shape {differs[1]}, but the config asks"
+        f" for {differs[2]}. Set config.model and the head as that run"
         " had them."
       )
     replaced[kind] = jax.tree.unflatten(
@@ -314,7 +314,7 @@ def _with_inherited(
 
 
 def _paths(variables: dict[str, Any]) -> list[str]:
-  return [path for tree in variables.values() for path in trees.by_path(tree)]
+  return [path for tree in variables.values() for path in by_path(tree)]
 
 
 def _frozen_modules(trained: Any) -> tuple[str, ...]:

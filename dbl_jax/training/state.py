@@ -1,4 +1,4 @@
-"""State of a training step: arrays only."""
+"""State of a training step, and trees of arrays by path."""
 
 from typing import Any, Self
 
@@ -44,3 +44,33 @@ class TrainState(flax.struct.PyTreeNode):
   def model(self) -> dict[str, Any]:
     """Variables of a forward pass."""
     return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+  """Returns the leaves in order, by paths such as 'head/logits/bias'."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in leaves
+  }
+
+
+def first_difference(found: Any, expected: Any) -> tuple[str, Any, Any] | None:
+  """Returns path and shapes of the first leaf whose shapes differ.
+
+  Args:
+    found: a tree of arrays, or of anything that has a shape.
+    expected: another.
+
+  Returns:
+    Path, shape in `found` and in `expected`, a shape being None if the tree
+    lacks the leaf; None if all shapes are equal.
+  """
+  have, want = (
+    {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}
+    for tree in (found, expected)
+  )
+  for path in sorted(have | want):
+    if have.get(path) != want.get(path):
+      return path, have.get(path), want.get(path)
+  return None

@@ -1,12 +1,13 @@
 """What programs set at their start: on by default, easily off, never fatal."""
 
 import ctypes
-import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
+import logs_test
 import pytest
 
 from dbl_jax.runtime import environment
@@ -29,7 +30,9 @@ def clean(monkeypatch, tmp_path):
 
 
 def run(program, *arguments):
-  code = f"from dbl_jax import cli\ncli.run_main({program})"
+  code = program
+  if program.startswith("lambda"):
+    code = f"from dbl_jax import cli\ncli.run_main({program})"
   return subprocess.run(
     [sys.executable, "-c", code, *arguments],
     capture_output=True,
@@ -38,14 +41,11 @@ def run(program, *arguments):
   )
 
 
-def test_programs_are_kept_in_the_users_cache(clean, tmp_path):
+def test_programs_are_stored_in_the_users_cache(clean, tmp_path):
   environment.enable_compilation_cache()
   directory = Path(os.environ[PROGRAMS])
   assert directory.is_dir()
   assert directory.parent == tmp_path / "dbl_jax" / "programs"
-
-
-def test_the_cache_of_a_user_without_xdg_is_in_the_home_folder(clean, tmp_path):
   clean.delenv("XDG_CACHE_HOME")
   clean.setenv("HOME", str(tmp_path))
   assert environment.user_cache() == tmp_path / ".cache" / "dbl_jax"
@@ -64,23 +64,19 @@ def test_programs_are_the_users_to_place(clean, tmp_path, name, value):
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(clean, tmp_path, caplog):
-  (tmp_path / "file").touch()
-  clean.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-  with caplog.at_level(logging.WARNING):
-    environment.enable_compilation_cache()
-  assert "compiles anew" in caplog.text
-  assert PROGRAMS not in os.environ
-
-
-def test_no_home_folder_is_a_warning(clean, caplog):
   def no_home():
     raise RuntimeError("Could not determine home directory.")
 
+  (tmp_path / "file").touch()
+  clean.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  environment.enable_compilation_cache()
+  assert "compiles anew" in caplog.text
+  assert f"{tmp_path / 'file'}" in caplog.text
   clean.delenv("XDG_CACHE_HOME")
   clean.setattr(Path, "home", no_home)
-  with caplog.at_level(logging.WARNING):
-    environment.enable_compilation_cache()
+  environment.enable_compilation_cache()
   assert "home directory" in caplog.text
+  assert PROGRAMS not in os.environ
 
 
 def test_each_kind_of_cpu_has_its_own_programs(tmp_path):
@@ -97,7 +93,7 @@ def test_each_kind_of_cpu_has_its_own_programs(tmp_path):
 
 
 def test_the_oldest_programs_go_when_there_are_too_many(clean, tmp_path):
-  clean.setattr(environment, "PROGRAMS_BYTES", 25)
+  clean.setattr(environment, "CACHE_BYTES", 25)
   environment.enable_compilation_cache()
   directory = Path(os.environ[PROGRAMS])
   for age in range(4):
@@ -109,51 +105,42 @@ def test_the_oldest_programs_go_when_there_are_too_many(clean, tmp_path):
   assert {p.name for p in directory.iterdir()} == {"0-cache", "1-cache"}
 
 
-class FakeLibc:
-  def __init__(self):
-    self.calls = []
-
-  def mallopt(self, parameter, value):
-    self.calls.append((parameter, value))
-    return 1
-
-
-class FakeGlibc(FakeLibc):
-  def gnu_get_libc_version(self):
-    return b"2.40"
+@pytest.fixture
+def libc(clean):
+  """A fake C library, which is glibc and counts calls of mallopt."""
+  fake = mock.Mock(["mallopt", "gnu_get_libc_version"])
+  clean.setattr(ctypes, "CDLL", lambda name: fake)
+  clean.setenv("DBL_JAX_CACHE", "off")
+  return fake
 
 
 @pytest.mark.parametrize(
-  ("libc", "platform", "variables", "tuned"),
+  ("platform", "variables", "tuned"),
   [
-    (FakeGlibc(), "linux", {}, True),
-    (FakeGlibc(), "linux", {"DBL_JAX_MALLOC": "off"}, False),
-    (FakeGlibc(), "linux", {"MALLOC_ARENA_MAX": "2"}, False),
-    (FakeGlibc(), "linux", {"GLIBC_TUNABLES": "glibc.malloc.check=1"}, False),
-    (FakeLibc(), "linux", {}, False),
-    (FakeGlibc(), "darwin", {}, False),
+    ("linux", {}, True),
+    ("linux", {"DBL_JAX_MALLOC": "off"}, False),
+    ("linux", {"MALLOC_ARENA_MAX": "2"}, False),
+    ("linux", {"GLIBC_TUNABLES": "glibc.malloc.check=1"}, False),
+    ("darwin", {}, False),
   ],
-  ids=["default", "off", "malloc set", "tunables set", "musl", "macOS"],
 )
 def test_memory_is_tuned_where_glibc_is_and_nobody_objects(
   clean, libc, platform, variables, tuned
 ):
-  clean.setenv("DBL_JAX_CACHE", "off")
   for name, value in variables.items():
     clean.setenv(name, value)
   clean.setattr(sys, "platform", platform)
-  clean.setattr(ctypes, "CDLL", lambda name: libc)
   environment.prepare()
-  assert bool(libc.calls) == tuned
+  assert libc.mallopt.called == tuned
 
 
-@pytest.mark.parametrize("error", [OSError, TypeError])
-def test_no_c_library_is_no_error(clean, error):
-  def refuse(name):
-    raise error
-
-  clean.setattr(ctypes, "CDLL", refuse)
-  environment.tune_malloc()
+@pytest.mark.parametrize("error", [None, OSError, TypeError])
+def test_another_or_no_c_library_is_no_error(clean, libc, error):
+  del libc.gnu_get_libc_version  # as in musl
+  if error:
+    clean.setattr(ctypes, "CDLL", mock.Mock(side_effect=error))
+  environment.prepare()
+  assert not libc.mallopt.called
 
 
 @pytest.mark.skipif(
@@ -177,42 +164,58 @@ def test_a_second_start_finds_its_programs(clean, tmp_path):
   def kept():
     return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*-cache")}
 
-  done = run(program)
-  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-  programs = kept()
+  def start():
+    done = run(program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return kept()
+
+  programs = start()
   assert programs
-  done = run(program)
-  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-  assert kept() == programs
+  assert start() == programs
   for path in programs:  # what a full disk leaves
     path.write_bytes(b"")
-  done = run(program)
-  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+  start()
   assert all(path.stat().st_size for path in programs)
   for path in programs:
     path.write_bytes(path.read_bytes()[:100])
   assert run(program).returncode == 0  # with JAX's warning
 
 
-def test_help_loads_neither_jax_nor_tensorflow(clean):
-  program = """
-import sys
+HELP = """
+import runpy, sys
 sys.argv = ["dbl-jax", "--help"]
-from dbl_jax import main
 try:
-  main.run()
+  runpy.run_module("dbl_jax.main", run_name="__main__", alter_sys=True)
 except SystemExit:
   print({"jax", "tensorflow", "clu"} & set(sys.modules))
 """
-  done = subprocess.run(
-    [sys.executable, "-c", program], capture_output=True, text=True, check=True
-  )
+
+
+def test_help_loads_neither_jax_nor_tensorflow(clean):
+  done = run(HELP)
+  assert "--config" in done.stdout
+  assert "--workdir" in done.stdout
   assert done.stdout.endswith("set()\n")
   assert done.stderr == ""
 
 
-def test_loading_the_project_says_nothing_and_needs_no_tensorflow(clean):
-  done = run("""lambda _: (__import__("dbl_jax.train"),
-    __import__("dbl_jax.evaluate"), print("tensorflow" in
-    __import__("sys").modules))""")
+def test_loading_and_logging_need_no_tensorflow(clean, tmp_path):
+  done = run(LOGGING, str(tmp_path))
   assert (done.stdout, done.stderr) == ("False\n", "")
+  assert logs_test.read_events(tmp_path / "tensorboard") == [
+    (3, {"pretrain/loss": 1.5, "pretrain/grad_norm": 2.0}),
+    (6, {"pretrain/loss": 0.5}),
+  ]
+
+
+LOGGING = """
+import sys
+from pathlib import Path
+from dbl_jax import cli, evaluate, train
+def main(argv):
+  with train.MetricWriter(Path(argv[1]), True) as writer:
+    writer.write("pretrain", 3, 0.5, {"loss": 1.5, "grad_norm": 2.0})
+    writer.write("pretrain", 6, 1.0, {"loss": 0.5})
+  print("tensorflow" in sys.modules)
+cli.run_main(main)
+"""

@@ -1,33 +1,8 @@
-"""Figures of a run, where TensorBoard finds them."""
+"""Metrics of a run: metrics.jsonl and TensorBoard's event files."""
 
 import contextlib
-import subprocess
-import sys
 
 from dbl_jax.runtime import logs
-
-
-def test_tensorboard_files_need_no_tensorflow(tmp_path):
-  program = """
-import sys
-from pathlib import Path
-from dbl_jax.runtime.logs import MetricWriter
-with MetricWriter(Path(sys.argv[1]), True) as journal:
-  journal.write("pretrain", 3, 0.5, {"loss": 1.5, "grad_norm": 2.0})
-  journal.write("pretrain", 6, 1.0, {"loss": 0.5})
-print("tensorflow" in sys.modules)
-"""
-  done = subprocess.run(
-    [sys.executable, "-c", program, str(tmp_path)],
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert (done.stdout, done.stderr) == ("False\n", "")
-  assert read_events(tmp_path / "tensorboard") == [
-    (3, {"pretrain/loss": 1.5, "pretrain/grad_norm": 2.0}),
-    (6, {"pretrain/loss": 0.5}),
-  ]
 
 
 def test_damaged_lines_are_left_out(tmp_path, caplog):
@@ -47,8 +22,8 @@ def test_damaged_lines_are_left_out(tmp_path, caplog):
 
 def test_each_start_has_its_own_file_readable_at_once(tmp_path):
   for step in (1, 2):
-    with logs.MetricWriter(tmp_path, True) as journal:
-      journal.write("pretrain", step, 1.0, {"loss": 0.25})
+    with logs.MetricWriter(tmp_path, True) as writer:
+      writer.write("pretrain", step, 1.0, {"loss": 0.25})
       assert read_events(tmp_path / "tensorboard") == [
         (done, {"pretrain/loss": 0.25}) for done in range(1, step + 1)
       ]

@@ -1,13 +1,12 @@
-"""Results say which versions and which source made them."""
+"""Results carry versions, revision and hardware."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-import tiny
-from dbl_jax import train
 from dbl_jax.runtime import provenance
 
 
@@ -54,20 +53,60 @@ def test_without_git_there_is_none(checkout, monkeypatch):
   assert provenance.revision(checkout) == {}
 
 
-def test_results_and_page_carry_it(tmp_path):
-  config = tiny.get_resolved(cache_dir=str(tmp_path / "cache"))
-  config.seed = 3
-  metrics = train.train_and_evaluate(config, tmp_path / "run")
-  stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
-  assert stored["made_by"] == metrics["made_by"] == provenance.provenance()
-  for name in ("python", "dbl_jax", "jax", "flax", "optax", "numpy"):
+def test_results_and_page_carry_it(finished):
+  config, workdir = finished
+  stored = json.loads((workdir / "metrics.json").read_text())
+  assert stored["made_by"] == provenance.provenance()
+  for name in ("python", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy"):
     assert stored["made_by"][name]
-  assert stored["made_by"]["orbax-checkpoint"]
   source = provenance.revision(Path(provenance.__file__).parent)
   assert stored["made_by"].items() >= source.items()
-  assert stored["seed"] == 3
+  assert stored["seed"] == config.seed == 3
+  card = (workdir / "report.html").read_text().split("<summary>Config")[1]
+  assert stored["made_by"]["jax"] in card
   assert stored["data_fingerprint"]
-  page = (tmp_path / "run" / "report.html").read_text()
-  card = page.split("<summary>Config")[1]
-  for what in (stored["made_by"]["jax"], stored["data_fingerprint"]):
-    assert what in card
+  assert stored["data_fingerprint"] in card
+
+
+TOOL = """#!/bin/sh
+echo 'NVIDIA H100 80GB HBM3, 81559 MiB'
+echo 'NVIDIA T4, 15360 MiB'
+exit {status}
+"""
+
+
+GPUS = ["NVIDIA H100 80GB HBM3, 81559 MiB", "NVIDIA T4, 15360 MiB"]
+
+
+@pytest.mark.parametrize(
+  ("status", "names"),
+  [(0, GPUS), (9, []), (None, [])],
+  ids=["two", "no driver", "no tool"],
+)
+def test_each_gpu_is_named_with_its_memory(
+  status, names, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("PATH", str(tmp_path))
+  if status is not None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(TOOL.format(status=status))
+    tool.chmod(0o755)
+  assert provenance.gpus() == names
+  assert provenance.describe()["gpus"] == names
+  shown = ", ".join(names) or "no GPU"
+  assert provenance.words().endswith(f"GiB; {shown}")
+
+
+def test_processor_cores_and_memory_are_the_systems():
+  found = provenance.describe()
+  assert 1 <= found["cores"] <= os.cpu_count()
+  assert found["memory_gib"] > 0.1
+  assert f" {found['cores']} core" in provenance.words()
+  assert f"{found['memory_gib']} GiB" in provenance.words()
+
+
+@pytest.mark.parametrize(
+  ("load", "busy"), [(None, False), (0.4, False), (0.6, True)]
+)
+def test_a_machine_is_busy_from_a_quarter_of_its_cores(load, busy):
+  assert provenance.is_busy({"load_average": load, "cores": 2}) is busy

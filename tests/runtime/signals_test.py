@@ -14,26 +14,8 @@ import soak
 import tiny
 from dbl_jax import train
 from dbl_jax.runtime import signals
+from dbl_jax.runtime.logs import read_rows
 from dbl_jax.training import checkpoint, loop
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return str(tmp_path_factory.mktemp("cache"))
-
-
-def resolved(cache):
-  config = tiny.get_resolved(cache_dir=cache)
-  config.log_every = 4
-  config.classify.epochs = 4
-  return config
-
-
-@pytest.fixture(scope="module")
-def whole(cache, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("whole")
-  train.train_and_evaluate(resolved(cache), workdir)
-  return workdir
 
 
 def stop_at(monkeypatch, phase, step, number=signal.SIGTERM):
@@ -55,94 +37,65 @@ def stop_at(monkeypatch, phase, step, number=signal.SIGTERM):
   monkeypatch.setattr(loop, "compile_phase", watched)
 
 
-@pytest.mark.parametrize(
-  ("phase", "step", "number", "status"),
-  [
-    ("pretrain", 3, signal.SIGTERM, 143),  # between two looks
-    ("pretrain", 9, signal.SIGINT, 130),  # at the end of a phase
-    ("classify", 5, signal.SIGTERM, 143),  # at a validation
-  ],
-)
+# Phase and step in which a signal comes, its number, the exit status, the step
+# that is saved: the last one dispatched, of up to four in 'classify'.
+STOPS = [
+  ("pretrain", 3, signal.SIGTERM, 143, 3),  # between two rows of metrics
+  ("pretrain", 9, signal.SIGINT, 130, 9),  # at the end of a phase
+  ("classify", 2, signal.SIGTERM, 143, 4),  # before any validation
+  ("classify", 5, signal.SIGTERM, 143, 5),  # at a validation
+  ("classify", 7, signal.SIGTERM, 143, 8),  # between validations
+]
+
+
 def test_a_stopped_run_ends_as_if_never_stopped(
-  whole, cache, tmp_path, monkeypatch, phase, step, number, status
+  finished, tmp_path, monkeypatch
 ):
-  workdir = tmp_path / "stopped"
-  with monkeypatch.context() as patch:
-    stop_at(patch, phase, step, number)
-    with pytest.raises(signals.Stopped, match="same command") as caught:
-      train.train_and_evaluate(resolved(cache), workdir)
-  assert caught.value.status == status
-  with checkpoint.open_manager(checkpoint.phase_dir(workdir, phase)) as manager:
-    if phase == "pretrain":  # one step a dispatch
-      assert manager.latest_step() == step
-    assert manager.latest_step() >= step
-  train.train_and_evaluate(resolved(cache), workdir)
-  assert soak.differences(whole, workdir) == []
-
-
-def test_a_step_saved_between_validations_is_never_the_best(
-  whole, cache, tmp_path, monkeypatch
-):
-  workdir = tmp_path / "stopped"
-  config = resolved(cache)
-  config.steps_per_dispatch = 1
-  for step in (2, 7, 8):
-    with monkeypatch.context() as patch:
-      stop_at(patch, "classify", step)
-      with pytest.raises(signals.Stopped):
-        train.train_and_evaluate(config, workdir)
-    directory = checkpoint.phase_dir(workdir, "classify")
-    with checkpoint.open_manager(directory) as manager:
-      assert manager.latest_step() == step
-      assert checkpoint.best_so_far(manager) == (
-        -1 if step < 5 else best(whole)
-      )
-  train.train_and_evaluate(config, workdir)
-  directory = checkpoint.phase_dir(workdir, "classify")
-  with checkpoint.open_manager(directory) as manager:
-    assert manager.metrics(manager.best_step())[checkpoint.METRIC] >= 0
-
-
-def best(workdir):
-  rows = train.MetricWriter(workdir, False).rows()
+  config, whole = finished
+  rows = read_rows(whole / "metrics.jsonl")
   scores = (row.get("val_mean_class_accuracy") for row in rows)
-  return next(score for score in scores if score is not None)
-
-
-def test_the_best_does_not_depend_on_the_clock(cache, tmp_path, monkeypatch):
-  """Of equals the last counts, whether or not it was time to save."""
-  found = []
-  for seconds in (0.0, 1e9):
-    scores = iter([0.3, 0.5, 0.5, 0.4])
-    fake = lambda *_: {"val_mean_class_accuracy": next(scores)}  # noqa: B023, E731
-    monkeypatch.setattr(loop, "_SAVE_EVERY", seconds)
-    with monkeypatch.context() as patch:
-      patch.setattr(loop, "validate", fake)
-      config = tiny.get_resolved(cache_dir=cache).unlock()
-      del config.classify
-      config.pretrain.update(epochs=4, evaluate_every=1.0, keep="best")
-      workdir = tmp_path / str(seconds)
-      train.train_and_evaluate(config, workdir)
-    directory = checkpoint.phase_dir(workdir, "pretrain")
-    found.append(checkpoint.load_model(directory, "best")[1])
-  assert found[0] == found[1] == 13
-
-
-def test_stopping_before_the_first_step_leaves_the_phase_to_start(
-  whole, cache, tmp_path, monkeypatch
-):
+  first = next(score for score in scores if score is not None)
   load = train.sources.load
 
   def stopped(options):
     os.kill(os.getpid(), signal.SIGTERM)
     return load(options)
 
-  with monkeypatch.context() as patch:
+  with monkeypatch.context() as patch:  # before the first step
     patch.setattr(train.sources, "load", stopped)
     with pytest.raises(signals.Stopped):
-      train.train_and_evaluate(resolved(cache), tmp_path)
-  train.train_and_evaluate(resolved(cache), tmp_path)
+      train.train_and_evaluate(config, tmp_path)
+  for phase, step, number, status, saved in STOPS:
+    with monkeypatch.context() as patch:
+      stop_at(patch, phase, step, number)
+      with pytest.raises(signals.Stopped, match="same command") as caught:
+        train.train_and_evaluate(config, tmp_path)
+    assert caught.value.status == status
+    directory = checkpoint.phase_dir(tmp_path, phase)
+    with checkpoint.open_manager(directory) as manager:
+      assert manager.latest_step() == saved
+      if phase == "classify":  # a step that is not validated is never the best
+        best = checkpoint.best_so_far(manager)
+        assert best == (-1 if saved < 5 else first)
+  train.train_and_evaluate(config, tmp_path)
   assert soak.differences(whole, tmp_path) == []
+
+
+def test_the_best_does_not_depend_on_the_clock(tmp_path, monkeypatch):
+  """Of equals the last counts, whether or not it was time to save."""
+  config = tiny.get_run(tmp_path / "cache").unlock()
+  del config.classify
+  config.pretrain.update(epochs=4, keep="best")
+  monkeypatch.setattr(train.evaluate, "write", lambda *_: {})
+  for seconds in (0.0, 1e9):
+    scores = iter([0.3, 0.5, 0.5, 0.4])
+    fake = lambda *_: {"val_mean_class_accuracy": next(scores)}  # noqa: B023, E731
+    monkeypatch.setattr(loop, "_SAVE_EVERY", seconds)
+    monkeypatch.setattr(loop, "validate", fake)
+    workdir = tmp_path / str(seconds)
+    train.train_and_evaluate(config, workdir)
+    directory = checkpoint.phase_dir(workdir, "pretrain")
+    assert checkpoint.load_model(directory, "best")[1] == 13
 
 
 def test_handlers_are_put_back():
@@ -200,13 +153,13 @@ def start(*words):
   ("number", "status", "name"),
   [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")],
 )
-def test_the_program_says_how_to_go_on(number, status, name):
+def test_the_program_says_how_to_resume(number, status, name):
   process = start("wait")
   process.send_signal(number)
   _, said = process.communicate(timeout=20)
   assert process.returncode == status
   assert f"{name}: the step in flight is finished" in said
-  assert f"Stopped by {name}. Run the same command to go on." in said
+  assert f"Stopped by {name}. Run the same command to resume." in said
   assert "Traceback" not in said
 
 
@@ -218,4 +171,4 @@ def test_a_second_ctrl_c_leaves_at_once():
   process.send_signal(signal.SIGINT)
   _, said = process.communicate(timeout=20)
   assert process.returncode == 130
-  assert "Left at once" in said
+  assert "Exits at once" in said

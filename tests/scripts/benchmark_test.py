@@ -73,18 +73,14 @@ def make_case(setup, kind="step", **peer):
   return cases.Case(kind, "a case", {"diary": diary}, systems)
 
 
-def test_systems_take_turns_and_the_order_is_reversed(setup):
-  runner.run_case(make_case(setup), setup)
+def test_systems_take_turns_and_medians_of_calls_are_compared(setup):
+  case = runner.run_case(make_case(setup, units=2), setup)
   lines = setup.log.with_name("diary").read_text().splitlines()
   rounds = [line for line in lines if line.endswith("run")][2:]
-  turns = ["ours", "peer", "peer", "ours", "ours", "peer"]
+  turns = ["ours", "peer", "peer", "ours", "ours", "peer"]  # then reversed
   assert rounds == [f"{name} run" for name in turns]
   # Background work is stopped before the next system's turn.
   assert lines[6:9] == ["ours begin", "ours run", "ours end"]
-
-
-def test_figures_and_ratio_are_medians_of_calls(setup):
-  case = runner.run_case(make_case(setup, units=2), setup)
   ours, peer = case["systems"]
   assert 0.01 <= ours["min"] <= ours["median"] <= ours["max"]
   assert peer["min"] >= 0.03  # a call of 0.06 s is two units
@@ -112,27 +108,23 @@ def test_slow_work_gets_fewer_rounds(setup, monkeypatch):
   assert [row["calls"] for row in case["systems"]] == [2, 2]
 
 
-FAILURES = {
-  "cannot be imported": (
-    {"fails": "build"},
-    "ImportError: No module named 'torch'",
-  ),
-  "dies": ({"fails": "exit"}, "ended with status 3: last words"),
-  "is silent": ({"sleep": 30}, "no answer in 1 s"),
-  "has no Python": ({}, "/no/such/python cannot be started"),
-  "is not asked for": ({}, "no --peers"),
-}
-
-
-@pytest.mark.parametrize("failure", FAILURES)
-def test_a_peer_that_fails_is_skipped(setup, failure, monkeypatch):
-  options, message = FAILURES[failure]
-  if failure == "is silent":
+@pytest.mark.parametrize(
+  ("options", "peers", "message"),
+  [
+    ({"fails": "build"}, [sys.executable], "No module named 'torch'"),
+    ({"fails": "exit"}, [sys.executable], "ended with status 3: last words"),
+    ({"sleep": 30}, [sys.executable], "no answer in 1 s"),
+    ({}, ["/no/such/python"], "/no/such/python cannot be started"),
+    ({}, [], "no --peers"),
+  ],
+)
+def test_a_peer_that_fails_is_skipped(
+  setup, options, peers, message, monkeypatch
+):
+  if "sleep" in options:
     monkeypatch.setattr(runner, "PATIENCE", 1.0)
-  if failure == "has no Python":
-    setup.pythons["peers"] = "/no/such/python"
-  if failure == "is not asked for":
-    del setup.pythons["peers"]
+  setup.pythons.pop("peers")
+  setup.pythons.update(zip(["peers"], peers, strict=False))
   ours, peer = runner.run_case(make_case(setup, **options), setup)["systems"]
   assert message in peer["skipped"]
   assert "median" not in peer
@@ -245,21 +237,15 @@ def test_the_plain_loss_is_the_loss():
 
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 def test_plain_flax_is_the_same_network(stem):
-  settings = {"stem": stem, "dtype": "float32"}
-  shapes = []
-  for network in (
-    ours.make_simclr(settings),
-    plain_jax().PlainSimCLR(stem, jnp.float32),
-  ):
+  def shapes(network):
     images = jnp.zeros((4, 32, 32, 3))
-    variables = jax.eval_shape(
-      lambda key, x, m=network: m.init(key, x, train=True),
-      jax.random.key(0),
-      images,
-    )
-    leaves = jax.tree.leaves(variables["params"])
-    shapes.append(sorted(leaf.shape for leaf in leaves))
-  assert shapes[0] == shapes[1]
+    init = lambda key: network.init(key, images, train=True)  # noqa: E731
+    params = jax.eval_shape(init, jax.random.key(0))["params"]
+    return sorted(leaf.shape for leaf in jax.tree.leaves(params))
+
+  network = ours.make_simclr({"stem": stem, "dtype": "float32"})
+  plain = plain_jax().PlainSimCLR(stem, jnp.float32)
+  assert shapes(network) == shapes(plain)
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])

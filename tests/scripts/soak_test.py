@@ -3,40 +3,35 @@
 `scripts/soak.py` does it for as long as one likes.
 """
 
-import dataclasses
 import random
 import shutil
 from pathlib import Path
 
+import mains
 import pytest
 import soak
 
+import tiny
+from dbl_jax import train
 from dbl_jax.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("soak")
-  words = soak.command("pretrain.evaluate_every=1.")
-  run = soak.Run(words, folder / "whole", folder / "cache")
-  assert run.start().wait() == 0, run.output
-  return run
-
-
-def test_kills_while_saving_and_reporting_lose_nothing(whole, monkeypatch):
-  monkeypatch.chdir(ROOT)
-  run = dataclasses.replace(whole, folder=whole.folder.parent / "killed")
-  finals = {"pretrain": 9, "classify": 9}
+def test_kills_while_saving_and_reporting_lose_nothing(
+  finished, tmp_path, monkeypatch, capsys
+):
+  config, whole = finished
+  monkeypatch.chdir(mains.ROOT)
+  words = soak.command(*(f"{name}={x}" for name, x in tiny.RUN.items()))
+  run = soak.Run(words, tmp_path, Path(config.data.cache_dir))
+  finals = {"pretrain": 9, "classify": 17}
   monkeypatch.setitem(soak.MOMENTS, "report", 0.05)
-  for target in ("step", "save", "report"):
+  for target in ("save", "report"):
     hit, _ = soak.kill_at(run, target, finals, random.Random(0))
-    assert hit is not None
+    assert hit is not None, run.output
     assert not (run.workdir / "report.html").exists()
-  assert run.start().wait() == 0
-  assert "resuming from step" in run.output
-  assert soak.differences(whole.workdir, run.workdir) == []
+  train.train_and_evaluate(config, run.workdir)
+  assert "resuming from step" in run.output + capsys.readouterr().out
+  assert soak.differences(whole, run.workdir) == []
 
 
 SAVE, STEP, OVER = ("save", None), ("step", None), (None, 0)
@@ -84,16 +79,16 @@ def test_kills_are_counted_until_a_run_differs(
   assert faults in out
 
 
-def test_what_differs_is_named(whole, tmp_path):
-  assert soak.differences(whole.workdir, whole.workdir) == []
-  other = tmp_path / "other"
-  shutil.copytree(whole.workdir, other)
+def test_what_differs_is_named(finished, tmp_path):
+  whole, other = finished[1], tmp_path / "other"
+  assert soak.differences(whole, whole) == []
+  shutil.copytree(whole, other)
   shutil.rmtree(other / "checkpoints" / "classify")
   shutil.copytree(
     other / "checkpoints" / "pretrain", other / "checkpoints" / "classify"
   )
   (other / "metrics.json").write_text("{}")
-  assert soak.differences(whole.workdir, other) == [
+  assert soak.differences(whole, other) == [
     f"{other / 'metrics.json'} differs",
     f"{other}: the best model of classify differs",
     f"{other}: the latest model of classify differs",
