@@ -2,7 +2,8 @@
 
 Phase 1 by choice: SimCLR, the paper's (the default); `configs/dbl.py:sup_con`
 (Khosla et al. 2020) and `:balanced_contrastive` (Zhu et al. 2022) use labels.
-`:fine_tuned` is SimCLR, with the encoder's last stage trained in phase 2 too.
+`:fine_tuned` is SimCLR, with the encoder's last stage trained in phase 2 too;
+`:three_phases` trains the whole encoder with labels between the two.
 
 python -m dbl_jax.main --config=configs/dbl.py --workdir=runs/dbl
 """
@@ -39,9 +40,15 @@ def _fine_tuned(config: ConfigDict) -> None:
   config.classify.optimizer.learning_rate = 1e-3
 
 
+def _three_phases(config: ConfigDict) -> None:
+  config.finetune = defaults.finetune()
+  config.finetune.optimizer.encoder_rate = 0.3
+
+
 FEATURES = {
   "simclr": _simclr,
   "sup_con": _sup_con,
   "balanced_contrastive": _balanced_contrastive,
   "fine_tuned": _fine_tuned,
+  "three_phases": _three_phases,
 }

@@ -357,7 +357,8 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
     if isinstance(fields.get(name), dict):
       phase = {k: v for k, v in fields[name].items() if k != "by_data"}
       if isinstance(phase.get("optimizer"), dict):
-        phase["optimizer"] = {"scaling": "linear"} | phase["optimizer"]
+        later = {"scaling": "linear", "encoder_rate": 1.0}
+        phase["optimizer"] = later | phase["optimizer"]
       if isinstance(phase.get("augment"), dict):
         phase["augment"] = {"crop_tries": 1} | phase["augment"]
       fields[name] = phase

@@ -30,6 +30,7 @@ VARIANTS = [
   "dbl:balanced_contrastive",
   "dbl:fine_tuned",
   "dbl:sup_con",
+  "dbl:three_phases",
   "dbl_plus",
   "dcnn",
   "decoupling",

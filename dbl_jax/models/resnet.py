@@ -13,7 +13,7 @@ from dbl_jax.models.kernels.pooling import max_pool
 from dbl_jax.runtime.options import one_of
 
 # Kernel size and stride of the first convolution.
-_STEMS = {"imagenet": (7, 2), "medium": (3, 2), "small": (3, 1)}
+STEMS = {"imagenet": (7, 2), "medium": (3, 2), "small": (3, 1)}
 
 
 class ResidualBlock(nn.Module):
@@ -98,7 +98,7 @@ class ResNet18(nn.Module):
     frozen: names of modules that always run as for evaluation.
   """
 
-  stem: Annotated[str, one_of(_STEMS)] = "imagenet"
+  stem: Annotated[str, one_of(STEMS)] = "imagenet"
   zero_init_residual: bool = False
   dtype: jnp.dtype = jnp.float32
   frozen: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ class ResNet18(nn.Module):
       f32[B, F], averages over the last map, which is sown as 'maps',
       [B, h, w, F] of `dtype`, in 'intermediates'; F is 512, of ResNet-50 2048.
     """
-    size, strides = _STEMS[self.stem]
+    size, strides = STEMS[self.stem]
     x = Conv2D(64, size, strides, dtype=self.dtype, name="stem")(x)
 
     def training(name: str) -> bool:

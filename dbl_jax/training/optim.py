@@ -93,6 +93,7 @@ class OptimizerFields:
       the optimizer's, 5e-4 for sgd, 0.05 for adamw, 1e-6 for lars.
     warmup: fraction of the steps in which the rate rises from 0, linearly.
     clip_norm: largest norm of the gradient; 0 is no clipping.
+    encoder_rate: factor of the encoder's learning rate, to fine-tune it.
   """
 
   name: Annotated[str, one_of(OPTIMIZERS)] = "adamw"
@@ -102,6 +103,7 @@ class OptimizerFields:
   weight_decay: Annotated[float | None, number(0)] = None
   warmup: Annotated[float, number(0, 0.9)] = 0.1
   clip_norm: Annotated[float, number(0)] = 0.0
+  encoder_rate: Annotated[float, number(1e-6, 1)] = 1.0
 
 
 def make_schedule(
@@ -185,6 +187,10 @@ def make_optimizer(
   if options["clip_norm"]:
     clip = optax.clip_by_global_norm(options["clip_norm"])
     optimizer = optax.chain(clip, optimizer)
+  if options["encoder_rate"] != 1:
+    encoder = {name: name == "encoder" for name in trained}
+    scale = optax.masked(optax.scale(options["encoder_rate"]), encoder)
+    optimizer = optax.chain(optimizer, scale)
   frozen = jax.tree.map(lambda leaf: not leaf, trained)
   return optax.chain(
     optax.masked(optimizer, trained), optax.masked(optax.set_to_zero(), frozen)

@@ -64,6 +64,20 @@ def test_decay_is_for_matrices_alone(name):
   assert (updates["encoder"]["bn"]["bias"] == 0).all()
 
 
+def test_the_encoder_may_have_a_rate_of_its_own():
+  (plain, _), (scaled, _) = (
+    one_update((".*",), encoder_rate=rate) for rate in (1.0, 0.25)
+  )
+  np.testing.assert_array_equal(
+    plain["head"]["dense"]["kernel"], scaled["head"]["dense"]["kernel"]
+  )
+  np.testing.assert_allclose(
+    (1 - scaled["encoder"]["conv"]["kernel"]) * 4,
+    1 - plain["encoder"]["conv"]["kernel"],
+    rtol=1e-5,
+  )
+
+
 def test_clipping_sees_trained_leaves_alone():
   clipped, _ = one_update(("head",), clip_norm=1e-3)
   step = 1 - np.asarray(clipped["head"]["dense"]["kernel"])

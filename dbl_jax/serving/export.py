@@ -1,0 +1,219 @@
+"""Exports the model of a run to files that other software loads."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax import export as jax_export
+
+from dbl_jax import evaluate
+from dbl_jax.errors import UserError
+from dbl_jax.evaluate import LoadedModel
+from dbl_jax.models.model import HEADS, NORMALISATIONS, make_model
+from dbl_jax.serving import card
+from dbl_jax.training.state import by_path
+
+# Of probabilities and of features over their largest value.
+_TOLERANCE = 1e-5
+_PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(workdir: Path, out: Path) -> dict[str, float]:
+  """Writes the model of a run as ONNX, StableHLO and safetensors.
+
+  The files are `model.onnx`, `model.jaxexp` (of `jax.export`),
+  `model.safetensors` (torchvision's names for ResNets), `model.json` and the
+  model card `README.md`. Each is loaded again and compared with JAX.
+
+  Args:
+    workdir: of a finished run with a classifier.
+    out: folder; created if missing.
+
+  Returns:
+    File -> largest difference to the model in JAX.
+
+  Raises:
+    UserError: if the run has no classifier, uses a predictor that is fitted on
+      data, or a file does not give what JAX gives.
+  """
+  loaded = evaluate.load(workdir)
+  _check(loaded, workdir)
+  from dbl_jax.serving import onnx_graph  # not everybody has onnx
+
+  out.mkdir(parents=True, exist_ok=True)
+  # Arrays of the host, so that the weights are constants of the program.
+  variables = jax.tree.map(np.asarray, loaded.variables)
+  classify = _classifier(loaded, variables)
+  proto = onnx_graph.build(
+    loaded.config, loaded.phase, variables, loaded.class_names
+  )
+  (out / "model.onnx").write_bytes(proto.SerializeToString())
+  (out / "model.jaxexp").write_bytes(_stablehlo(classify, loaded))
+  arrays = torch_arrays(variables)
+  safetensors.numpy.save_file(arrays, out / "model.safetensors")
+  (out / "model.json").write_text(json.dumps(_facts(loaded), indent=2) + "\n")
+  metrics = workdir / "metrics.json"
+  if metrics.is_file():
+    text = card.write(json.loads(metrics.read_text()), loaded.class_names)
+    (out / "README.md").write_text(text)
+  for name in ("report.html",):
+    if (workdir / name).is_file():
+      shutil.copy(workdir / name, out / name)
+  return _differences(out, loaded, classify, arrays)
+
+
+def _check(loaded: LoadedModel, workdir: Path) -> None:
+  phase = loaded.config[loaded.phase]
+  if "logits" not in HEADS[phase.head.name].gives:
+    raise UserError(
+      f"The run in {workdir} has the head {phase.head.name!r}, which is no"
+      " classifier. Train one with configs/classifier.py and"
+      " --config.init_from."
+    )
+  if phase.predictor != "head":
+    raise UserError(
+      f"The run in {workdir} classifies by predictor={phase.predictor!r},"
+      " which is fitted on its data. Only predictor='head' can be exported."
+    )
+
+
+def _classifier(
+  loaded: LoadedModel, variables: dict[str, Any]
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+  """uint8[N, S, S, 3] -> probabilities f32[N, C], features f32[N, F]."""
+  config, count = loaded.config, len(loaded.class_names)
+  encoder = config.model.to_dict() | {"dtype": "float32"}
+  model = make_model(encoder, config[loaded.phase].head, count)
+
+  def classify(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    features, outputs = model.apply(
+      variables, images.astype(jnp.float32) / 255, train=False
+    )
+    return jax.nn.softmax(outputs[:, -count:]), features
+
+  return classify
+
+
+def _stablehlo(classify: Callable[..., Any], loaded: LoadedModel) -> bytes:
+  size = loaded.config.data.image_size
+  shape = jax_export.symbolic_shape(f"n, {size}, {size}, 3")
+  images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+  exported = jax_export.export(jax.jit(classify), platforms=_PLATFORMS)(images)
+  return bytes(exported.serialize())
+
+
+def torch_arrays(variables: dict[str, Any]) -> dict[str, np.ndarray]:
+  """All arrays of a model under the names that torchvision gives a ResNet's.
+
+  Args:
+    variables: 'params' and 'batch_stats' of the model.
+
+  Returns:
+    Name -> array in PyTorch's layout. A linear head is 'fc'; parameters that
+    torchvision has no name for keep the path of this project, with dots.
+  """
+  arrays = {}
+  for kind in ("params", "batch_stats"):
+    for path, leaf in by_path(variables[kind]).items():
+      arrays[_torch_name(path)] = _torch_layout(np.asarray(leaf))
+  return arrays
+
+
+def _torch_name(path: str) -> str:
+  part, *modules, leaf = path.split("/")
+  if part == "head":
+    modules = ["fc"] if modules == ["logits"] else ["head", *modules]
+  else:
+    names = []
+    for module in modules:
+      if module.startswith("stage"):
+        stage, block = module.removeprefix("stage").split("_block")
+        names += [f"layer{stage}", str(int(block) - 1)]
+      else:
+        renamed = {
+          "stem": "conv1",
+          "stem_norm": "bn1",
+          "shortcut_conv": "downsample.0",
+          "shortcut_norm": "downsample.1",
+        }.get(module, module.replace("norm", "bn"))
+        names.append(renamed)
+    modules = names
+  leaves = {"kernel": "weight", "scale": "weight"}
+  leaves |= {"mean": "running_mean", "var": "running_var"}
+  return ".".join([*modules, leaves.get(leaf, leaf)])
+
+
+def _torch_layout(array: np.ndarray) -> np.ndarray:
+  if array.ndim == 4:  # [K, K, C, F] -> [F, C, K, K]
+    array = array.transpose(3, 2, 0, 1)
+  elif array.ndim == 2:  # [in, out] -> [out, in]
+    array = array.T
+  return np.ascontiguousarray(array)
+
+
+def _facts(loaded: LoadedModel) -> dict[str, Any]:
+  config = loaded.config
+  mean, deviation = NORMALISATIONS[config.model.normalisation]
+  return {
+    "classes": list(loaded.class_names),
+    "image_size": config.data.image_size,
+    "region": config.data.region,
+    "input": "uint8, RGB, [N, height, width, 3]; normalised in the model",
+    "mean": mean,
+    "deviation": deviation,
+    "encoder": config.model.to_dict(),
+    "head": config[loaded.phase].head.to_dict(),
+    "data_fingerprint": loaded.meta["fingerprint"],
+    "step": loaded.step,
+  }
+
+
+def _differences(
+  out: Path,
+  loaded: LoadedModel,
+  classify: Callable[..., Any],
+  arrays: dict[str, np.ndarray],
+) -> dict[str, float]:
+  """Loads the files and compares them with the model, for two batch sizes."""
+  import onnxruntime
+
+  size = loaded.config.data.image_size
+  stored = safetensors.numpy.load_file(out / "model.safetensors")
+  found = {
+    "model.safetensors": float(
+      max(np.abs(stored[k] - arrays[k]).max() for k in arrays)
+    )
+  }
+  session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+  exported = jax_export.deserialize(
+    bytearray((out / "model.jaxexp").read_bytes())
+  )
+  others: dict[str, Callable[[np.ndarray], Any]] = {
+    "model.onnx": lambda x: session.run(
+      ["probabilities", "features"], {"images": x}
+    ),
+    "model.jaxexp": exported.call,
+  }
+  rng = np.random.default_rng(0)
+  for count in (1, 3):
+    images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+    expected = jax.device_get(jax.jit(classify)(images))
+    for name, run in others.items():
+      differs = max(
+        float(np.abs(ours - theirs).max() / max(np.abs(ours).max(), 1))
+        for ours, theirs in zip(expected, run(images), strict=True)
+      )
+      found[name] = max(found.get(name, 0.0), differs)
+  for name, differs in found.items():
+    if not differs <= _TOLERANCE:
+      raise UserError(
+        f"{out / name} differs from the model by {differs:.1e}, more than"
+        f" {_TOLERANCE}. Do not use it, and report this as a fault."
+      )
+  return found

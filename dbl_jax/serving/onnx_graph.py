@@ -1,0 +1,230 @@
+"""Writes a model as an ONNX graph, batch norm folded into convolutions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from ml_collections import ConfigDict
+from onnx import TensorProto, helper, numpy_helper
+
+from dbl_jax.models import model as models
+from dbl_jax.models import resnet
+
+# Of the operators used here; onnxruntime 1.14 and later know it.
+_OPSET = 18
+_EPSILON = 1e-5  # of batch norm
+
+Tree = Mapping[str, Any]
+
+
+class _Graph:
+  """A graph in the making: nodes, and constants by name."""
+
+  def __init__(self) -> None:
+    self.nodes: list[onnx.NodeProto] = []
+    self.constants: list[onnx.TensorProto] = []
+
+  def constant(self, value: Any, dtype: Any = np.float32) -> str:
+    name = f"w{len(self.constants)}"
+    array = np.ascontiguousarray(value, dtype)
+    self.constants.append(numpy_helper.from_array(array, name))
+    return name
+
+  def add(self, kind: str, *inputs: str, out: str = "", **options: Any) -> str:
+    out = out or f"{kind.lower()}{len(self.nodes)}"
+    self.nodes.append(helper.make_node(kind, list(inputs), [out], **options))
+    return out
+
+  def conv(
+    self, x: str, kernel: Any, bias: Any, stride: int = 1, relu: bool = False
+  ) -> str:
+    """kernel [K, K, C, F], padding K // 2."""
+    kernel = np.asarray(kernel)
+    x = self.add(
+      "Conv",
+      x,
+      self.constant(kernel.transpose(3, 2, 0, 1)),
+      self.constant(bias),
+      pads=[kernel.shape[0] // 2] * 4,
+      strides=[stride] * 2,
+    )
+    return self.add("Relu", x) if relu else x
+
+  def conv_norm(
+    self,
+    x: str,
+    trees: tuple[Tree, Tree],
+    conv: str,
+    norm: str,
+    stride: int = 1,
+    relu: bool = False,
+  ) -> str:
+    """A convolution and the batch norm after it, as one convolution."""
+    params, stats = trees
+    scale = params[norm]["scale"] / np.sqrt(stats[norm]["var"] + _EPSILON)
+    bias = params[norm]["bias"] - stats[norm]["mean"] * scale
+    kernel = params[conv]["kernel"] * scale
+    return self.conv(x, kernel, bias, stride, relu)
+
+  def dense(self, x: str, layer: Tree) -> str:
+    bias = layer.get("bias", np.zeros(layer["kernel"].shape[1]))
+    kernel = self.constant(layer["kernel"])
+    return self.add("Gemm", x, kernel, self.constant(bias))
+
+  def unit(self, x: str) -> str:
+    """Rows scaled to unit length."""
+    axes = self.constant([1], np.int64)
+    squares = self.add("ReduceSumSquare", x, axes, keepdims=1)
+    squares = self.add("Max", squares, self.constant([[1e-24]]))
+    return self.add("Div", x, self.add("Sqrt", squares))
+
+  def mean_pixel(self, x: str) -> str:
+    return self.add("Flatten", self.add("GlobalAveragePool", x))
+
+
+def build(
+  config: ConfigDict, phase: str, variables: Tree, class_names: Sequence[str]
+) -> onnx.ModelProto:
+  """Builds the graph of a classifier.
+
+  Args:
+    config: resolved config of the run.
+    phase: whose head is used; it must be an `MLPHead` or `JointHead`.
+    variables: 'params' and 'batch_stats' of the model.
+    class_names: C names.
+
+  Returns:
+    A model with the input 'images', uint8[N, S, S, 3] in RGB, and the outputs
+    'probabilities' f32[N, C] and 'features' f32[N, F]. N is free.
+  """
+  graph, encoder = _Graph(), dict(config.model)
+  params, stats = variables["params"], variables["batch_stats"]
+  mean, deviation = map(
+    np.array, models.NORMALISATIONS[encoder["normalisation"]]
+  )
+  x = graph.add("Cast", "images", to=TensorProto.FLOAT)
+  x = graph.add("Transpose", x, perm=[0, 3, 1, 2])
+  shape = (1, 3, 1, 1)
+  x = graph.add("Mul", x, graph.constant((1 / 255 / deviation).reshape(shape)))
+  x = graph.add("Sub", x, graph.constant((mean / deviation).reshape(shape)))
+  trees = params["encoder"], stats["encoder"]
+  if encoder["name"] == "dcnn":
+    x = _dcnn(graph, x, trees[0], encoder)
+  else:
+    x = _resnet(graph, x, trees, encoder)
+  features = graph.add("Identity", x, out="features")
+  head = dict(config[phase].head)
+  logits = _classifier(
+    graph, features, params["head"].get("classifier", params["head"]), head
+  )
+  graph.add("Softmax", logits, out="probabilities", axis=1)
+  size = config.data.image_size
+  width = _width(params["encoder"], encoder)
+  made = helper.make_graph(
+    graph.nodes,
+    "dbl_jax",
+    [
+      helper.make_tensor_value_info(
+        "images", TensorProto.UINT8, ["N", size, size, 3]
+      )
+    ],
+    [
+      helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n])
+      for name, n in (
+        ("probabilities", len(class_names)),
+        ("features", width),
+      )
+    ],
+    graph.constants,
+  )
+  proto = helper.make_model(
+    made,
+    opset_imports=[helper.make_opsetid("", _OPSET)],
+    producer_name="dbl_jax",
+    ir_version=8,
+  )
+  helper.set_model_props(proto, {"classes": ",".join(class_names)})
+  onnx.checker.check_model(proto, full_check=True)
+  return proto
+
+
+def _resnet(
+  graph: _Graph, x: str, trees: tuple[Tree, Tree], options: Mapping[str, Any]
+) -> str:
+  kind = models.ENCODERS[options["name"]]
+  _, stride = resnet.STEMS[options["stem"]]
+  x = graph.conv_norm(x, trees, "stem", "stem_norm", stride, relu=True)
+  if options["stem"] == "imagenet":
+    x = graph.add(
+      "MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]
+    )
+  for stage, blocks in enumerate(kind.blocks, 1):
+    for block in range(1, blocks + 1):
+      name = f"stage{stage}_block{block}"
+      own = trees[0][name], trees[1][name]
+      stride = 2 if stage > 1 and block == 1 else 1
+      last = sum(layer.startswith("conv") for layer in own[0])
+      y = x
+      for layer in range(1, last + 1):
+        # The stride is that of the first 3x3 convolution.
+        strided = layer == (1 if last == 2 else 2)
+        y = graph.conv_norm(
+          y,
+          own,
+          f"conv{layer}",
+          f"norm{layer}",
+          stride if strided else 1,
+          relu=layer < last,
+        )
+      if "shortcut_conv" in own[0]:
+        x = graph.conv_norm(x, own, "shortcut_conv", "shortcut_norm", stride)
+      x = graph.add("Relu", graph.add("Add", x, y))
+  return graph.mean_pixel(x)
+
+
+def _dcnn(
+  graph: _Graph, x: str, params: Tree, options: Mapping[str, Any]
+) -> str:
+  for layer in range(1, 7):
+    own = params[f"conv{layer}"]
+    x = graph.conv(x, own["conv"]["kernel"], own["bias"], relu=True)
+    if layer in (1, 2, 4) or (layer == 6 and options["last_pool"]):
+      x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+  if options["pooling"] == "average":
+    return graph.mean_pixel(x)
+  x = graph.add("Transpose", x, perm=[0, 2, 3, 1])
+  return graph.add(
+    "Relu", graph.dense(graph.add("Flatten", x), params["dense"])
+  )
+
+
+def _classifier(
+  graph: _Graph, x: str, params: Tree, head: Mapping[str, Any]
+) -> str:
+  for layer in range(
+    1, len(head.get("hidden", ())) + 1 if "dense1" in params else 1
+  ):
+    x = graph.add("Relu", graph.dense(x, params[f"dense{layer}"]))
+  kernel = np.asarray(params["logits"]["kernel"])
+  if cosine := head.get("cosine"):
+    length = np.linalg.norm(kernel, axis=0, keepdims=True)
+    kernel = cosine * kernel / np.maximum(length, 1e-12)
+    x = graph.dense(graph.unit(x), {"kernel": kernel})
+  else:
+    x = graph.dense(x, params["logits"])
+  if "scale" in params:
+    x = graph.add("Mul", x, graph.constant(params["scale"]))
+  return x
+
+
+def _width(params: Tree, options: Mapping[str, Any]) -> int:
+  """Number F of features."""
+  if "dense" in params:
+    return params["dense"]["kernel"].shape[1]
+  if options["name"] == "dcnn":
+    return params["conv6"]["conv"]["kernel"].shape[-1]
+  last = params[max(name for name in params if name.startswith("stage"))]
+  return last[max(name for name in last if name.startswith("norm"))][
+    "bias"
+  ].size

@@ -1,0 +1,47 @@
+"""Exports the model of a run: ONNX, StableHLO, safetensors and a model card.
+
+python scripts/export.py --workdir=runs/dbl [--out=DIR]
+
+Needs `pip install 'dbl_jax[export]'`. Each file is loaded again and compared
+with the model.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from dbl_jax.cli import parse_flags, run_main
+from dbl_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
+_OUT = flags.DEFINE_string("out", None, "Folder. Default: WORKDIR/export.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Writes the files and prints how much each differs from the model."""
+  parse_flags(argv)
+  if _WORKDIR.value is None:
+    raise UserError("Which run? Give --workdir=runs/dbl or another.")
+  try:
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+  except ImportError as error:
+    raise UserError(
+      f"{error.name} is not installed: pip install onnx onnxruntime."
+    ) from error
+  from dbl_jax.serving import export
+
+  workdir = Path(_WORKDIR.value).expanduser()
+  out = Path(_OUT.value or workdir / "export").expanduser()
+  for name, difference in export.export(workdir, out).items():
+    megabytes = (out / name).stat().st_size / 1e6
+    print(
+      f"  {out / name}: {megabytes:.1f} MB, differs from the model by at most"
+      f" {difference:.1e}"
+    )
+  print(f"Model card: {out / 'README.md'}")
+
+
+if __name__ == "__main__":
+  run_main(main)
