@@ -1,7 +1,6 @@
 """Exports the model of a run to files that other software loads."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from dbl_jax.models.model import HEADS, NORMALISATIONS, make_model
 from dbl_jax.serving import card
 from dbl_jax.training.state import by_path
 
+RESNETS = ("resnet18", "resnet34", "resnet50")
 # Of probabilities and of features over their largest value.
 _TOLERANCE = 1e-5
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -62,9 +62,6 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
   if metrics.is_file():
     text = card.write(json.loads(metrics.read_text()), loaded.class_names)
     (out / "README.md").write_text(text)
-  for name in ("report.html",):
-    if (workdir / name).is_file():
-      shutil.copy(workdir / name, out / name)
   return _differences(out, loaded, classify, arrays)
 
 
@@ -75,6 +72,11 @@ def _check(loaded: LoadedModel, workdir: Path) -> None:
       f"The run in {workdir} has the head {phase.head.name!r}, which is no"
       " classifier. Train one with configs/classifier.py and"
       " --config.init_from."
+    )
+  if loaded.config.model.name not in ("dcnn", *RESNETS):
+    raise UserError(
+      f"The encoder {loaded.config.model.name!r} cannot be written as ONNX;"
+      f" {', '.join(('dcnn', *RESNETS))} can."
     )
   if phase.predictor != "head":
     raise UserError(
@@ -92,9 +94,10 @@ def _classifier(
   model = make_model(encoder, config[loaded.phase].head, count)
 
   def classify(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    features, outputs = model.apply(
+    outputs: Any = model.apply(
       variables, images.astype(jnp.float32) / 255, train=False
     )
+    features, outputs = outputs
     return jax.nn.softmax(outputs[:, -count:]), features
 
   return classify

@@ -10,10 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dbl_jax.models import model as models
 from dbl_jax.models import resnet
+from dbl_jax.models.kernels.batch_norm import EPSILON
 
 # Of the operators used here; onnxruntime 1.14 and later know it.
 _OPSET = 18
-_EPSILON = 1e-5  # of batch norm
 
 Tree = Mapping[str, Any]
 
@@ -62,7 +62,7 @@ class _Graph:
   ) -> str:
     """A convolution and the batch norm after it, as one convolution."""
     params, stats = trees
-    scale = params[norm]["scale"] / np.sqrt(stats[norm]["var"] + _EPSILON)
+    scale = params[norm]["scale"] / np.sqrt(stats[norm]["var"] + EPSILON)
     bias = params[norm]["bias"] - stats[norm]["mean"] * scale
     kernel = params[conv]["kernel"] * scale
     return self.conv(x, kernel, bias, stride, relu)
@@ -202,10 +202,8 @@ def _dcnn(
 def _classifier(
   graph: _Graph, x: str, params: Tree, head: Mapping[str, Any]
 ) -> str:
-  for layer in range(
-    1, len(head.get("hidden", ())) + 1 if "dense1" in params else 1
-  ):
-    x = graph.add("Relu", graph.dense(x, params[f"dense{layer}"]))
+  for name in sorted(name for name in params if name.startswith("dense")):
+    x = graph.add("Relu", graph.dense(x, params[name]))
   kernel = np.asarray(params["logits"]["kernel"])
   if cosine := head.get("cosine"):
     length = np.linalg.norm(kernel, axis=0, keepdims=True)

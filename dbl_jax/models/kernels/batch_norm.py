@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 # torchvision's.
-_MOMENTUM, _EPSILON = 0.9, 1e-5
+_MOMENTUM, EPSILON = 0.9, 1e-5
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -41,7 +41,7 @@ def _batch_norm_forward(
   mean = wide.mean(axes)
   # Both means in one pass; rounding must not make the difference negative.
   variance = jnp.maximum((wide * wide).mean(axes) - mean * mean, 0)
-  deviation = lax.rsqrt(variance + _EPSILON)
+  deviation = lax.rsqrt(variance + EPSILON)
   y = _affine(x, mean, deviation * scale, bias)
   y = nn.relu(y) if relu else y
   saved = x, scale, bias, mean, deviation
@@ -104,7 +104,7 @@ class BatchNorm(nn.Module):
       for name, fill in (("mean", jnp.zeros), ("var", jnp.ones))
     }
     if self.use_running_average:
-      deviation = lax.rsqrt(running["var"].value + _EPSILON)
+      deviation = lax.rsqrt(running["var"].value + EPSILON)
       y = _affine(x, running["mean"].value, deviation * scale, bias)
       y = nn.relu(y) if self.relu else y
     else:

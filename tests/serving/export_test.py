@@ -1,0 +1,137 @@
+"""Exported models give what JAX gives."""
+
+import json
+
+import jax
+import mains
+import numpy as np
+import onnxruntime
+import pytest
+
+import tiny
+from dbl_jax import config as configs
+from dbl_jax import train
+from dbl_jax.models.kernels import conv
+from dbl_jax.models.model import make_model
+from dbl_jax.serving import export, onnx_graph
+from dbl_jax.training import steps
+from dbl_jax.training.state import by_path
+
+NAMES = tuple("abcdefg")
+RESNET = {"name": "resnet18", "stem": "medium"}
+MODELS = {
+  "linear": (RESNET, {"name": "mlp", "hidden": ()}),
+  "hidden": (RESNET | {"stem": "imagenet"}, {"name": "mlp", "hidden": (8, 9)}),
+  "cosine": (RESNET | {"stem": "small"}, {"name": "mlp", "cosine": 16.0}),
+  "scaled": (RESNET, {"name": "mlp", "hidden": (), "scaled": True}),
+  "joint": ({"name": "resnet34"}, {"name": "joint", "out": 8}),
+  "bottleneck": (
+    {"name": "resnet50", "normalisation": "imagenet"},
+    {"name": "mlp", "hidden": ()},
+  ),
+  "dcnn": ({"name": "dcnn"}, {"name": "mlp", "hidden": ()}),
+  "average": (
+    {"name": "dcnn", "pooling": "average"},
+    {"name": "mlp", "hidden": ()},
+  ),
+  "last pool": ({"name": "dcnn", "last_pool": True}, {"name": "mlp"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch):
+  """The accelerator's convolution, which compiles sooner."""
+  monkeypatch.setattr(conv, "conv2d", conv._lax_conv)
+
+
+def config_of(encoder, head):
+  config = configs.base()
+  config.data.image_size = 20
+  config.classify = configs.supervised()
+  config.model = encoder | {
+    "dtype": "float32",
+    "normalisation": encoder.get("normalisation", "half"),
+  }
+  config.classify.head = head
+  return configs.resolve(config)
+
+
+def random_variables(config):
+  """Variables at random, those of batch norm too."""
+  model = make_model(config.model, config.classify.head, len(NAMES))
+  shapes = jax.eval_shape(
+    lambda: steps.init_variables(model, jax.random.key(0), 20)
+  )
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    if name in ("var", "scale"):
+      return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+    fan = max(np.prod(leaf.shape[:-1]), 1) if name == "kernel" else 25
+    return (rng.standard_normal(leaf.shape) / fan**0.5).astype(np.float32)
+
+  return model, jax.tree.map_with_path(draw, shapes)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_gives_probabilities_and_features_of_jax(name):
+  config = config_of(*MODELS[name])
+  model, variables = random_variables(config)
+  proto = onnx_graph.build(config, "classify", variables, NAMES)
+  session = onnxruntime.InferenceSession(proto.SerializeToString())
+  images = np.random.default_rng(1).integers(0, 256, (3, 20, 20, 3), np.uint8)
+  features, outputs = jax.jit(lambda x: model.apply(variables, x, train=False))(
+    images.astype(np.float32) / 255
+  )
+  expected = jax.nn.softmax(outputs[:, -len(NAMES) :])
+  for count in (3, 1):  # the batch is free
+    found = session.run(None, {"images": images[:count]})
+    np.testing.assert_allclose(found[0], expected[:count], atol=1e-5)
+    scale = np.abs(features).max()
+    np.testing.assert_allclose(
+      found[1] / scale, features[:count] / scale, atol=1e-5
+    )
+
+
+def test_safetensors_have_torchvisions_names():
+  _, variables = random_variables(config_of(*MODELS["bottleneck"]))
+  arrays = export.torch_arrays(variables)
+  assert arrays["conv1.weight"].shape == (64, 3, 7, 7)
+  assert arrays["layer1.0.downsample.1.running_var"].shape == (256,)
+  assert arrays["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
+  assert arrays["bn1.weight"].shape == (64,)
+  assert arrays["fc.weight"].shape == (7, 2048)
+  leaves = [by_path(variables[kind]) for kind in ("params", "batch_stats")]
+  assert len(arrays) == sum(map(len, leaves))  # no two share a name
+
+
+def test_a_run_is_exported_by_one_command(tmp_path):
+  config = tiny.get_config()
+  del config.pretrain
+  config.model.name = "resnet18"
+  config.classify = configs.supervised()
+  config.classify.update(epochs=1, batch_size=32)
+  run = tmp_path / "run"
+  train.train_and_evaluate(configs.resolve(config), run)
+  done = mains.run("export", [f"--workdir={run}"])
+  assert done.status == 0, done.err
+  out = run / "export"
+  files = {"model.onnx", "model.jaxexp", "model.safetensors", "model.json"}
+  assert {path.name for path in out.iterdir()} == files | {"README.md"}
+  card = (out / "README.md").read_text()
+  metrics = json.loads((run / "metrics.json").read_text())
+  assert f"value: {metrics['mean_class_accuracy']:.4f}" in card
+  assert "| fear |" in card
+  assert json.loads((out / "model.json").read_text())["image_size"] == 16
+
+
+def test_what_cannot_be_exported_gives_one_line(finished, tmp_path):
+  for flags, message in {
+    "": "Which run",
+    f"--workdir={tmp_path}": "no checkpoint",
+    f"--workdir={finished}": "encoder 'tiny' cannot be written as ONNX",
+  }.items():
+    done = mains.run("export", flags.split())
+    assert done.status == 2
+    assert message in done.err
