@@ -8,7 +8,6 @@ training and the test split makes test accuracy too high.
 import dataclasses
 import hashlib
 import itertools
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -370,9 +369,6 @@ def _band(titles: list[str], shown: Sequence[Facts]) -> np.ndarray:
   return np.asarray(band)
 
 
-_KEY_BYTES = 64
-
-
 def shared(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
   """Counts images that have the same pixels as one of another split.
 
@@ -383,29 +379,16 @@ def shared(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
     For pairs of splits (one, other) that share images: the number of images
     of the other that are in the first.
   """
-  keys = {name: _keys(split.images) for name, split in splits.items()}
+  digests = {
+    name: [
+      hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+      for image in split.images
+    ]
+    for name, split in splits.items()
+  }
   found = {}
   for one, other in itertools.combinations(splits, 2):
-    # Few images agree in some of their pixels; those are compared in all.
-    common = np.intersect1d(keys[one], keys[other])
-    here, there = (
-      [_digest(image) for image in splits[n].images[np.isin(keys[n], common)]]
-      for n in (one, other)
-    )
-    first = set(here)
-    if number := sum(digest in first for digest in there):
+    first = set(digests[one])
+    if number := sum(digest in first for digest in digests[other]):
       found[one, other] = number
   return found
-
-
-def _keys(images: np.ndarray) -> np.ndarray:
-  """Hashes some bytes of each image, to uint64[n]."""
-  flat = images.reshape(len(images), math.prod(images.shape[1:]))
-  some = flat[:, :: max(flat.shape[1] // _KEY_BYTES, 1)].astype(np.uint64)
-  # Odd factors of 64 bits: sums that wrap around differ with the pixels.
-  factors = np.random.default_rng(0).integers(2**63, size=some.shape[1])
-  return some @ (factors.astype(np.uint64) | np.uint64(1))
-
-
-def _digest(image: np.ndarray) -> bytes:
-  return hashlib.blake2b(image.tobytes(), digest_size=16).digest()

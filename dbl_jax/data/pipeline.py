@@ -23,8 +23,8 @@ FORMS = ("auto", "resident", "tf_data")
 # Rows stay below this share of a device's memory, to leave the step room.
 _RESIDENT_SHARE = 0.25
 _HOST_LIMIT = 4 << 30
-# Number of steps -> their batches, see `reader`.
-Take = Callable[[int], dict[str, jax.Array]]
+# Number of steps -> their batches, see `batch_reader`.
+NextBatches = Callable[[int], dict[str, jax.Array]]
 
 
 class InputPipeline(NamedTuple):
@@ -89,14 +89,16 @@ def _is_resident(num_bytes: int, mesh: jax.sharding.Mesh, form: str) -> bool:
   return num_bytes <= allowed
 
 
-def reader(feed: InputPipeline, start: int, stop: int, most: int) -> Take:
+def batch_reader(
+  pipeline: InputPipeline, start: int, stop: int, max_steps_per_dispatch: int
+) -> NextBatches:
   """Makes the reader of the batches of steps start to stop - 1.
 
   Args:
-    feed: the input of the phase.
+    pipeline: the input of the phase.
     start: first step.
     stop: one past the last step.
-    most: largest number L of steps per call.
+    max_steps_per_dispatch: largest number L of steps per call.
 
   Returns:
     A function that takes a number of steps, at most L, and returns the
@@ -105,13 +107,13 @@ def reader(feed: InputPipeline, start: int, stop: int, most: int) -> Take:
     The axis B is sharded over the devices; each host reads its share. Batches
     beyond the number of steps are padding.
   """
-  placement = sharding.batched(feed.mesh, axis=1)
-  rows = _streamed if feed.resident is None else _indexed
-  host = rows(feed, start, stop)
+  placement = sharding.batched(pipeline.mesh, axis=1)
+  rows = _streamed if pipeline.resident is None else _indexed
+  host = rows(pipeline, start, stop)
 
-  def take(count: int) -> dict[str, jax.Array]:
+  def next_batches(count: int) -> dict[str, jax.Array]:
     batches = [next(host) for _ in range(count)]
-    batches += batches[-1:] * (most - count)
+    batches += batches[-1:] * (max_steps_per_dispatch - count)
     return {
       name: jax.make_array_from_process_local_data(
         placement, np.stack([batch[name] for batch in batches])
@@ -119,7 +121,7 @@ def reader(feed: InputPipeline, start: int, stop: int, most: int) -> Take:
       for name in batches[0]
     }
 
-  return take
+  return next_batches
 
 
 def gather(resident: jax.Array | None, batch: Mapping[str, Any]) -> jax.Array:
@@ -128,29 +130,29 @@ def gather(resident: jax.Array | None, batch: Mapping[str, Any]) -> jax.Array:
 
 
 def _indexed(
-  feed: InputPipeline, start: int, stop: int
+  pipeline: InputPipeline, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields this host's share of each batch, as indices."""
-  share = sharding.local_share(feed.sampler.batch_size, feed.mesh)
+  share = sharding.local_share(pipeline.sampler.batch_size, pipeline.mesh)
   for step in range(start, stop):
-    index = sampling.batch_indices(feed.sampler, step)
-    ids = sampling.example_ids(index, len(feed.labels))
+    index = sampling.batch_indices(pipeline.sampler, step)
+    ids = sampling.example_ids(index, len(pipeline.labels))
     index = index[share]
-    yield {"index": index, "id": ids[share], "label": feed.labels[index]}
+    yield {"index": index, "id": ids[share], "label": pipeline.labels[index]}
 
 
 def _streamed(
-  feed: InputPipeline, start: int, stop: int
+  pipeline: InputPipeline, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the same with rows in place of indices, prefetched by tf.data."""
   tf = import_tensorflow()
 
   def read(step: np.int64) -> tuple[np.ndarray, ...]:
-    batch = next(_indexed(feed, int(step), int(step) + 1))
-    return feed.rows[batch["index"]], batch["id"], batch["label"]
+    batch = next(_indexed(pipeline, int(step), int(step) + 1))
+    return pipeline.rows[batch["index"]], batch["id"], batch["label"]
 
   def load(step: Any) -> dict[str, Any]:
-    kind = tf.as_dtype(feed.rows.dtype)
+    kind = tf.as_dtype(pipeline.rows.dtype)
     row, ids, label = tf.numpy_function(
       read, [step], [kind, tf.int32, tf.int32], stateful=False
     )

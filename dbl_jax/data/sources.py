@@ -13,17 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dbl_jax.data import (
-  datasets,
-  inspection,
-  raf_db,
-  regions,
-  splits,
-  synthetic,
-)
+from dbl_jax.data import datasets, inspection, regions, splits, synthetic
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import expw, fer2013, image_folder, listing
 from dbl_jax.data.formats.listing import Listing
+from dbl_jax.data.raf_db import reader as raf_db
 from dbl_jax.errors import UserError
 from dbl_jax.runtime.environment import user_cache
 from dbl_jax.runtime.logs import Progress
@@ -114,13 +108,10 @@ def _shared_images(dataset: Dataset, options: Any) -> list[str]:
   ]
   if not shared:
     return []
+  defaults = {"dir": "", "split_seed": 0, "test_fraction": 0.2}
   given = "".join(
     f" --{name}={options[name]}"
-    for name, default in (
-      ("dir", ""),
-      ("split_seed", 0),
-      ("test_fraction", 0.2),
-    )
+    for name, default in defaults.items()
     if options[name] != default
   )
   return [

@@ -156,7 +156,7 @@ def run_phase(
   log = _Log(phase, writer, manager)
   if step:
     print_line(f"{phase.name}: resuming from step {step} of {phase.num_steps}")
-  next_batches = pipeline.reader(
+  next_batches = pipeline.batch_reader(
     compiled.pipeline, step, phase.num_steps, compiled.max_steps_per_dispatch
   )
   best, saved = checkpoint.best_so_far(manager), time.monotonic()
@@ -199,7 +199,7 @@ def _log_steps(phase: Phase, log_every: int) -> list[int]:
 def _dispatch(
   compiled: CompiledPhase,
   state: TrainState,
-  next_batches: pipeline.Take,
+  next_batches: pipeline.NextBatches,
   num_steps: int,
   stop: signals.Stop,
 ) -> tuple[TrainState, _Pending]:

@@ -229,7 +229,7 @@ def _timed(
   box: list[Any] = []
 
   def begin() -> None:
-    box.append(pipeline.reader(source, 0, _ENDLESS, most))
+    box.append(pipeline.batch_reader(source, 0, _ENDLESS, most))
     if dropped:
       advance(box[0], dropped)
 
@@ -313,7 +313,7 @@ def phase2(settings: dict[str, Any]) -> dict[str, Any]:
     advance = _make_advance(
       dataclasses.replace(compiled, pipeline=rows, state=state)
     )
-    advance(pipeline.reader(rows, 0, _ENDLESS, most), phase.num_steps)
+    advance(pipeline.batch_reader(rows, 0, _ENDLESS, most), phase.num_steps)
 
   run()  # compiles
   return {"run": run, "units": 1, "facts": facts}

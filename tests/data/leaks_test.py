@@ -20,7 +20,8 @@ def random_part(n, side=16, seed=0):
 def test_copies_are_counted_by_part():
   train, test = random_part(50), random_part(20, seed=1)
   validation = random_part(10, seed=2)
-  assert inspection.shared({"train": train, "test": test}) == {}
+  for unrelated in (test, random_part(0)):
+    assert inspection.shared({"train": train, "test": unrelated}) == {}
   test.images[3:6] = train.images[:3]
   test.images[6] = train.images[0]  # twice there
   validation.images[0] = test.images[19]
@@ -38,21 +39,6 @@ def test_one_pixel_makes_another_image():
   assert inspection.shared({"train": train, "test": test}) == {
     ("train", "test"): 1
   }
-
-
-def test_images_that_agree_in_all_that_is_looked_at_first():
-  train, test = random_part(50), random_part(3, seed=1)
-  flat = test.images.reshape(3, -1)
-  flat[:] = train.images[:3].reshape(3, -1)
-  flat[:, 5] += 1  # 12 bytes apart are those looked at
-  keys = inspection._keys(train.images)[:3]
-  np.testing.assert_array_equal(inspection._keys(test.images), keys)
-  assert inspection.shared({"train": train, "test": test}) == {}
-
-
-def test_an_empty_part_shares_nothing():
-  splits = {"train": random_part(5), "test": random_part(0)}
-  assert inspection.shared(splits) == {}
 
 
 def test_of_fer2013s_size_it_takes_no_time():

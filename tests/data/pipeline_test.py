@@ -20,7 +20,7 @@ def drawn(part, form, start, stop, q=0.0, most=1):
   sampler = sampling.make_sampler(part.labels, 3, q, 16, seed=1)
   feed = pipeline.make_pipeline(*part, sampler, mesh, form)
   assert (feed.resident is not None) == (form != "tf_data")
-  take = pipeline.reader(feed, start, stop, most)
+  take = pipeline.batch_reader(feed, start, stop, most)
   steps = []
   while start < stop:
     count = min(most, stop - start)
@@ -62,7 +62,7 @@ def test_batches_are_spread_over_all_devices(part):
   mesh = sharding.make_mesh()
   sampler = sampling.make_sampler(part.labels, 3, 1.0, 16, seed=1)
   feed = pipeline.make_pipeline(*part, sampler, mesh, "auto")
-  index = pipeline.reader(feed, 0, 1, 1)(1)["index"]
+  index = pipeline.batch_reader(feed, 0, 1, 1)(1)["index"]
   assert {shard.data.shape for shard in index.addressable_shards} == {(1, 2)}
 
 

@@ -81,13 +81,6 @@ def test_a_prepared_file_is_enough(options, tmp_path):
     sources.load(options)
 
 
-def test_a_class_without_images_is_refused(options, tmp_path):
-  save(tmp_path / "x.npz", [0, 0, 2, 2, 2])
-  options.dir = str(tmp_path / "x.npz")
-  with pytest.raises(UserError, match="no training image of b"):
-    sources.load(options)
-
-
 def test_a_class_with_one_image_is_kept_for_training(options, tmp_path, caplog):
   save(tmp_path / "x.npz", [0, 0, 1, 2, 2, 2])
   options.dir = str(tmp_path / "x.npz")
@@ -118,9 +111,18 @@ def test_an_unwritable_cache_is_named_before_anything_is_read(
     sources.load(options)
 
 
-def test_a_missing_prepared_file_is_named(options):
-  options.dir = "/no/such/file.npz"
-  with pytest.raises(UserError, match=r"/no/such/file\.npz"):
+@pytest.mark.parametrize(
+  ("labels", "message"),
+  [
+    ([0, 0, 2, 2, 2], "no training image of b"),
+    (None, r"x\.npz"),  # a missing file is named
+  ],
+)
+def test_prepared_files_that_are_refused(options, tmp_path, labels, message):
+  if labels is not None:
+    save(tmp_path / "x.npz", labels)
+  options.dir = str(tmp_path / "x.npz")
+  with pytest.raises(UserError, match=message):
     sources.load(options)
 
 

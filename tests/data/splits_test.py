@@ -12,19 +12,31 @@ from dbl_jax.errors import UserError
 LABELS = np.repeat(range(4), (60, 25, 14, 1))
 
 
-def test_each_class_gives_its_share_and_keeps_one():
-  left, taken = splits.split_off(LABELS, 0.1, 0, splits.TEST)
+def split_test(labels, fraction, seed):
+  return splits.split_off(labels, fraction, seed, splits.TEST)
+
+
+@pytest.mark.parametrize("split", [splits.stratified_split, split_test])
+def test_each_class_gives_its_share_and_keeps_one(split):
+  left, taken = split(LABELS, 0.1, 0)
   np.testing.assert_array_equal(np.bincount(LABELS[taken]), [6, 2, 1])
   np.testing.assert_array_equal(
     np.sort(np.concatenate([left, taken])), np.arange(100)
   )
-  again = splits.split_off(LABELS, 0.1, 0, splits.TEST)[1]
-  np.testing.assert_array_equal(again, taken)
-  for other in (
-    splits.split_off(LABELS, 0.1, 1, splits.TEST),
-    splits.split_off(LABELS, 0.1, 0, splits.VALIDATION),
-  ):
-    assert (other[1] != taken).any()
+  np.testing.assert_array_equal(split(LABELS, 0.1, 0)[1], taken)
+  assert (split(LABELS, 0.1, 1)[1] != taken).any()
+  train, validation = split(np.array([0, 0, 0, 1]), 0.5, 0)
+  assert 3 in train
+  assert len(validation) == 2
+  assert [len(part) for part in split(np.zeros(0, int), 0.2, 0)] == [0, 0]
+
+
+def test_test_and_validation_are_drawn_independently():
+  test, validation = (
+    splits.split_off(LABELS, 0.1, 0, stream)[1]
+    for stream in (splits.TEST, splits.VALIDATION)
+  )
+  assert (test != validation).any()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -36,28 +48,6 @@ def test_groups_stay_whole_and_shares_are_close(seed):
   assert not set(groups[left]) & set(groups[taken])
   wanted = 0.2 * np.bincount(labels)
   assert (np.abs(np.bincount(labels[taken]) - wanted) <= 2).all()
-
-
-def test_nothing_to_split():
-  left, taken = splits.split_off(np.zeros(0, int), 0.2, 0, splits.TEST)
-  assert len(left) == len(taken) == 0
-
-
-def test_a_validation_split_is_stratified_seeded_and_whole():
-  train, validation = splits.stratified_split(LABELS, 0.1, 0)
-  np.testing.assert_array_equal(
-    np.sort(np.concatenate([train, validation])), np.arange(100)
-  )
-  np.testing.assert_array_equal(np.bincount(LABELS[validation]), [6, 2, 1])
-  again = splits.stratified_split(LABELS, 0.1, 0)[1]
-  np.testing.assert_array_equal(validation, again)
-  assert (validation != splits.stratified_split(LABELS, 0.1, 1)[1]).any()
-
-
-def test_split_leaves_a_single_image_for_training():
-  train, validation = splits.stratified_split(np.array([0, 0, 0, 1]), 0.5, 0)
-  assert 3 in train
-  assert len(validation) == 2
 
 
 def test_splits_are_those_of_earlier_versions():

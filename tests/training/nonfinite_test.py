@@ -113,7 +113,7 @@ def test_a_skipped_step_changes_nothing(cache, monkeypatch):
   phase = train.make_phase(config, "classify", dataset, variables)
   compiled = train.loop.compile_phase(phase, dataset.splits, mesh, config)
   state, seen = compiled.state, []
-  next_batches = pipeline.reader(
+  next_batches = pipeline.batch_reader(
     compiled.pipeline, 0, 9, compiled.max_steps_per_dispatch
   )
   for _ in range(4):

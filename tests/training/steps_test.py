@@ -30,7 +30,7 @@ def dataset(config):
 def run(compiled, num_steps):
   """The state after a number of steps, and the metrics of each step."""
   state, rows, most = compiled.state, [], compiled.max_steps_per_dispatch
-  next_batches = pipeline.reader(compiled.pipeline, 0, num_steps, most)
+  next_batches = pipeline.batch_reader(compiled.pipeline, 0, num_steps, most)
   while len(rows) < num_steps:
     count = min(most, num_steps - len(rows))
     state, metrics = compiled.train_steps(
@@ -112,7 +112,7 @@ def test_phase_2_has_no_optimizer_state_for_the_encoder(
 
 def first_batches(compiled):
   most = compiled.max_steps_per_dispatch
-  return pipeline.reader(compiled.pipeline, 0, 1, most)(1)
+  return pipeline.batch_reader(compiled.pipeline, 0, 1, most)(1)
 
 
 def flops(compiled):

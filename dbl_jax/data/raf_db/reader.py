@@ -173,15 +173,10 @@ def _parse(data: bytes, origin: str) -> dict[str, tuple[str, int]]:
     where = f"{origin}, line {number}"
     name, split, label = _parse_row(line.strip(), where)
     if name in rows:
-      first = rows[name][1]
-      how = (
-        f"with the same code, {label + 1}"
-        if label == first
-        else f"as code {label + 1} here and {first + 1} there"
-      )
       raise UserError(
-        f"{where}: {name} was already in line {lines[name]}, {how}; expected"
-        " each image once. Remove the wrong row."
+        f"{where}: {name} with code {label + 1} was already in line"
+        f" {lines[name]} with code {rows[name][1] + 1}; expected each image"
+        " once. Remove the wrong row."
       )
     rows[name], lines[name] = (split, label), number
   for split in RAF_DB_COUNTS:

@@ -121,16 +121,16 @@ def test_16_bit_grey_is_scaled_not_clipped(image_format):
   np.testing.assert_array_equal(decoded[..., 0], [[0, 1], [128, 255]])
 
 
-def test_32_bit_values_are_refused():
-  image = Image.fromarray(np.array([[0, 70000]], np.int32))
-  with pytest.raises(UserError, match=r"a\.tif has values from 0 to 70000"):
-    images.decode(encode(image, "TIFF"), 2, "a.tif")
-
-
-def test_pixels_with_fractions_are_refused():
-  image = Image.fromarray(np.array([[0, 0.7]], np.float32))
-  with pytest.raises(UserError, match=r"a\.tif has numbers with fractions"):
-    images.decode(encode(image, "TIFF"), 2, "a.tif")
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    (np.array([[0, 70000]], np.int32), r"a\.tif has values from 0 to 70000"),
+    (np.array([[0, 0.7]], np.float32), r"a\.tif has numbers with fractions"),
+  ],
+)
+def test_pixels_of_more_than_16_bits_are_refused(values, message):
+  with pytest.raises(UserError, match=message):
+    images.decode(encode(Image.fromarray(values), "TIFF"), 2, "a.tif")
 
 
 def test_palette_becomes_its_colours():

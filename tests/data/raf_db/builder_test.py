@@ -46,7 +46,7 @@ class RafDbTest(tfds.testing.DatasetBuilderTestCase):
     feed = pipeline.make_pipeline(
       rows, labels, sampler, sharding.make_mesh(), "tf_data"
     )
-    batches = pipeline.reader(feed, 0, 200, 200)(200)
+    batches = pipeline.batch_reader(feed, 0, 200, 200)(200)
     drawn = np.asarray(batches["label"]).ravel()
     frequencies = np.bincount(drawn, minlength=7) / len(drawn)
     np.testing.assert_allclose(frequencies, 1 / 7, atol=0.04)

@@ -132,8 +132,8 @@ def test_harmless_differences_in_the_label_file(root, change):
     (b"train_00099.jpg \xd9\xa3", "found the code"),
     (b"valid_00001.jpg 1", "found the name 'valid_00001.jpg'"),
     (b"train_../../x.jpg 1", "found the name"),
-    (b"train_00001.jpg 2", "already in line 3, with the same code, 2"),
-    (b"train_00001.jpg 3", "already in line 3, as code 3 here and 2 there"),
+    (b"train_00001.jpg 2", "with code 2 was already in line 3 with code 2"),
+    (b"train_00001.jpg 3", "with code 3 was already in line 3 with code 2"),
     (b"train_\xff.jpg 3", "is not UTF-8 text"),
   ],
 )
