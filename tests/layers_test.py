@@ -20,6 +20,7 @@ ROOMS = [
   "config",
   "workdirs",
   "evaluate",
+  "serving",
   "train",
   "cli",
   "compare",

@@ -1,0 +1,288 @@
+"""Face detection by MTCNN, in NumPy and Pillow.
+
+Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded
+Convolutional Networks". A small network proposes boxes at every position of
+the photo in several sizes; two larger ones reject and refine them, the last of
+which finds five landmarks. A dense layer is a convolution of the size of its
+input, so each network is a list of convolutions.
+"""
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# Sides of the max-pooling after the first layers.
+_POOLS = {"pnet": (2,), "rnet": (3, 3), "onet": (3, 3, 2)}
+_THRESHOLDS = {"pnet": 0.6, "rnet": 0.7, "onet": 0.8}
+_CELL, _STRIDE = 12, 2  # receptive field and stride of the first network
+_PYRAMID_FACTOR = 0.709  # area halves from level to level
+# Sides of a photo during the search, in pixels.
+_SHORTEST, _LONGEST = 160, 1280
+# Tried in turn while no face is found, in degrees counterclockwise.
+_TURNS = (0, 45, -45, 90, -90, 180)
+_BILINEAR = Image.Resampling.BILINEAR
+
+
+@dataclasses.dataclass(frozen=True)
+class Face:
+  """A face in a photo. Coordinates are in pixels, from the upper left corner.
+
+  Attributes:
+    box: left, top, right, bottom; may reach beyond the photo.
+    score: confidence of the detector, from 0 to 1.
+    landmarks: f32[5, 2], x and y of the eyes, the nose and the corners of the
+      mouth; of each pair the left one in the photo is first.
+  """
+
+  box: tuple[float, float, float, float]
+  score: float
+  landmarks: np.ndarray
+
+
+def detect(
+  photo: Image.Image, min_face: float = 40, turns: tuple[int, ...] = _TURNS
+) -> list[Face]:
+  """Finds faces.
+
+  The search runs on a copy whose sides are from 160 to 1280 pixels. If there
+  is no upright face, the photo is turned.
+
+  Args:
+    photo: RGB.
+    min_face: height in pixels of the smallest face searched for, in the copy.
+    turns: angles in degrees to try until a face is found.
+
+  Returns:
+    The faces by descending height.
+  """
+  shrink = max(1, max(photo.size) / _LONGEST)
+  shrink = min(shrink, min(photo.size) / _SHORTEST)
+  size = [max(1, round(side / shrink)) for side in photo.size]
+  small = photo.resize(size, _BILINEAR, reducing_gap=2.0)
+  for angle in turns:
+    turned = small.rotate(angle, _BILINEAR, expand=True)
+    if found := _cascade(np.asarray(turned), min_face):
+      back = _rotation(angle, turned.size, small.size)
+      faces = [_moved(face, back, shrink) for face in found]
+      return sorted(faces, key=lambda f: f.box[1] - f.box[3])
+  return []
+
+
+def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+  """Cuts a square out of a photo by an affine map, without aliasing.
+
+  Beyond the photo its border is repeated.
+
+  Args:
+    pixels: uint8[H, W, 3].
+    matrix: f64[2, 3], maps (x, y, 1) of the square to x, y in the photo.
+    size: side of the square in pixels.
+
+  Returns:
+    uint8[size, size, 3].
+  """
+  corners = matrix[:, :2] @ (size * np.array([[0, 1, 0, 1], [0, 0, 1, 1]]))
+  corners += matrix[:, 2:]
+  low = np.floor(corners.min(axis=1)).astype(int) - 1
+  high = np.ceil(corners.max(axis=1)).astype(int) + 1
+  columns, rows = (
+    np.arange(low[i], high[i]).clip(0, pixels.shape[1 - i] - 1) for i in (0, 1)
+  )
+  patch = Image.fromarray(pixels[rows[:, None], columns])
+  shrink = max(1.0, math.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+  if shrink > 1:
+    sides = [max(1, round(side / shrink)) for side in patch.size]
+    patch = patch.resize(sides, _BILINEAR, reducing_gap=2.0)
+  scale = np.divide(patch.size, high - low)[:, None]
+  inside = np.hstack([matrix[:, :2], matrix[:, 2:] - low[:, None]]) * scale
+  return np.asarray(
+    patch.transform(
+      (size, size), Image.Transform.AFFINE, tuple(inside.ravel()), _BILINEAR
+    )
+  )
+
+
+def _cascade(pixels: np.ndarray, min_face: float) -> list[Face]:
+  """Upright faces in a photo."""
+  boxes, scores = _propose(pixels, min_face)
+  for name, size in (("rnet", 24), ("onet", 48)):
+    if not len(boxes):
+      return []
+    outputs = _run(name, _patches(pixels, boxes, size))[:, 0, 0]
+    scores, sides = _sigmoid(outputs[:, 0]), (boxes[:, 2] - boxes[:, 0])
+    points = outputs[:, 5:].reshape(len(boxes), 2, -1).transpose(0, 2, 1)
+    points = boxes[:, None, :2] + points * sides[:, None, None]
+    boxes = boxes + outputs[:, 1:5] * sides[:, None]
+    sure = np.flatnonzero(scores > _THRESHOLDS[name])
+    kept = sure[_suppress(boxes[sure], scores[sure], 0.7, name == "onet")]
+    boxes, scores, points = boxes[kept], scores[kept], points[kept]
+    boxes = _squares(boxes) if name == "rnet" else boxes
+  return [
+    Face(tuple(map(float, box)), float(score), landmarks.astype(np.float32))
+    for box, score, landmarks in zip(boxes, scores, points, strict=True)
+  ]
+
+
+def _propose(
+  pixels: np.ndarray, min_face: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Square boxes f64[n, 4] that may hold faces, and their scores f32[n]."""
+  image, scale = Image.fromarray(pixels), _CELL / min_face
+  boxes, scores = [np.zeros((0, 4))], [np.zeros(0, np.float32)]
+  while min(image.size) * scale >= _CELL:
+    size = [round(side * scale) for side in image.size]
+    level = np.asarray(image.resize(size, _BILINEAR, reducing_gap=2.0))
+    outputs = _run("pnet", level[None])[0]
+    found = _sigmoid(outputs[..., 0])
+    y, x = np.nonzero(found > _THRESHOLDS["pnet"])
+    corner = _STRIDE * np.stack([x, y, x, y], axis=1)
+    corner = corner + [0, 0, _CELL, _CELL] + _CELL * outputs[y, x, 1:5]
+    kept = _suppress(corner, found[y, x], 0.5)
+    boxes.append(corner[kept] / scale)
+    scores.append(found[y, x][kept])
+    scale *= _PYRAMID_FACTOR
+  every, score = np.concatenate(boxes), np.concatenate(scores)
+  kept = _suppress(every, score, 0.7)
+  return _squares(every[kept]), score[kept]
+
+
+def _patches(pixels: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+  """Square boxes cut out: uint8[n, size, size, 3]."""
+  patches = np.empty((len(boxes), size, size, 3), np.uint8)
+  for (left, top, right, _), patch in zip(boxes, patches, strict=True):
+    scale = (right - left) / size
+    matrix = np.array([[scale, 0, left], [0, scale, top]])
+    patch[:] = warp(pixels, matrix, size)
+  return patches
+
+
+@functools.cache
+def _layers(name: str) -> list[tuple[np.ndarray, ...]]:
+  """Kernel f32[k, k, in, out], bias and slope f32[out] of each layer."""
+  with np.load(Path(__file__).with_name("mtcnn.npz")) as arrays:
+    count = sum(key.startswith(f"{name}_") for key in arrays) // 3
+    return [
+      tuple(
+        arrays[f"{name}_{i}_{part}"].astype(np.float32)
+        for part in ("kernel", "bias", "slope")
+      )
+      for i in range(count)
+    ]
+
+
+def _run(name: str, images: np.ndarray) -> np.ndarray:
+  """Runs a network on uint8[n, H, W, 3].
+
+  Returns:
+    f32[n, h, w, 5 or 15]: logit of a face, four offsets of the box as parts of
+    its side and, of the last network, x of five landmarks, then y.
+  """
+  x = (images.astype(np.float32) - 127.5) / 128
+  for i, (kernel, bias, slope) in enumerate(_layers(name)):
+    x = _convolve(x, kernel) + bias
+    x = np.maximum(x, 0) + slope * np.minimum(x, 0)
+    if i < len(_POOLS[name]):
+      x = _max_pool(x, _POOLS[name][i])
+  return x
+
+
+def _convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+  """Convolution without padding: one product with all windows as rows."""
+  side, _, _, out = kernel.shape
+  n, height, width = (x.shape[0], x.shape[1] - side + 1, x.shape[2] - side + 1)
+  windows = np.concatenate(
+    [
+      x[:, i : i + height, j : j + width]
+      for i in range(side)
+      for j in range(side)
+    ],
+    axis=-1,
+  )
+  rows = windows.reshape(n * height * width, -1) @ kernel.reshape(-1, out)
+  return rows.reshape(n, height, width, out)
+
+
+def _max_pool(x: np.ndarray, side: int) -> np.ndarray:
+  """Maxima of windows at every second pixel; the last one may be cut off."""
+  extra = [(length - side) % _STRIDE for length in x.shape[1:3]]
+  x = np.pad(x, ((0, 0), *((0, e) for e in extra), (0, 0)), mode="edge")
+  end = [length - side + 1 for length in x.shape[1:3]]
+  return functools.reduce(
+    np.maximum,
+    [
+      x[:, i : end[0] + i : _STRIDE, j : end[1] + j : _STRIDE]
+      for i in range(side)
+      for j in range(side)
+    ],
+  )
+
+
+def _suppress(
+  boxes: np.ndarray, scores: np.ndarray, overlap: float, nested: bool = False
+) -> np.ndarray:
+  """Non-maximum suppression.
+
+  Args:
+    boxes: f64[n, 4].
+    scores: f32[n].
+    overlap: two boxes whose intersection exceeds this part of their union are
+      of the same face, and the one with the lower score is left out.
+    nested: the part is that of the smaller box instead.
+
+  Returns:
+    Indices of the boxes that remain, by descending score.
+  """
+  areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+  order, kept = np.argsort(-scores, kind="stable"), []
+  while len(order):
+    first, rest = order[0], order[1:]
+    kept.append(first)
+    low = np.maximum(boxes[first, :2], boxes[rest, :2])
+    high = np.minimum(boxes[first, 2:], boxes[rest, 2:])
+    common = np.maximum(high - low, 0).prod(axis=1)
+    whole = (
+      np.minimum(areas[first], areas[rest])
+      if nested
+      else areas[first] + areas[rest] - common
+    )
+    order = rest[common <= overlap * whole]
+  return np.array(kept, int)
+
+
+def _squares(boxes: np.ndarray) -> np.ndarray:
+  """Boxes grown about their centres to squares of their longer side."""
+  centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+  half = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True) / 2
+  return np.hstack([centre - half, centre + half])
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+  return 1 / (1 + np.exp(-x))
+
+
+def _rotation(
+  angle: float, turned: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+  """Maps points in a photo turned by `Image.rotate` back: f64[2, 3]."""
+  cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+  linear = np.array([[cos, -sin], [sin, cos]])
+  offset = np.array(size) / 2 - linear @ (np.array(turned) / 2)
+  return np.hstack([linear, offset[:, None]])
+
+
+def _moved(face: Face, matrix: np.ndarray, factor: float) -> Face:
+  """A face after an affine map and a change of scale; the box stays upright."""
+  box = np.array(face.box).reshape(2, 2)
+  half = (box[1] - box[0]) / 2
+  centre = factor * (matrix[:, :2] @ box.mean(axis=0) + matrix[:, 2])
+  points = factor * (face.landmarks @ matrix[:, :2].T + matrix[:, 2])
+  half = factor * half
+  return Face(
+    tuple(map(float, (*(centre - half), *(centre + half)))),
+    face.score,
+    points.astype(np.float32),
+  )
