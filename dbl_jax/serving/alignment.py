@@ -1,4 +1,4 @@
-"""Alignment of faces: landmarks onto a template, by a similarity transform."""
+"""Alignment: brings the landmarks of a face onto a template."""
 
 import numpy as np
 from PIL import Image
@@ -22,26 +22,6 @@ _MAX_IMAGES = 200
 _MIN_FOUND = 0.5
 
 
-def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
-  """The rotation, scaling and shift that fits points to targets best.
-
-  Least squares without reflection (Umeyama 1991), with points as complex
-  numbers: targets = a * points + b.
-
-  Args:
-    points: [n, 2], not all equal.
-    targets: [n, 2].
-
-  Returns:
-    f64[2, 3], maps (x, y, 1) to x, y.
-  """
-  z, w = (np.asarray(p, np.float64) @ [1, 1j] for p in (points, targets))
-  centred = z - z.mean()
-  a = np.vdot(centred, w - w.mean()) / np.vdot(centred, centred)
-  b = w.mean() - a * z.mean()
-  return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
-
-
 def align(
   pixels: np.ndarray, landmarks: np.ndarray, template: np.ndarray, size: int
 ) -> np.ndarray:
@@ -56,7 +36,7 @@ def align(
   Returns:
     uint8[size, size, 3].
   """
-  return faces.warp(pixels, similarity(template * size, landmarks), size)
+  return faces.warp(pixels, faces.similarity(template * size, landmarks), size)
 
 
 def template_of(images: np.ndarray) -> np.ndarray | None:

@@ -13,17 +13,25 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 # Sides of the max-pooling after the first layers.
 _POOLS = {"pnet": (2,), "rnet": (3, 3), "onet": (3, 3, 2)}
-_THRESHOLDS = {"pnet": 0.6, "rnet": 0.7, "onet": 0.8}
+_SIZES = {"rnet": 24, "onet": 48}  # of their inputs, in pixels
+# Low at first, as a tilted face is sure only once it has been turned upright.
+_THRESHOLDS = {"pnet": 0.6, "rnet": 0.5, "onet": 0.4}
+_FINAL_THRESHOLD = 0.7
 _CELL, _STRIDE = 12, 2  # receptive field and stride of the first network
 _PYRAMID_FACTOR = 0.709  # area halves from level to level
-# Sides of a photo during the search, in pixels.
-_SHORTEST, _LONGEST = 160, 1280
+# Sides of a photo during the search, and of the black border around it, which
+# helps with faces that fill a picture. In pixels.
+_SHORTEST, _LONGEST, _BORDER = 160, 1280, 32
 # Tried in turn while no face is found, in degrees counterclockwise.
-_TURNS = (0, 45, -45, 90, -90, 180)
+_TURNS = (0, 30, -30, 60, -60, 90, -90, 180)
+# Landmarks of an upright face in the input of the last network, as fractions.
+_UPRIGHT = np.array(
+  [[0.335, 0.4], [0.705, 0.4], [0.52, 0.61], [0.37, 0.79], [0.69, 0.79]]
+)
 _BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -48,8 +56,8 @@ def detect(
 ) -> list[Face]:
   """Finds faces.
 
-  The search runs on a copy whose sides are from 160 to 1280 pixels. If there
-  is no upright face, the photo is turned.
+  The search runs on a copy whose sides are from 160 to 1280 pixels. While
+  there is no face, the photo is turned.
 
   Args:
     photo: RGB.
@@ -63,17 +71,26 @@ def detect(
   shrink = min(shrink, min(photo.size) / _SHORTEST)
   size = [max(1, round(side / shrink)) for side in photo.size]
   small = photo.resize(size, _BILINEAR, reducing_gap=2.0)
+  small = ImageOps.expand(small, _BORDER)
   for angle in turns:
     turned = small.rotate(angle, _BILINEAR, expand=True)
-    if found := _cascade(np.asarray(turned), min_face):
+    boxes, scores, points = _cascade(np.asarray(turned), min_face)
+    if len(boxes):
       back = _rotation(angle, turned.size, small.size)
-      faces = [_moved(face, back, shrink) for face in found]
-      return sorted(faces, key=lambda f: f.box[1] - f.box[3])
-  return []
+      back = shrink * (back - [[0, 0, _BORDER]])
+      boxes, points = _moved_boxes(back, boxes), _moved(back, points)
+      break
+  found = [
+    Face(tuple(map(float, box)), float(score), landmarks.astype(np.float32))
+    for box, score, landmarks in zip(boxes, scores, points, strict=True)
+  ]
+  return sorted(found, key=lambda face: face.box[1] - face.box[3])
 
 
-def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-  """Cuts a square out of a photo by an affine map, without aliasing.
+def warp(
+  pixels: np.ndarray, matrix: np.ndarray, size: int, sharpness: float = 1.0
+) -> np.ndarray:
+  """Cuts a square out of a photo by an affine map.
 
   Beyond the photo its border is repeated.
 
@@ -81,6 +98,8 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     pixels: uint8[H, W, 3].
     matrix: f64[2, 3], maps (x, y, 1) of the square to x, y in the photo.
     size: side of the square in pixels.
+    sharpness: 1 avoids aliasing; with s, a photo that is larger by up to the
+      factor s is sampled without smoothing.
 
   Returns:
     uint8[size, size, 3].
@@ -93,7 +112,7 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     np.arange(low[i], high[i]).clip(0, pixels.shape[1 - i] - 1) for i in (0, 1)
   )
   patch = Image.fromarray(pixels[rows[:, None], columns])
-  shrink = max(1.0, math.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+  shrink = _scale(matrix) / sharpness
   if shrink > 1:
     sides = [max(1, round(side / shrink)) for side in patch.size]
     patch = patch.resize(sides, _BILINEAR, reducing_gap=2.0)
@@ -106,31 +125,102 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
   )
 
 
-def _cascade(pixels: np.ndarray, min_face: float) -> list[Face]:
-  """Upright faces in a photo."""
-  boxes, scores = _propose(pixels, min_face)
-  for name, size in (("rnet", 24), ("onet", 48)):
-    if not len(boxes):
-      return []
-    outputs = _run(name, _patches(pixels, boxes, size))[:, 0, 0]
-    scores, sides = _sigmoid(outputs[:, 0]), (boxes[:, 2] - boxes[:, 0])
-    points = outputs[:, 5:].reshape(len(boxes), 2, -1).transpose(0, 2, 1)
-    points = boxes[:, None, :2] + points * sides[:, None, None]
-    boxes = boxes + outputs[:, 1:5] * sides[:, None]
-    sure = np.flatnonzero(scores > _THRESHOLDS[name])
-    kept = sure[_suppress(boxes[sure], scores[sure], 0.7, name == "onet")]
-    boxes, scores, points = boxes[kept], scores[kept], points[kept]
-    boxes = _squares(boxes) if name == "rnet" else boxes
-  return [
-    Face(tuple(map(float, box)), float(score), landmarks.astype(np.float32))
-    for box, score, landmarks in zip(boxes, scores, points, strict=True)
-  ]
+def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
+  """The rotation, scaling and shift that fits points to targets best.
+
+  Least squares without reflection (Umeyama 1991), with points as complex
+  numbers: targets = a * points + b.
+
+  Args:
+    points: [n, 2], not all equal.
+    targets: [n, 2].
+
+  Returns:
+    f64[2, 3], maps (x, y, 1) to x, y.
+  """
+  z, w = (np.asarray(p, np.float64) @ [1, 1j] for p in (points, targets))
+  centred = z - z.mean()
+  a = np.vdot(centred, w - w.mean()) / np.vdot(centred, centred)
+  b = w.mean() - a * z.mean()
+  return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def _propose(
-  pixels: np.ndarray, min_face: float
-) -> tuple[np.ndarray, np.ndarray]:
-  """Square boxes f64[n, 4] that may hold faces, and their scores f32[n]."""
+# Boxes f64[n, 4], scores f32[n], landmarks f64[n, 5, 2].
+_Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _cascade(pixels: np.ndarray, min_face: float) -> _Found:
+  """Faces in a photo that are upright or somewhat tilted.
+
+  The last network runs twice, which MTCNN does not do: the second time on the
+  faces turned upright by the landmarks of the first. On faces tilted by up to
+  30 degrees this reduces the error of the landmarks by more than half.
+  """
+  boxes = _propose(pixels, min_face)
+  for name in ("rnet", "onet"):
+    found = _refine(name, pixels, _crops(boxes, _SIZES[name]))
+    found = _kept(found, _THRESHOLDS[name], 0.7, nested=name == "onet")
+    boxes = _squares(found[0])
+  targets = _UPRIGHT * _SIZES["onet"]
+  maps = [similarity(targets, points) for points in found[2]]
+  found = _refine("onet", pixels, np.reshape(maps, (-1, 2, 3)))
+  return _kept(found, _FINAL_THRESHOLD, 0.5, nested=True)
+
+
+def _refine(name: str, pixels: np.ndarray, maps: np.ndarray) -> _Found:
+  """Runs a network on squares of a photo, given as maps f64[n, 2, 3]."""
+  size, count = _SIZES[name], len(maps)
+  if not count:
+    return np.zeros((0, 4)), np.zeros(0), np.zeros((0, 5, 2))
+  patches = [warp(pixels, one, size, sharpness=3.0) for one in maps]
+  outputs = _run(name, np.stack(patches))[:, 0, 0]
+  boxes = size * (outputs[:, 1:5] + [0, 0, 1, 1])
+  points = size * outputs[:, 5:].reshape(count, 2, -1).transpose(0, 2, 1)
+  return (
+    np.concatenate(
+      [_moved_boxes(m, b[None]) for m, b in zip(maps, boxes, strict=True)]
+    ),
+    _sigmoid(outputs[:, 0]),
+    np.stack([_moved(m, p) for m, p in zip(maps, points, strict=True)]),
+  )
+
+
+def _kept(
+  found: _Found, threshold: float, overlap: float, nested: bool
+) -> _Found:
+  """Faces with a score above the threshold, each once."""
+  boxes, scores, points = found
+  sure = np.flatnonzero(scores > threshold)
+  sure = sure[_suppress(boxes[sure], scores[sure], overlap, nested)]
+  return boxes[sure], scores[sure], points[sure]
+
+
+def _crops(boxes: np.ndarray, size: int) -> np.ndarray:
+  """Maps from a square of a size to each square box: f64[n, 2, 3]."""
+  maps = np.zeros((len(boxes), 2, 3))
+  maps[:, 0, 0] = maps[:, 1, 1] = (boxes[:, 2] - boxes[:, 0]) / size
+  maps[:, :, 2] = boxes[:, :2]
+  return maps
+
+
+def _scale(matrix: np.ndarray) -> float:
+  return math.sqrt(abs(np.linalg.det(matrix[:, :2])))
+
+
+def _moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+  """Points [..., 2] mapped by f64[2, 3]."""
+  return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def _moved_boxes(matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+  """Boxes f64[n, 4] mapped by a similarity; they stay upright."""
+  centre = _moved(matrix, (boxes[:, :2] + boxes[:, 2:]) / 2)
+  half = _scale(matrix) * (boxes[:, 2:] - boxes[:, :2]) / 2
+  return np.hstack([centre - half, centre + half])
+
+
+def _propose(pixels: np.ndarray, min_face: float) -> np.ndarray:
+  """Square boxes f64[n, 4] that may hold faces."""
   image, scale = Image.fromarray(pixels), _CELL / min_face
   boxes, scores = [np.zeros((0, 4))], [np.zeros(0, np.float32)]
   while min(image.size) * scale >= _CELL:
@@ -147,17 +237,7 @@ def _propose(
     scale *= _PYRAMID_FACTOR
   every, score = np.concatenate(boxes), np.concatenate(scores)
   kept = _suppress(every, score, 0.7)
-  return _squares(every[kept]), score[kept]
-
-
-def _patches(pixels: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
-  """Square boxes cut out: uint8[n, size, size, 3]."""
-  patches = np.empty((len(boxes), size, size, 3), np.uint8)
-  for (left, top, right, _), patch in zip(boxes, patches, strict=True):
-    scale = (right - left) / size
-    matrix = np.array([[scale, 0, left], [0, scale, top]])
-    patch[:] = warp(pixels, matrix, size)
-  return patches
+  return _squares(every[kept])
 
 
 @functools.cache
@@ -272,17 +352,3 @@ def _rotation(
   linear = np.array([[cos, -sin], [sin, cos]])
   offset = np.array(size) / 2 - linear @ (np.array(turned) / 2)
   return np.hstack([linear, offset[:, None]])
-
-
-def _moved(face: Face, matrix: np.ndarray, factor: float) -> Face:
-  """A face after an affine map and a change of scale; the box stays upright."""
-  box = np.array(face.box).reshape(2, 2)
-  half = (box[1] - box[0]) / 2
-  centre = factor * (matrix[:, :2] @ box.mean(axis=0) + matrix[:, 2])
-  points = factor * (face.landmarks @ matrix[:, :2].T + matrix[:, 2])
-  half = factor * half
-  return Face(
-    tuple(map(float, (*(centre - half), *(centre + half)))),
-    face.score,
-    points.astype(np.float32),
-  )
