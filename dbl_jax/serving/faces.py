@@ -46,7 +46,7 @@ class Face:
       mouth; of each pair the left one in the photo is first.
   """
 
-  box: tuple[float, float, float, float]
+  box: tuple[float, ...]
   score: float
   landmarks: np.ndarray
 
@@ -146,7 +146,7 @@ def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 # Boxes f64[n, 4], scores f32[n], landmarks f64[n, 5, 2].
-_Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+_Found = tuple[np.ndarray, ...]
 
 
 def _cascade(pixels: np.ndarray, min_face: float) -> _Found:
@@ -185,16 +185,6 @@ def _refine(name: str, pixels: np.ndarray, maps: np.ndarray) -> _Found:
   )
 
 
-def _kept(
-  found: _Found, threshold: float, overlap: float, nested: bool
-) -> _Found:
-  """Faces with a score above the threshold, each once."""
-  boxes, scores, points = found
-  sure = np.flatnonzero(scores > threshold)
-  sure = sure[_suppress(boxes[sure], scores[sure], overlap, nested)]
-  return boxes[sure], scores[sure], points[sure]
-
-
 def _crops(boxes: np.ndarray, size: int) -> np.ndarray:
   """Maps from a square of a size to each square box: f64[n, 2, 3]."""
   maps = np.zeros((len(boxes), 2, 3))
@@ -222,22 +212,19 @@ def _moved_boxes(matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 def _propose(pixels: np.ndarray, min_face: float) -> np.ndarray:
   """Square boxes f64[n, 4] that may hold faces."""
   image, scale = Image.fromarray(pixels), _CELL / min_face
-  boxes, scores = [np.zeros((0, 4))], [np.zeros(0, np.float32)]
+  levels: list[_Found] = [(np.zeros((0, 4)), np.zeros(0))]
   while min(image.size) * scale >= _CELL:
     size = [round(side * scale) for side in image.size]
     level = np.asarray(image.resize(size, _BILINEAR, reducing_gap=2.0))
     outputs = _run("pnet", level[None])[0]
-    found = _sigmoid(outputs[..., 0])
-    y, x = np.nonzero(found > _THRESHOLDS["pnet"])
-    corner = _STRIDE * np.stack([x, y, x, y], axis=1)
-    corner = corner + [0, 0, _CELL, _CELL] + _CELL * outputs[y, x, 1:5]
-    kept = _suppress(corner, found[y, x], 0.5)
-    boxes.append(corner[kept] / scale)
-    scores.append(found[y, x][kept])
+    scores = _sigmoid(outputs[..., 0])
+    y, x = np.nonzero(scores > _THRESHOLDS["pnet"])
+    boxes = _STRIDE * np.stack([x, y, x, y], axis=1)
+    boxes = boxes + [0, 0, _CELL, _CELL] + _CELL * outputs[y, x, 1:5]
+    levels.append(_kept((boxes / scale, scores[y, x]), 0, 0.5, nested=False))
     scale *= _PYRAMID_FACTOR
-  every, score = np.concatenate(boxes), np.concatenate(scores)
-  kept = _suppress(every, score, 0.7)
-  return _squares(every[kept])
+  every = tuple(map(np.concatenate, zip(*levels, strict=True)))
+  return _squares(_kept(every, 0, 0.7, nested=False)[0])
 
 
 @functools.cache
@@ -301,36 +288,36 @@ def _max_pool(x: np.ndarray, side: int) -> np.ndarray:
   )
 
 
-def _suppress(
-  boxes: np.ndarray, scores: np.ndarray, overlap: float, nested: bool = False
-) -> np.ndarray:
-  """Non-maximum suppression.
+def _kept(
+  found: tuple[np.ndarray, ...], threshold: float, overlap: float, nested: bool
+) -> tuple[np.ndarray, ...]:
+  """Non-maximum suppression of boxes with a score above a threshold.
 
   Args:
-    boxes: f64[n, 4].
-    scores: f32[n].
-    overlap: two boxes whose intersection exceeds this part of their union are
-      of the same face, and the one with the lower score is left out.
+    found: boxes f64[n, 4], scores f32[n] and any others [n, ...].
+    threshold: least score.
+    overlap: of two boxes whose intersection exceeds this part of their union,
+      the one with the lower score is left out.
     nested: the part is that of the smaller box instead.
 
   Returns:
-    Indices of the boxes that remain, by descending score.
+    The rows that remain, by descending score.
   """
+  boxes, scores = found[:2]
   areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
   order, kept = np.argsort(-scores, kind="stable"), []
+  order = order[scores[order] > threshold]
   while len(order):
     first, rest = order[0], order[1:]
     kept.append(first)
     low = np.maximum(boxes[first, :2], boxes[rest, :2])
     high = np.minimum(boxes[first, 2:], boxes[rest, 2:])
     common = np.maximum(high - low, 0).prod(axis=1)
-    whole = (
-      np.minimum(areas[first], areas[rest])
-      if nested
-      else areas[first] + areas[rest] - common
-    )
+    whole = areas[first] + areas[rest] - common
+    if nested:
+      whole = np.minimum(areas[first], areas[rest])
     order = rest[common <= overlap * whole]
-  return np.array(kept, int)
+  return tuple(part[np.array(kept, int)] for part in found)
 
 
 def _squares(boxes: np.ndarray) -> np.ndarray:

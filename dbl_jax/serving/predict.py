@@ -28,14 +28,13 @@ from dbl_jax.training import checkpoint
 
 logger = logging.getLogger(__name__)
 
-ALIGNMENTS = ("auto", "face", "none")
 NOTES = ALIGNED, WHOLE, NO_FACE = "aligned", "whole picture", "no face found"
 _TEMPLATE_FILE = "template.json"
 # Photos whose faces are classified together, and faces in a full batch.
 _CHUNK, _BATCH = 64, 32
 # A picture is a crop already if it is nearly square, and either its landmarks
 # are this close to the template (in its side), or it is small, in pixels.
-_NEAR, _SQUARE, _SMALL = 0.08, 1.1, 256
+_NEAR, _SQUARE, _SMALL = 0.12, 1.1, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,40 +97,38 @@ class Predictor:
   ) -> list[tuple[Prediction, np.ndarray | None]]:
     """The faces of a photo, each with what the model is to classify."""
     try:
-      data = photo.read()
-      found = self._crops(data, photo.origin)
+      found = self._crops(photo.read(), photo.origin)
     except UserError as error:
       return [(Prediction(photo.origin, str(error)), None)]
     return [
-      (Prediction(photo.origin, note, box), self._as_trained(crop))
-      for note, box, crop in found
+      (
+        Prediction(photo.origin, ALIGNED if box else WHOLE, box),
+        self._as_trained(crop),
+      )
+      for box, crop in found
     ] or [(Prediction(photo.origin, NO_FACE), None)]
 
   def _crops(
     self, data: bytes, origin: str
-  ) -> list[tuple[str, tuple[float, ...] | None, np.ndarray]]:
-    size = self.image_size
-    if self.template is None:
-      return [(WHOLE, None, images.decode(data, size, origin))]
+  ) -> list[tuple[tuple[float, ...] | None, np.ndarray]]:
+    """Box and crop of each face, or None and the whole picture."""
+    size, template = self.image_size, self.template
+    if template is None:
+      return [(None, images.decode(data, size, origin))]
     with images.opened(data, origin) as image:
       photo = images.to_rgb(image, origin)
     found = faces.detect(photo)
-    if _is_crop(photo, found, self.template):
-      return [(WHOLE, None, images.decode(data, size, origin))]
+    if _is_crop(photo, found, template):
+      return [(None, images.decode(data, size, origin))]
     pixels = np.asarray(photo)
     return [
-      (
-        ALIGNED,
-        face.box,
-        alignment.align(pixels, face.landmarks, self.template, size),
-      )
+      (face.box, alignment.align(pixels, face.landmarks, template, size))
       for face in found
     ]
 
   def _as_trained(self, crop: np.ndarray) -> np.ndarray:
     if self.grey:
-      grey = Image.fromarray(crop).convert("L")
-      crop = np.asarray(grey.convert("RGB"))
+      crop = np.asarray(Image.fromarray(crop).convert("L").convert("RGB"))
     if self.region != "face":
       crop = regions.crop(crop[None], self.region)[0]
     return crop
@@ -356,7 +353,9 @@ def rows(
       "photo": one.photo,
       "note": one.note,
       "box": None if one.box is None else [round(edge, 1) for edge in one.box],
-      "label": None if one.scores is None else class_names[one.scores.argmax()],
+      "label": None
+      if one.scores is None
+      else class_names[int(one.scores.argmax())],
       values: None
       if one.scores is None
       else {
