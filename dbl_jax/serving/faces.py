@@ -56,8 +56,8 @@ def detect(
 ) -> list[Face]:
   """Finds faces.
 
-  The search runs on a copy whose sides are from 160 to 1280 pixels. While
-  there is no face, the photo is turned.
+  The search runs on a copy that is at most 1280 pixels long, and at least 160
+  high and wide where that allows it. While there is no face, it is turned.
 
   Args:
     photo: RGB.
@@ -67,8 +67,8 @@ def detect(
   Returns:
     The faces by descending height.
   """
-  shrink = max(1, max(photo.size) / _LONGEST)
-  shrink = min(shrink, min(photo.size) / _SHORTEST)
+  enlarged = min(1, min(photo.size) / _SHORTEST)
+  shrink = max(enlarged, max(photo.size) / _LONGEST)
   size = [max(1, round(side / shrink)) for side in photo.size]
   small = photo.resize(size, _BILINEAR, reducing_gap=2.0)
   small = ImageOps.expand(small, _BORDER)
