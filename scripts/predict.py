@@ -77,7 +77,9 @@ def main(argv: Sequence[str]) -> None:
 def _line(one: Any, class_names: Sequence[str], calibrated: bool) -> str:
   """A line of text for a prediction."""
   if one.scores is None:
-    return f"{one.photo}: {one.note}"
+    # An error names the photo itself.
+    named = one.note.startswith(one.photo)
+    return one.note if named else f"{one.photo}: {one.note}"
   best = one.scores.argmax()
   score = f"{one.scores[best]:.0%}" if calibrated else f"{one.scores[best]:.3g}"
   where = one.note
