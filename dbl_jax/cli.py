@@ -87,11 +87,15 @@ def printable(text: str, keep: str = "") -> str:
   )
 
 
-def parse_flags(argv: Sequence[str]) -> None:
+def parse_flags(argv: Sequence[str], positional: bool = False) -> Sequence[str]:
   """Parses the command line; --help and --help=SECTION print and exit.
 
   Args:
     argv: program name and flags.
+    positional: whether arguments that are no flags are allowed.
+
+  Returns:
+    The arguments that are no flags.
 
   Raises:
     UserError: an unknown flag, field or file, or a value of the wrong type.
@@ -116,10 +120,11 @@ def parse_flags(argv: Sequence[str]) -> None:
     raise UserError(f"{_message(error)}. See --help.") from error
   except (AttributeError, KeyError) as error:
     raise UserError(_unknown_field(argv)) from error
-  if len(rest) > 1:
+  if len(rest) > 1 and not positional:
     raise UserError(
       f"Unexpected argument {rest[1]!r}: flags are given as --name=value."
     )
+  return rest[1:]
 
 
 def _check_path(argument: str) -> None:

@@ -1,0 +1,388 @@
+"""Predictions for photos: find faces, align them as in training, classify."""
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from dbl_jax import evaluate
+from dbl_jax.data import regions, sources
+from dbl_jax.data.datasets import Dataset
+from dbl_jax.data.formats import image_folder, images, stored
+from dbl_jax.data.formats.stored import StoredFile
+from dbl_jax.errors import UserError
+from dbl_jax.evaluation import predictors
+from dbl_jax.models.model import HEADS
+from dbl_jax.runtime import files
+from dbl_jax.serving import alignment, faces
+from dbl_jax.training import checkpoint
+
+logger = logging.getLogger(__name__)
+
+NOTES = ALIGNED, WHOLE, NO_FACE = "aligned", "whole picture", "no face found"
+_TEMPLATE_FILE = "template.json"
+# Photos whose faces are classified together, and faces in a full batch.
+_CHUNK, _BATCH = 64, 32
+# A picture is a crop already if it is nearly square, and either its landmarks
+# are this close to the template (in its side), or it is small, in pixels.
+_NEAR, _SQUARE, _SMALL = 0.12, 1.1, 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What is predicted for a face, or why nothing is.
+
+  Attributes:
+    photo: path of the photo.
+    note: 'aligned', 'whole picture', 'no face found', or the error.
+    box: left, top, right, bottom of the face in pixels of the upright photo;
+      None unless aligned.
+    scores: f32[C], None if nothing is predicted.
+  """
+
+  photo: str
+  note: str
+  box: tuple[float, ...] | None = None
+  scores: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+  """A trained model that reads photos. Made by `load`.
+
+  Attributes:
+    class_names: C names.
+    image_size: side in pixels of the model's input.
+    region: region of the face the model was trained on, see `data.regions`.
+    template: f64[5, 2], see `alignment.align`; None for data without faces.
+    grey: whether the model was trained on grey images.
+    calibrated: whether scores are probabilities.
+    classify: uint8[n, S, S, 3] -> scores f32[n, C].
+  """
+
+  class_names: tuple[str, ...]
+  image_size: int
+  region: str
+  template: np.ndarray | None
+  grey: bool
+  calibrated: bool
+  classify: Callable[[np.ndarray], np.ndarray]
+
+  def predict(self, photos: Sequence[StoredFile]) -> Iterator[Prediction]:
+    """Yields the predictions of photos, one for each face, in order.
+
+    A photo that cannot be read yields a prediction with the error as note.
+    """
+    for start in range(0, len(photos), _CHUNK):
+      chunk = photos[start : start + _CHUNK]
+      found = [f for part in images.in_threads(self._read, chunk) for f in part]
+      crops = [crop for _, crop in found if crop is not None]
+      scores = iter(self.classify(np.stack(crops)) if crops else ())
+      for prediction, crop in found:
+        if crop is not None:
+          prediction = dataclasses.replace(prediction, scores=next(scores))
+        yield prediction
+
+  def _read(
+    self, photo: StoredFile
+  ) -> list[tuple[Prediction, np.ndarray | None]]:
+    """The faces of a photo, each with what the model is to classify."""
+    try:
+      found = self._crops(photo.read(), photo.origin)
+    except UserError as error:
+      return [(Prediction(photo.origin, str(error)), None)]
+    return [
+      (
+        Prediction(photo.origin, ALIGNED if box else WHOLE, box),
+        self._as_trained(crop),
+      )
+      for box, crop in found
+    ] or [(Prediction(photo.origin, NO_FACE), None)]
+
+  def _crops(
+    self, data: bytes, origin: str
+  ) -> list[tuple[tuple[float, ...] | None, np.ndarray]]:
+    """Box and crop of each face, or None and the whole picture."""
+    size, template = self.image_size, self.template
+    if template is None:
+      return [(None, images.decode(data, size, origin))]
+    with images.opened(data, origin) as image:
+      photo = images.to_rgb(image, origin)
+    found = faces.detect(photo)
+    if _is_crop(photo, found, template):
+      return [(None, images.decode(data, size, origin))]
+    pixels = np.asarray(photo)
+    return [
+      (face.box, alignment.align(pixels, face.landmarks, template, size))
+      for face in found
+    ]
+
+  def _as_trained(self, crop: np.ndarray) -> np.ndarray:
+    if self.grey:
+      crop = np.asarray(Image.fromarray(crop).convert("L").convert("RGB"))
+    if self.region != "face":
+      crop = regions.crop(crop[None], self.region)[0]
+    return crop
+
+
+def _is_crop(
+  photo: Image.Image, found: Sequence[faces.Face], template: np.ndarray
+) -> bool:
+  """Whether a picture shows one face only, cut out as in training."""
+  if max(photo.size) > _SQUARE * min(photo.size):
+    return False
+  if not found:
+    return max(photo.size) <= _SMALL
+  apart = found[0].landmarks / photo.size - template
+  return bool(np.linalg.norm(apart, axis=1).mean() < _NEAR)
+
+
+def find(arguments: Iterable[str]) -> list[StoredFile]:
+  """Finds the photos that a command line names.
+
+  Args:
+    arguments: photos, folders or zips of photos, and patterns such as
+      'photos/*.jpg'.
+
+  Returns:
+    The photos, those of a folder sorted.
+
+  Raises:
+    UserError: if there is no such photo.
+  """
+  found: list[StoredFile] = []
+  for argument in arguments:
+    path = Path(argument).expanduser()
+    if path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file()):
+      tree = stored.open_tree(path, "expected photos")
+      inside = [f for name, f in tree.items() if image_folder.is_image(name)]
+    elif path.is_file():
+      inside = [stored.of_path(path)]
+    else:
+      parent = Path(path.anchor or ".")
+      pattern = str(path.relative_to(path.anchor))
+      matches = sorted(parent.glob(pattern)) if path.name else []
+      inside = [stored.of_path(match) for match in matches if match.is_file()]
+    if not inside:
+      raise UserError(
+        f"{argument}: no photo found. Expected a photo, a folder or zip with"
+        " photos, or a pattern such as 'photos/*.jpg'."
+      )
+    found += inside
+  return found
+
+
+def load(
+  workdir: Path | str, predictor: str | None = None, align: str = "auto"
+) -> Predictor:
+  """Loads the model of a run, to read photos.
+
+  The template of the alignment is computed from the training images when a run
+  is loaded for the first time, and stored in its workdir.
+
+  Args:
+    workdir: workdir of the run.
+    predictor: replaces the predictor in the config; None leaves it. All but
+      'head' need the run's data.
+    align: 'face', 'none', or 'auto': faces are searched for if the training
+      images show faces.
+
+  Returns:
+    The predictor.
+
+  Raises:
+    UserError: if there is no model, it is no classifier, or its predictor
+      needs data that are not there.
+  """
+  workdir = Path(workdir).expanduser()
+  loaded = evaluate.load(workdir, predictor)
+  phase = loaded.config[loaded.phase]
+  if phase.predictor in predictors.OF_LOGITS and (
+    "logits" not in HEADS[phase.head.name].gives
+  ):
+    raise UserError(
+      f"The run has the head {phase.head.name!r}, which is no classifier. Use"
+      " --predictor=knn, or train one on its encoder with"
+      " configs/classifier.py and --config.init_from."
+    )
+  template, grey = _template(workdir, loaded)
+  if align == "none":
+    template = None
+  elif align == "face" and template is None:
+    template = alignment.FALLBACK
+  fitted = _fit(loaded)
+  calibrated = fitted.name in predictors.CALIBRATED
+  forward = _make_forward(loaded)
+
+  def classify(crops: np.ndarray) -> np.ndarray:
+    scores = fitted.scores(*forward(crops))
+    return _softmax(scores) if calibrated else scores
+
+  return Predictor(
+    loaded.class_names,
+    loaded.config.data.image_size,
+    loaded.config.data.get("region", "face"),
+    template,
+    grey,
+    calibrated,
+    classify,
+  )
+
+
+def _make_forward(
+  loaded: evaluate.LoadedModel,
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+  """The forward pass with weights as constants of the compiled program.
+
+  On CPU kernels are then transformed once, not at every call.
+  """
+  step = jax.jit(lambda crops: loaded.eval_step(loaded.variables, crops))
+
+  def forward(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Two shapes, since each is compiled.
+    size = 1 if len(crops) < _BATCH // 2 else _BATCH
+    padding = ((0, -len(crops) % size), (0, 0), (0, 0), (0, 0))
+    batches = np.pad(crops, padding).reshape(-1, size, *crops.shape[1:])
+    parts = [jax.device_get(step(jnp.asarray(batch))) for batch in batches]
+    features, outputs = map(np.concatenate, zip(*parts, strict=True))
+    return features[: len(crops)], outputs[: len(crops)]
+
+  return forward
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+  powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+  return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _fit(loaded: evaluate.LoadedModel) -> predictors.FittedPredictor:
+  """Fits the run's predictor; only 'head' does without the data."""
+  name, count = loaded.config[loaded.phase].predictor, len(loaded.class_names)
+  if name == "head":
+    return predictors.FittedPredictor(
+      lambda features, outputs: outputs[:, -count:], name=name
+    )
+  dataset = sources.load(loaded.config.data)
+  if not checkpoint.same_images(loaded.meta, dataset.fingerprint):
+    raise UserError(
+      f"predictor={name!r} is fitted on the training images, but other images"
+      " are there now. Restore them, or use --predictor=head."
+    )
+  context = evaluate.fit_context(
+    loaded.eval_step, loaded.variables, dataset, loaded.mesh
+  )
+  return predictors.fit(name, context)
+
+
+def _template(
+  workdir: Path, loaded: evaluate.LoadedModel
+) -> tuple[np.ndarray | None, bool]:
+  """Template of a run's training images, and whether they are grey."""
+  path = workdir / _TEMPLATE_FILE
+  try:
+    found = json.loads(path.read_bytes())
+    landmarks = found["landmarks"]
+    template = None if landmarks is None else np.reshape(landmarks, (5, 2))
+    return template, bool(found["grey"])
+  except FileNotFoundError:
+    pass
+  except (ValueError, TypeError, KeyError):
+    logger.warning("%s is damaged; it is computed anew.", path)
+  dataset = _training_faces(loaded)
+  if dataset is None:
+    return alignment.FALLBACK, False
+  train = dataset.splits["train"].images
+  logger.info("Finding the faces in training images, once for this run")
+  template = alignment.template_of(train)
+  grey = bool((train.min(axis=-1) == train.max(axis=-1)).all())
+  found = {
+    "landmarks": None if template is None else template.round(4).tolist(),
+    "grey": grey,
+  }
+  try:
+    files.write(path, json.dumps(found).encode())
+  except OSError as error:
+    logger.warning("%s cannot be written (%s).", path, error.strerror)
+  return template, grey
+
+
+def _training_faces(loaded: evaluate.LoadedModel) -> Dataset | None:
+  """The run's data as whole faces, or None with a warning."""
+  options = loaded.config.data.copy_and_resolve_references()
+  with options.unlocked():
+    options.region = "face"
+  try:
+    return sources.load(options)
+  except UserError as error:
+    logger.warning(
+      "The run's training images cannot be read, so faces are aligned as in"
+      " RAF-DB; use --align=none for a model of other things. (%s)",
+      error,
+    )
+    return None
+
+
+def rows(
+  predictions: Iterable[Prediction],
+  class_names: Sequence[str],
+  calibrated: bool,
+) -> list[dict[str, Any]]:
+  """Predictions as plain values.
+
+  Args:
+    predictions: the predictions.
+    class_names: C names.
+    calibrated: whether their scores are probabilities.
+
+  Returns:
+    For each 'photo', 'note', 'box', 'label' and 'probabilities' or 'scores' by
+    class; None where there is none.
+  """
+  values = "probabilities" if calibrated else "scores"
+  return [
+    {
+      "photo": one.photo,
+      "note": one.note,
+      "box": None if one.box is None else [round(edge, 1) for edge in one.box],
+      "label": None
+      if one.scores is None
+      else class_names[int(one.scores.argmax())],
+      values: None
+      if one.scores is None
+      else {
+        name: round(float(score), 6)
+        for name, score in zip(class_names, one.scores, strict=True)
+      },
+    }
+    for one in predictions
+  ]
+
+
+def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
+  """Writes rows as JSON or, by the file's name, CSV with a column a class."""
+  if path.suffix.lower() == ".json":
+    content = json.dumps(table, indent=1, ensure_ascii=False)
+  else:
+    flat = []
+    for row in table:
+      *plain, values = row
+      edges = row["box"] or [None] * 4
+      box = dict(zip(("left", "top", "right", "bottom"), edges, strict=True))
+      cells = {name: row[name] for name in plain if name != "box"}
+      flat.append(cells | box | (row[values] or {}))
+    columns = dict.fromkeys(name for row in flat for name in row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows(flat)
+    content = text.getvalue()
+  files.write(path, content.encode("utf-8", "backslashreplace"))

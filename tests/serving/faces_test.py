@@ -1,0 +1,105 @@
+"""Face detection and alignment, on drawn faces."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dbl_jax.data import synthetic
+from dbl_jax.serving import alignment, faces
+
+# Outputs of the package mtcnn 1.0.0 for the images below.
+REFERENCE = Path(__file__).with_name("mtcnn_reference.npz")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+  return synthetic.make_split("test", 8, 96, 1)[0]
+
+
+@pytest.mark.parametrize(
+  ("name", "size"), [("pnet", 17), ("rnet", 24), ("onet", 48)]
+)
+def test_networks_are_those_of_the_reference(name, size):
+  shape = (2, size, size, 3)
+  images = np.random.default_rng(size).integers(0, 256, shape, np.uint8)
+  with np.load(REFERENCE) as reference:
+    expected = reference[name]
+  found = faces._run(name, images).reshape(expected.shape)
+  found[..., 0] = 1 / (1 + np.exp(-found[..., 0]))
+  # Weights are stored in half precision.
+  np.testing.assert_allclose(found, expected, atol=3e-3)
+
+
+def paste(images, angles, size=(640, 480), side=140):
+  """A grey photo with faces in a row, and the centre of each."""
+  photo = Image.new("RGB", size, (120, 120, 120))
+  centres = []
+  for i, (image, angle) in enumerate(zip(images, angles, strict=True)):
+    face = Image.fromarray(image).resize((side, side))
+    mask = Image.new("L", face.size, 255).rotate(angle, expand=True)
+    face = face.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    corner = (20 + 205 * i, 60 + 90 * i)
+    photo.paste(face, corner, mask)
+    centres.append(np.add(corner, np.divide(face.size, 2)))
+  return photo, np.array(centres)
+
+
+def test_finds_every_face_where_it_is(drawn):
+  photo, centres = paste(drawn[:3], (-15, 0, 15))
+  found = sorted(faces.detect(photo), key=lambda face: face.box[0])
+  assert len(found) == 3
+  for face, centre in zip(found, centres, strict=True):
+    left, top, right, bottom = face.box
+    assert left < centre[0] < right
+    assert top < centre[1] < bottom
+    eyes, mouth = face.landmarks[:2], face.landmarks[3:]
+    assert eyes[0, 0] < eyes[1, 0]
+    assert eyes[:, 1].max() < mouth[:, 1].min()
+
+
+@pytest.mark.parametrize("angle", [25, 60, -90])
+def test_landmarks_turn_with_the_photo(drawn, angle):
+  upright = faces.detect(paste(drawn[:1], [0], (240, 240))[0])[0].landmarks
+  photo = paste(drawn[:1], [0], (240, 240))[0]
+  turned = photo.rotate(angle, Image.Resampling.BICUBIC, fillcolor=(120,) * 3)
+  (face,) = faces.detect(turned)
+  radians = np.deg2rad(angle)
+  rotation = np.array(
+    [[np.cos(radians), np.sin(radians)], [-np.sin(radians), np.cos(radians)]]
+  )
+  expected = (upright - 120) @ rotation.T + 120
+  eye_distance = np.linalg.norm(upright[0] - upright[1])
+  errors = np.linalg.norm(face.landmarks - expected, axis=1) / eye_distance
+  assert errors.mean() < 0.1
+
+
+def test_no_face_in_pictures_without_one():
+  noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+  for photo in (
+    Image.new("RGB", (300, 20)),
+    Image.new("RGB", (1, 1)),
+    Image.fromarray(noise).resize((320, 240)),
+  ):
+    assert faces.detect(photo) == []
+
+
+def test_alignment_brings_landmarks_onto_the_template(drawn):
+  template = alignment.template_of(drawn)
+  photo, _ = paste(drawn[:3], (-20, 0, 20))
+  for face in faces.detect(photo):
+    aligned = alignment.align(np.asarray(photo), face.landmarks, template, 96)
+    again = faces.detect(Image.fromarray(aligned))[0].landmarks / 96
+    assert np.linalg.norm(again - template, axis=1).mean() < 0.05
+
+
+def test_no_template_of_images_without_faces():
+  assert alignment.template_of(np.zeros((3, 32, 32, 3), np.uint8)) is None
+
+
+def test_similarity_is_the_map_of_the_points():
+  points = np.random.default_rng(0).normal(size=(5, 2))
+  expected = np.array([[0.6, -0.8, 3.0], [0.8, 0.6, -2.0]]) * 1.5
+  targets = points @ expected[:, :2].T + expected[:, 2]
+  np.testing.assert_allclose(faces.similarity(points, targets), expected)

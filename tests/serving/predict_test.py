@@ -1,0 +1,165 @@
+"""scripts/predict.py, from photos to tables and pictures."""
+
+import csv
+import dataclasses
+import io
+import json
+
+import jax
+import mains
+import numpy as np
+import pytest
+from PIL import Image
+
+import tiny
+from dbl_jax import config as configs
+from dbl_jax import evaluate, train
+from dbl_jax.data import sources, synthetic
+from dbl_jax.serving import alignment, predict
+
+NAMES = ("dark", "middle", "light")
+
+
+@pytest.fixture(scope="module")
+def faces():
+  return synthetic.make_split("test", 12, 96, 1)[0]
+
+
+@pytest.fixture
+def model(faces, monkeypatch):
+  """A predictor in place of a run: probabilities by the mean of the pixels."""
+
+  def classify(crops):
+    light = crops.mean(axis=(1, 2, 3)) / 255
+    return np.stack([(1 - light) / 2, light * 0 + 0.5, light / 2], axis=1)
+
+  template = alignment.template_of(faces)
+  made = predict.Predictor(NAMES, 48, "face", template, False, True, classify)
+
+  def load(workdir, predictor, align):
+    none = align == "none"
+    return dataclasses.replace(made, template=None if none else template)
+
+  monkeypatch.setattr(predict, "load", load)
+  return made
+
+
+def call(*arguments):
+  return mains.run("predict", ["--workdir=run", *map(str, arguments)])
+
+
+@pytest.fixture
+def photos(tmp_path, faces):
+  """Photos of all kinds of the same face, in a folder."""
+  folder = tmp_path / "photos"
+  folder.mkdir()
+  face = Image.fromarray(faces[1]).resize((160, 160))
+  photo = Image.new("RGB", (400, 300), (120, 120, 120))
+  photo.paste(face, (40, 70))
+  photo.save(folder / "one.png")
+  two = photo.copy()
+  two.paste(face.resize((130, 130)), (240, 40))
+  two.save(folder / "two.png")
+  photo.convert("L").save(folder / "grey.png")
+  photo.convert("RGBA").save(folder / "alpha.png")
+  deep = np.asarray(photo.convert("L")).astype(np.uint16) * 257
+  Image.fromarray(deep).save(folder / "sixteen.png")
+  exif = Image.Exif()
+  exif[0x0112] = 6  # to be turned clockwise
+  photo.rotate(90, expand=True).save(folder / "exif.jpg", exif=exif, quality=95)
+  Image.new("RGB", (300, 200)).save(folder / "nobody.png")
+  (folder / "damaged.jpg").write_bytes((folder / "exif.jpg").read_bytes()[:900])
+  (folder / "notes.txt").write_text("no photo")
+  return folder
+
+
+def test_every_kind_of_photo(model, photos, tmp_path):
+  done = call(photos, f"--out={tmp_path}/t.json", f"--draw={tmp_path}/d")
+  assert done.status == 2
+  assert "1 of 8 photos could not be read" in done.err
+  rows = json.loads((tmp_path / "t.json").read_text())
+  notes = {}
+  for row in rows:
+    notes.setdefault(row["photo"].rsplit("/", 1)[-1], []).append(row["note"])
+  assert "damaged or cut off" in notes.pop("damaged.jpg")[0]
+  assert notes.pop("nobody.png") == ["no face found"]
+  assert notes.pop("two.png") == ["aligned"] * 2
+  assert notes == {
+    f"{name}": ["aligned"]
+    for name in ("alpha.png", "exif.jpg", "grey.png", "one.png", "sixteen.png")
+  }
+  found = {row["photo"].rsplit("/", 1)[-1]: row for row in rows}
+  for name in ("alpha.png", "exif.jpg"):
+    np.testing.assert_allclose(
+      found[name]["box"], found["one.png"]["box"], atol=6
+    )
+  probabilities = found["one.png"]["probabilities"]
+  assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
+  assert found["one.png"]["label"] == max(probabilities, key=probabilities.get)
+  drawn = {path.name for path in (tmp_path / "d").iterdir()}
+  assert {"one.jpg", "two.jpg"} <= drawn
+  assert "nobody.jpg" not in drawn
+
+
+def test_a_crop_is_used_as_it_is(model, faces, tmp_path):
+  small = [Image.fromarray(f).resize((48, 48), Image.BILINEAR) for f in faces]
+  for i, image in enumerate(small):
+    image.save(tmp_path / f"{i:02d}.png")
+  expected = model.classify(np.stack([np.asarray(image) for image in small]))
+  for flags in (["--align=none"], []):
+    out = tmp_path / "t.csv"
+    done = call(f"{tmp_path}/*.png", f"--out={out}", *flags)
+    assert done.status == 0, done.err
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    whole = [row["note"] == "whole picture" for row in rows]
+    assert sum(whole) >= (12 if flags else 9)
+    found = [[float(row[name]) for name in NAMES] for row in rows]
+    np.testing.assert_allclose(
+      np.array(found)[whole], expected[whole], atol=1e-5
+    )
+    assert {row["label"] for row in rows} == {"middle"}
+
+
+def test_a_run_is_loaded_with_its_template(tmp_path):
+  config = tiny.get_config()
+  del config.pretrain
+  config.classify = configs.supervised()
+  config.classify.update(epochs=1, batch_size=16)
+  config.data.update(num_train=70, num_test=14, cache_dir=str(tmp_path / "c"))
+  config = configs.resolve(config)
+  mesh = train.sharding.make_mesh(jax.devices()[:1])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train.sharding, "make_mesh", lambda: mesh)
+    train.train_and_evaluate(config, tmp_path / "run")
+    images = sources.load(config.data).splits["test"].images
+    expected = evaluate.load(tmp_path / "run").predict(images)
+    made = predict.load(tmp_path / "run", align="none")
+    np.testing.assert_allclose(made.classify(images), expected, atol=1e-5)
+    assert predict.load(tmp_path / "run", "knn").classify(images).shape == (
+      14,
+      7,
+    )
+  stored = tmp_path / "run" / "template.json"
+  before = json.loads(stored.read_text())
+  assert before["grey"] is False
+  stored.write_text("{")  # damaged: computed anew
+  predict.load(tmp_path / "run")
+  assert json.loads(stored.read_text()) == before
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ([], "Which run, and which photos"),
+    (["nowhere.jpg"], "nowhere.jpg: no photo found"),
+    (["."], "no photo found"),
+    (["--out=x.txt", "one.png"], "ends in .csv or .json"),
+  ],
+)
+def test_commands_that_cannot_be_done(
+  model, arguments, message, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  done = call(*arguments)
+  assert done.status == 2
+  assert message in done.err
