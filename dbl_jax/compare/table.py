@@ -177,13 +177,18 @@ def _gains(
   group: Sequence[RunResult], base: Sequence[RunResult], draws: int
 ) -> tuple[Gain, Gain]:
   """The gains of a system over the reference."""
-  return statistics.paired_bootstrap(
+  gains = statistics.paired_bootstrap(
     group[0].predictions.labels,
     np.stack([guesses(result) for result in group]),
     np.stack([guesses(result) for result in base]),
     draws,
     a_seeds=[result.seed for result in group],
     b_seeds=[result.seed for result in base],
+  )
+  if min(len(group), len(base)) > 1:
+    return gains
+  return Gain(gains[0].difference, None, None, None), Gain(
+    gains[1].difference, None, None, None
   )
 
 
@@ -375,16 +380,17 @@ def _gain_table(rows: Sequence[SystemRow]) -> _Table:
     texts = [_interval(gain) if gain else "reference" for gain in gains]
     values = [_percent(gain.difference, 2) if gain else 0.0 for gain in gains]
     columns.append(_column(heading, texts, values))
-    columns.append(
-      _column("p", [_p(gain.p) if gain else DASH for gain in gains])
-    )
+    p = statistics.holm([gain and gain.p for gain in gains])
+    columns.append(_column("p", list(map(_p, p))))
   reference = next(title(row.system) for row in rows if row.gains is None)
   return (
     f"Difference to {one_line(reference, 40)} (points)",
     columns,
     "With 95% intervals and two-sided p by a paired bootstrap over images "
-    "within classes and over seeds. p is not adjusted for the number of "
-    "systems, and few seeds understate how much training varies.",
+    "within classes and over seeds; none for a system with one seed, which "
+    "does not show how much runs differ. p is adjusted for the "
+    f"{len(rows) - 1} comparisons of its column (Holm); intervals and "
+    "table.csv are not.",
   )
 
 
@@ -419,13 +425,14 @@ def _percents(
 
 def _interval(gain: Gain) -> str:
   """In points, such as '+1.01 (−0.52 to 2.54)'."""
-  lower, upper = (f"{100 * limit:.2f}" for limit in (gain.lower, gain.upper))
-  text = f"{100 * gain.difference:+.2f} ({lower} to {upper})"
+  text = f"{100 * gain.difference:+.2f}"
+  if gain.lower is not None and gain.upper is not None:
+    text += f" ({100 * gain.lower:.2f} to {100 * gain.upper:.2f})"
   return text.replace("-", "−")
 
 
-def _p(p: float) -> str:
-  return "<0.001" if p < 0.001 else f"{p:.3f}"
+def _p(p: float | None) -> str:
+  return DASH if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _paper(system: str) -> tuple[float | None, float | None]:

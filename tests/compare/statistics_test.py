@@ -125,6 +125,19 @@ def test_bootstrap_against_a_literal_loop_over_images_and_seeds():
     np.where(0.9 * hard + 0.1 * rng.random((3, 73)) < share, labels, wrong)
     for share, wrong in ((0.8, (labels + 1) % 3), (0.6, (labels + 2) % 3))
   )
+
+  def run_gain(metric, image):
+    truth = labels[image]
+    return np.array(
+      [
+        metric(truth, a[s, image]) - metric(truth, b[s, image])
+        for s in range(3)
+      ]
+    )
+
+  def scaled(gains, seeds):
+    return gains.mean() + (3 / 2) ** 0.5 * (gains[seeds].mean() - gains.mean())
+
   rows = []
   for _ in range(2000):
     image = np.concatenate(
@@ -134,13 +147,13 @@ def test_bootstrap_against_a_literal_loop_over_images_and_seeds():
       ]
     )
     seeds = rng.integers(0, 3, 3)
-    truth = labels[image]
     rows.append(
       [
-        np.mean([_mean_class(truth, a[s, image]) for s in seeds])
-        - np.mean([_mean_class(truth, b[s, image]) for s in seeds]),
-        np.mean(a[seeds][:, image] == truth)
-        - np.mean(b[seeds][:, image] == truth),
+        scaled(run_gain(metric, image), seeds)
+        for metric in (
+          _mean_class,
+          lambda truth, guesses: np.mean(guesses == truth),
+        )
       ]
     )
   expected = np.quantile(rows, (0.025, 0.975), axis=0).T
@@ -168,6 +181,26 @@ def test_interval_is_that_of_paired_proportions():
   )
   z = mean / sd
   assert found[0].p == pytest.approx(math.erfc(z / 2**0.5), abs=0.004)
+
+
+def test_the_seeds_part_has_the_variance_of_a_mean_over_seeds():
+  # All images of a seed are right or wrong: nothing but seeds varies.
+  labels = _labels(50)
+  accuracies = np.array([0, 1, 1, 0, 1])
+  runs = np.where(accuracies[:, None], labels, 1)
+  gain, _ = statistics.paired_bootstrap(labels, runs, labels * np.ones((5, 1)))
+  rng = np.random.default_rng(0)
+  drawn = accuracies[rng.integers(0, 5, (10_000, 5))].mean(axis=1)
+  limits = 0.6 + (5 / 4) ** 0.5 * (np.quantile(drawn, (0.025, 0.975)) - 0.6)
+  assert gain[:3] == pytest.approx((0.6 - 1, *(limits - 1)))
+
+
+def test_holm_adjusts_for_the_number_of_comparisons():
+  assert statistics.holm([0.04, None, 0.01, 0.03]) == pytest.approx(
+    [0.06, None, 0.03, 0.06]
+  )
+  assert statistics.holm([0.9, 0.8]) == [1, 1]
+  assert statistics.holm([None]) == [None]
 
 
 def test_equal_systems_do_not_differ():
