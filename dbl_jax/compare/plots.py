@@ -75,10 +75,10 @@ def confusion_matrices(results: Sequence[RunResult]) -> bytes:
       axes.tick_params(labelbottom=i + columns >= len(groups))
       continue
     plots.draw_confusion(axes, confusion(group), side / len(names))
-    if i % columns == 0:
-      plots.name_rows(axes, names)
-    if i + columns >= len(groups):
-      plots.name_columns(axes, names, 45)
+    rows = names if i % columns == 0 else []
+    plots.name_classes(
+      axes, rows, names if i + columns >= len(groups) else [], 45
+    )
   kind = "class, by frequency rank" if many else "class"
   figure.text(
     0,

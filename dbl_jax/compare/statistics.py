@@ -15,15 +15,12 @@ MeanStd = tuple[float | None, float | None]
 
 
 class Gain(NamedTuple):
-  """A difference of accuracies (fractions), its 95% interval, two-sided p.
-
-  Interval and p are None where one seed does not show how much runs differ.
-  """
+  """A difference of accuracies (fractions), its 95% interval, two-sided p."""
 
   difference: float
-  lower: float | None
-  upper: float | None
-  p: float | None
+  lower: float
+  upper: float
+  p: float
 
 
 def mean_std(values: Sequence[float | None]) -> MeanStd:

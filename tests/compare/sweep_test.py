@@ -244,7 +244,7 @@ def test_a_region_is_compared_with_the_whole_face(cache, tmp_path):
   plan = sweep.plan(systems, [0], tmp_path)
   assert sweep.run(plan) == {}
   rows = make_rows(sweep.results(plan))
-  assert [row.system for row in rows] == ["basic", "regions:mouth"]
+  assert [row["system"] for row in rows] == ["basic", "regions:mouth"]
   trained_on = set(map(sweep._fingerprint, plan.values()))
   assert len(trained_on) == 2
 

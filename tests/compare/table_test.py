@@ -96,8 +96,13 @@ def _made(records, missing=(), form=table.as_markdown):
 def test_rows_follow_table_1_and_then_the_order_they_came():
   extra = [_record("ldam_drw", 0, (1, 1)), *_records()]
   rows = make_rows(extra)
-  assert [row.system for row in rows] == ["basic", "dbl", "ldam_drw", "mixup"]
-  assert [row.seeds for row in rows] == [(0, 1), (0, 1), (0,), (0,)]
+  assert [row["system"] for row in rows] == [
+    "basic",
+    "dbl",
+    "ldam_drw",
+    "mixup",
+  ]
+  assert [row["seeds"] for row in rows] == ["0 1", "0 1", "0", "0"]
   printed = [row[:3] for row in _tables(_made(extra))["Accuracy (%)"][2:]]
   assert printed[0] == ["Basic", "70.35", "81.68"]
   assert printed[2] == [r"ldam\_drw", "–", "–"]
@@ -106,40 +111,47 @@ def test_rows_follow_table_1_and_then_the_order_they_came():
 def test_a_row_by_hand():
   row = make_rows(_records(), cuts=(100, 20))[1]
   # Mean-class (.7 + 1)/2 and (.9 + 1)/2, overall 11/14 and 13/14.
-  assert row.mean_class == pytest.approx((0.9, 0.1 / 2**0.5))
-  assert row.overall == pytest.approx((12 / 14, 2 / 14 / 2**0.5))
-  assert row.recall["joy"] == pytest.approx((0.8, 0.2 / 2**0.5))
-  assert row.recall["fear"] == (1.0, 0.0)
-  assert row.tiers == {"many": pytest.approx(0.8), "medium": 1.0, "few": None}
-  assert row.seconds == 90
   confidence = 1 / (1 + np.exp(-3))
-  assert row.calibration_error == pytest.approx(
-    (abs(11 / 14 - confidence) + abs(13 / 14 - confidence)) / 2
-  )
+  expected = {
+    "mean_class_accuracy_percent": 90,
+    "mean_class_accuracy_sd_percent": 10 / 2**0.5,
+    "overall_accuracy_percent": 1200 / 14,
+    "overall_accuracy_sd_percent": 200 / 14 / 2**0.5,
+    "recall_percent: joy": 80,
+    "recall_sd_percent: joy": 20 / 2**0.5,
+    "recall_percent: fear": 100,
+    "recall_sd_percent: fear": 0,
+    "many_recall_percent": 80,
+    "medium_recall_percent": 100,
+    "few_recall_percent": None,
+    "training_seconds": 90,
+    "expected_calibration_error_percent": 50
+    * (abs(11 / 14 - confidence) + abs(13 / 14 - confidence)),
+  }
+  for key, value in expected.items():
+    assert row[key] == (value and pytest.approx(value, abs=1e-6)), key
 
 
 def test_differences_are_to_the_reference():
+  gain = "mean_class_difference_points"
   basic, dbl, mixup = make_rows(_records())
-  assert basic.gains is None
-  assert dbl.gains[0].difference == pytest.approx(0.9 - 0.575)
-  assert mixup.gains[1].difference == pytest.approx(1 / 14)
+  assert basic[gain] is None
+  assert dbl[gain] == pytest.approx(90 - 57.5)
+  assert mixup["overall_difference_points"] == pytest.approx(100 / 14, abs=1e-6)
   basic, dbl, _ = make_rows(_records(), reference="dbl")
-  assert dbl.gains is None
-  assert basic.gains[0].difference == pytest.approx(0.575 - 0.9)
-
-
-def test_without_the_reference_there_are_no_differences():
+  assert dbl[gain] is None
+  assert basic[gain] == pytest.approx(57.5 - 90)
   records = [record for record in _records() if record.system != "basic"]
-  assert all(row.gains is None for row in make_rows(records))
+  assert all(row[gain] is None for row in make_rows(records))
   assert "Difference" not in _made(records)
 
 
 def test_one_seed_has_no_deviation_and_no_probability_no_ece():
   records = [_record("basic", 0, (9, 1), calibrated=False, seconds=None)]
   (row,) = make_rows(records)
-  assert row.mean_class[1] is None
-  assert row.calibration_error is None
-  assert row.seconds is None
+  assert row["mean_class_accuracy_sd_percent"] is None
+  assert row["expected_calibration_error_percent"] is None
+  assert row["training_seconds"] is None
   printed = _tables(_made(records))
   assert printed["Accuracy (%)"][2][3:5] == ["57.50", "71.43"]
   assert printed["Calibration and cost"][2][1:] == ["–", "–"]
@@ -148,7 +160,7 @@ def test_one_seed_has_no_deviation_and_no_probability_no_ece():
 def test_no_ece_where_a_seed_gives_no_probability():
   sure, unsure = _record("basic", 0, (9, 1)), _record("basic", 1, (9, 1))
   (row,) = make_rows([sure, _change(unsure, calibrated=False)])
-  assert row.calibration_error is None
+  assert row["expected_calibration_error_percent"] is None
 
 
 def test_a_class_absent_from_the_test_has_no_recall():
@@ -162,8 +174,8 @@ def test_a_class_absent_from_the_test_has_no_recall():
     )
   ]
   (row,) = make_rows(records)
-  assert row.recall["fear"] == (None, None)
-  assert row.mean_class[0] == 0.5
+  assert row["recall_percent: fear"] is None
+  assert row["mean_class_accuracy_percent"] == 50
   assert _tables(_made(records))["Recall by class (%)"][2][1:] == ["50.0", "–"]
 
 
