@@ -278,6 +278,7 @@ def as_csv(
 def _tables(rows: Sequence[Row]) -> list[tuple[str, list[_Column], str]]:
   """Heading, columns and note of the printed tables."""
   reference = [row for row in rows if row["overall_difference_points"] is None]
+  tested = sum(row["overall_p"] is not None for row in rows)
   seconds = [row["training_seconds"] for row in rows]
   classes = [key for key in rows[0] if key.startswith("recall_percent: ")]
   tables = [
@@ -299,9 +300,9 @@ def _tables(rows: Sequence[Row]) -> list[tuple[str, list[_Column], str]]:
       [*_differences(rows, "Mean-class"), *_differences(rows, "Overall")],
       "With 95% intervals and two-sided p by a paired bootstrap over images "
       "within classes and over seeds; none for a system with one seed, which "
-      "does not show how much runs differ. p is adjusted for the "
-      f"{len(rows) - 1} comparisons of its column (Holm); intervals and "
-      "table.csv are not.",
+      "does not show how much runs differ. p is adjusted for the number of "
+      f"comparisons in its column, {tested} (Holm); intervals and table.csv "
+      "are not.",
     ),
     (
       "Recall by class (%)",
