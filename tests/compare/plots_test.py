@@ -1,11 +1,9 @@
 """Plots of a comparison: what is drawn, and that it can be read."""
 
-import io
-
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
+from pages import size
 
 from dbl_jax.compare import plots
 from dbl_jax.compare.records import RunResult
@@ -48,12 +46,6 @@ def _legend(axes):
   return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-def _size(png):
-  with Image.open(io.BytesIO(png)) as image:
-    image.load()
-    return image.size
-
-
 def test_confusion_matrices_are_summed_over_seeds_in_per_cent(drawn):
   seeds = [
     _result(
@@ -74,7 +66,7 @@ def test_confusion_matrices_are_summed_over_seeds_in_per_cent(drawn):
 @pytest.mark.parametrize("systems", [1, 9, 13])
 def test_each_system_has_a_panel_with_its_name(drawn, systems):
   names = [f"system {i}" for i in range(systems)]
-  width, height = _size(plots.confusion_matrices(_results(names, 1)))
+  width, height = size(plots.confusion_matrices(_results(names, 1)))
   panels = [axes for axes in drawn[0].axes if axes.axison]
   assert [axes.get_title() for axes in panels] == names
   assert 100 < width < 8000
@@ -185,4 +177,4 @@ def test_untrusted_names_are_drawn_literally():
     plots.accuracies(results, reference="$\\frac{$"),
     plots.confusion_matrices(results),
   ):
-    assert _size(png)[0] < 3000
+    assert size(png)[0] < 3000

@@ -1,9 +1,8 @@
 """Class activation maps: the formula, the choice of examples, the plot."""
 
-import io
-
 import numpy as np
 import pytest
+from pages import size
 from PIL import Image
 
 from dbl_jax.evaluation import activation_maps
@@ -12,13 +11,6 @@ pytestmark = pytest.mark.usefixtures("debug_nans")
 
 RNG = np.random.default_rng(0)
 NAMES = ("surprise", "$x_1^$ & {co", "a very long name for any class at all")
-
-
-def png_size(data):
-  with Image.open(io.BytesIO(data)) as image:
-    assert image.format == "PNG"
-    image.load()
-    return image.size
 
 
 def draw(truth, predictions, title="Maps of $_^$ strangers"):
@@ -98,12 +90,12 @@ def test_overlay_of_a_flat_map_is_the_face_in_grey(value):
 
 
 def test_figure_is_a_png_that_grows_with_its_examples():
-  small = png_size(draw([0, 0], [0, 1]))
-  wide = png_size(draw([0, 0, 0], [0, 1, 2]))
-  tall = png_size(draw([0, 0, 1], [0, 1, 1]))
+  small = size(draw([0, 0], [0, 1]))
+  wide = size(draw([0, 0, 0], [0, 1, 2]))
+  tall = size(draw([0, 0, 1], [0, 1, 1]))
   assert wide[0] > 1.3 * small[0]
   assert tall[1] > 1.4 * small[1]
-  png_size(draw([2], [1], title=""))
+  size(draw([2], [1], title=""))
 
 
 def test_rows_are_classes_with_correct_images_first(monkeypatch):
