@@ -280,6 +280,7 @@ def _tables(rows: Sequence[Row]) -> list[tuple[str, list[_Column], str]]:
   reference = [row for row in rows if row["overall_difference_points"] is None]
   tested = sum(row["overall_p"] is not None for row in rows)
   seconds = [row["training_seconds"] for row in rows]
+  minutes = [DASH if x is None else f"{x / 60:.1f}" for x in seconds]
   classes = [key for key in rows[0] if key.startswith("recall_percent: ")]
   tables = [
     (
@@ -325,11 +326,11 @@ def _tables(rows: Sequence[Row]) -> list[tuple[str, list[_Column], str]]:
       "Calibration and cost",
       [
         _numbers(rows, "ECE (%)", "expected_calibration_error_percent", 1, min),
-        ("Training time", [*map(_duration, seconds)], _best(seconds, min)),
+        ("Training (min)", minutes, _best(seconds, min)),
       ],
       "ECE: expected calibration error in 15 bins, mean over seeds. Training "
-      "time: of a system's own stages, mean over seeds; for a killed run, "
-      "since its last start.",
+      "time: minutes for all stages of a system, mean over seeds; for a killed "
+      "run, since its last start.",
     ),
   ]
   # Without a reference, no row has a difference.
@@ -402,16 +403,6 @@ def _percent(fraction: float | None) -> float | None:
 
 def _p(p: float | None) -> str:
   return DASH if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _duration(seconds: float | None) -> str:
-  if seconds is None:
-    return DASH
-  if seconds < 120:
-    return f"{seconds:.0f} s"
-  if seconds < 7200:
-    return f"{seconds / 60:.1f} min"
-  return f"{seconds / 3600:.1f} h"
 
 
 def _markdown(value: object) -> str:

@@ -155,8 +155,8 @@ def test_markdown_table_with_the_best_in_bold():
   ]  # fmt: skip
   assert dbl[1:4] == ["**75.87**", "**83.21**", "**90.00 ± 7.07**"]
   assert mixup[1:5] == ["–", "–", "62.50", "78.57"]
-  seconds = [row[2] for row in tables["Calibration and cost"][2:]]
-  assert seconds == ["90 s", "90 s", "**60 s**"]
+  minutes = [row[2] for row in tables["Calibration and cost"][2:]]
+  assert minutes == ["1.5", "1.5", "**1.0**"]
   basic, dbl, _ = tables["Difference to Basic (points)"][2:]
   assert basic[1:] == ["reference", "–", "reference", "–"]
   assert re.fullmatch(r"\*\*\+32\.50 \([\d.]+ to [\d.]+\)\*\*", dbl[1]), dbl
