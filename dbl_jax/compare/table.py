@@ -64,7 +64,8 @@ def write(
   """
   rows = make_rows(results, reference, cuts)
   made_by = facts(results, cuts=cuts, **about)
-  accuracies = plots.accuracies(results, reference, paper_points=paper_points)
+  base = by_system(results).get(reference, ())
+  accuracies = plots.accuracies(rows, base, paper_points=paper_points)
   matrices = plots.confusion_matrices(results)
   pictures = {
     "Mean-class against overall accuracy": accuracies,

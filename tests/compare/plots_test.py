@@ -7,6 +7,7 @@ from pages import size
 
 from dbl_jax.compare import plots
 from dbl_jax.compare.records import RunResult
+from dbl_jax.compare.table import make_rows
 from dbl_jax.evaluation import plots as base
 from dbl_jax.evaluation.predictions import Predictions
 
@@ -88,9 +89,14 @@ def test_forty_classes_are_a_heat_map(drawn):
     np.testing.assert_allclose(axes.images[0].get_array(), 100 * np.eye(40))
 
 
+def _draw(results, reference="basic", **options):
+  base = [result for result in results if result.system == reference]
+  return plots.accuracies(make_rows(results, draws=10), base, **options)
+
+
 def test_points_are_means_and_bars_deviations_in_per_cent(drawn):
   results = _results(["basic", "dbl"], 3)
-  plots.accuracies(results)
+  _draw(results)
   axes = drawn[0].axes[0]
   assert [text.split("  ") for text in _legend(axes)[-2:]] == [
     ["1", "Basic"],
@@ -114,9 +120,7 @@ def test_points_are_means_and_bars_deviations_in_per_cent(drawn):
 
 
 def test_frontier_starts_at_the_reference_and_is_marked(drawn):
-  plots.accuracies(
-    _results(["basic", "dbl"], 1), strengths=(0, 0.5, 0.9, 1, 1.5)
-  )
+  _draw(_results(["basic", "dbl"], 1), strengths=(0, 0.5, 0.9, 1, 1.5))
   axes = drawn[0].axes[0]
   assert not axes.collections  # one seed, no bars
   assert _texts(axes) == ["0", "0.5", "1", "1", "2"]
@@ -136,14 +140,14 @@ def test_frontier_starts_at_the_reference_and_is_marked(drawn):
   ],
 )
 def test_no_frontier_without_the_reference_or_its_probabilities(drawn, results):
-  plots.accuracies(results)
+  _draw(results)
   assert not any("adjustment" in text for text in _legend(drawn[0].axes[0]))
 
 
 def test_paper_points_are_drawn_on_request_only(drawn):
   results = [_result("basic")]
-  plots.accuracies(results)
-  plots.accuracies(results, paper_points=True)
+  _draw(results)
+  _draw(results, paper_points=True)
   plain, paper = (_texts(figure.axes[0]) for figure in drawn)
   assert "DLP-CNN" not in plain
   # The eight of Table 1 with both accuracies; Lian et al. have one.
@@ -154,7 +158,7 @@ def test_paper_points_are_drawn_on_request_only(drawn):
 def test_systems_at_one_point_are_told_apart_by_the_legend(drawn):
   names = ["basic", *(f"a system {i}" for i in range(12))]
   same = _result("basic")
-  plots.accuracies([same._replace(system=name) for name in names])
+  _draw([same._replace(system=name) for name in names])
   axes = drawn[0].axes[0]
   numbers = [text.split("  ")[0] for text in _legend(axes)[1:]]
   assert numbers == [str(i) for i in range(1, 14)]
@@ -174,7 +178,7 @@ def test_untrusted_names_are_drawn_literally():
     _result("x" * 200, class_names=names),
   ]
   for png in (
-    plots.accuracies(results, reference="$\\frac{$"),
+    _draw(results, reference="$\\frac{$"),
     plots.confusion_matrices(results),
   ):
     assert size(png)[0] < 3000
