@@ -1,7 +1,8 @@
 """Plots of a comparison: confusion matrices, and the two accuracies."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,6 @@ from dbl_jax.compare.records import (
   RunResult,
   by_system,
   confusion,
-  summary,
   title,
 )
 from dbl_jax.evaluation import plots
@@ -71,14 +71,11 @@ def confusion_matrices(results: Sequence[RunResult]) -> bytes:
     if many:
       order = plots.frequency_order(run.train_counts)
       plots.draw_heat_map(axes, confusion(group), order)
-      axes.tick_params(labelleft=i % columns == 0)
-      axes.tick_params(labelbottom=i + columns >= len(groups))
-      continue
-    plots.draw_confusion(axes, confusion(group), side / len(names))
-    if i % columns == 0:
-      plots.name_rows(axes, names)
-    if i + columns >= len(groups):
-      plots.name_columns(axes, names, 45)
+    else:
+      plots.draw_confusion(axes, confusion(group), side / len(names))
+      plots.name_classes(axes, names, names, 45)
+    lowest = i + columns >= len(groups)
+    axes.tick_params(labelleft=i % columns == 0, labelbottom=lowest)
   kind = "class, by frequency rank" if many else "class"
   figure.text(
     0,
@@ -92,8 +89,8 @@ def confusion_matrices(results: Sequence[RunResult]) -> bytes:
 
 
 def accuracies(
-  results: Sequence[RunResult],
-  reference: str = "basic",
+  rows: Sequence[Mapping[str, Any]],
+  reference: Sequence[RunResult] = (),
   strengths: ArrayLike = STRENGTHS,
   *,
   paper_points: bool = False,
@@ -101,46 +98,39 @@ def accuracies(
   """Draws mean-class against overall accuracy, a numbered point per system.
 
   Args:
-    results: finished runs on one data set.
-    reference: system whose logit-adjustment frontier is drawn, averaged over
-      its seeds; none without a run or without probabilities.
+    rows: as returned by `table.make_rows`.
+    reference: runs of a system whose logit-adjustment frontier is drawn,
+      averaged over its seeds; not drawn without probabilities.
     strengths: of logit adjustment, f64[k].
     paper_points: whether to draw the paper's accuracies too.
 
   Returns:
     A PNG file. Bars are standard deviations over seeds; the legend has the
     systems' names.
-
-  Raises:
-    UserError: the runs cannot be compared, see `records.by_system`.
   """
-  groups = by_system(results)
   figure = Figure(figsize=(6.2, 5.2))
   axes = figure.add_axes((0, 0, 1, 1))
-  _frontier(axes, groups.get(reference, ()), strengths)
+  _frontier(axes, reference, strengths)
   if paper_points:
     _paper(axes)
-  for number, (system, group) in enumerate(groups.items(), 1):
-    each = 100 * np.array(
-      [
-        [s["overall_accuracy"], s["mean_class_accuracy"]]
-        for s in map(summary, group)
-      ]
+  for number, row in enumerate(rows, 1):
+    x, y, x_sd, y_sd = (
+      row[f"{name}_accuracy_{kind}"]
+      for kind in ("percent", "sd_percent")
+      for name in ("overall", "mean_class")
     )
-    x, y = each.mean(axis=0)
-    x_sd, y_sd = each.std(axis=0, ddof=1) if len(each) > 1 else (None, None)
     axes.errorbar(
       x,
       y,
       xerr=x_sd,
       yerr=y_sd,
       fmt="o",
-      color=BLUE if system in TABLE_1 else ORANGE,
+      color=BLUE if row["system"] in TABLE_1 else ORANGE,
       ms=12,
       mec="white",
       elinewidth=1,
       zorder=2,
-      label=f"{number}  {one_line(title(system))}",
+      label=f"{number}  {one_line(row['title'])}",
     )
     axes.text(
       x, y, str(number), color="white", size=7.5, ha="center", va="center"

@@ -138,7 +138,7 @@ def facts(
       for i, name in enumerate(names)
     ),
     "Tiers": _tiers(first, cuts),
-    "Seeds": seed_list({result.seed for result in results}),
+    "Seeds": ", ".join(map(str, sorted({r.seed for r in results}))),
     "Encoder epochs": epochs,
     "Choice of checkpoints": (
       "on validation images; each run read the test images once, at its end"
@@ -165,11 +165,6 @@ def _tiers(run: Predictions, cuts: tuple[int, int] | None) -> str:
     f"{tier} ({limit}): {', '.join(members[tier]) or 'none'}"
     for tier, limit in limits.items()
   )
-
-
-def seed_list(seeds: Iterable[int]) -> str:
-  """Seeds as text, in ascending order."""
-  return ", ".join(map(str, sorted(seeds)))
 
 
 def _check(result: RunResult, first: RunResult) -> None:

@@ -142,8 +142,9 @@ def paired_bootstrap(
 
   A draw resamples images within each class, the same for both systems and all
   seeds, and training seeds; a seed that both systems have is drawn for both at
-  once. With few seeds the interval understates the variance of training: s
-  seeds resampled have (s - 1)/s of the variance.
+  once. The deviations that come from s drawn seeds are multiplied by
+  sqrt(s/(s - 1)): s seeds resampled have (s - 1)/s of the variance. With one
+  seed of a system the interval covers the sampling of images only.
 
   Args:
     labels: int[n], true classes.
@@ -195,6 +196,20 @@ def paired_bootstrap(
     )
     totals += gain / np.array([[n * classes.size], [labels.size]])
   return _gain(totals[0]), _gain(totals[1])
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+  """Adjusts p for the number of comparisons; None is left out.
+
+  Source: Holm, "A simple sequentially rejective multiple test procedure",
+  Scandinavian Journal of Statistics 6, 1979.
+  """
+  known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+  adjusted, largest = list(p_values), 0.0
+  for rank, (p, i) in enumerate(known):
+    largest = max(largest, min(1.0, (len(known) - rank) * p))
+    adjusted[i] = largest
+  return adjusted
 
 
 def logit_adjustment_frontier(
@@ -252,8 +267,13 @@ def _seed_weights(
     if not empty.any():
       break
     drawn[empty] = rng.multinomial(every.size, equal, size=empty.sum())
-  a, b = (drawn[:, c] / drawn[:, c].sum(axis=1)[:, None] for c in columns)
-  return np.concatenate([a, -b], axis=1)
+  weights = []
+  for column, sign in zip(columns, (1, -1), strict=True):
+    of_seeds, size = drawn[:, column], len(column)
+    deviation = of_seeds / of_seeds.sum(axis=1, keepdims=True) - 1 / size
+    inflation = math.sqrt(size / max(size - 1, 1))
+    weights.append(sign * (1 / size + inflation * deviation))
+  return np.concatenate(weights, axis=1)
 
 
 def _gain(values: np.ndarray) -> Gain:

@@ -254,18 +254,17 @@ def _check(sweep: Sweep) -> None:
 
 def _train(stage: Stage) -> None:
   """Trains a stage and adds the time it took to its cost."""
-  started = time.monotonic()
+  started, elsewhere = time.monotonic(), False
   try:
     train.train_and_evaluate(stage.config, stage.workdir)
   except workdirs.InUseError:
-    started = float("nan")  # the other process counts its time
+    elsewhere = True  # the other process counts its time
     raise
   finally:
-    spent = time.monotonic() - started
-    if spent >= 0 and stage.workdir.is_dir():
+    if not elsewhere and stage.workdir.is_dir():
       seconds, hardware = _cost(stage)
       cost = {
-        "seconds": round(seconds + spent, 1),
+        "seconds": round(seconds + time.monotonic() - started, 1),
         "hardware": list(dict.fromkeys([*hardware, provenance.words()])),
       }
       files.write(stage.workdir / _COST, json.dumps(cost).encode() + b"\n")

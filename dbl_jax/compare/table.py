@@ -1,15 +1,16 @@
 """Table 1 of the paper, reproduced in Markdown, CSV and HTML.
 
-Accuracies are fractions in rows and per cent in print. System and class names
-are untrusted input: each format escapes them in its own way.
+A row is a line of table.csv; the printed tables are made from its columns.
+System and class names are untrusted input, which each format escapes.
 """
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,48 +21,18 @@ from dbl_jax.compare.records import (
   by_system,
   facts,
   guesses,
-  seed_list,
   summary,
-  title,
 )
-from dbl_jax.compare.statistics import Gain, MeanStd
 from dbl_jax.evaluation import page
 from dbl_jax.evaluation.plots import one_line
 from dbl_jax.runtime import files
 
 DASH = "–"
 TITLE = "Systems compared, as in the paper's Table 1"
-# A heading; for each row its text and whether it is bold.
-_Column = tuple[str, list[tuple[str, bool]]]
-# A heading, columns and a note.
-_Table = tuple[str, list[_Column], str]
-
-
-class SystemRow(NamedTuple):
-  """The results of one system.
-
-  Attributes:
-    system: name of its config.
-    seeds: seeds of its finished runs.
-    mean_class: mean-class accuracy over seeds.
-    overall: overall accuracy over seeds.
-    recall: class name -> recall over seeds, in index order.
-    tiers: tier -> mean recall of its classes, None for an empty tier.
-    gains: in mean-class and overall accuracy over the reference; None for the
-      reference itself or without one.
-    calibration_error: mean over seeds; None without probabilities.
-    seconds: mean training time of the seeds where it is known, or None.
-  """
-
-  system: str
-  seeds: tuple[int, ...]
-  mean_class: MeanStd
-  overall: MeanStd
-  recall: Mapping[str, MeanStd]
-  tiers: Mapping[str, float | None]
-  gains: tuple[Gain, Gain] | None
-  calibration_error: float | None
-  seconds: float | None
+# Column of table.csv -> value, None where there is none.
+Row = dict[str, Any]
+# A heading, a text for each row, and the rows to print bold.
+_Column = tuple[str, Sequence[str], set[int]]
 
 
 def write(
@@ -93,7 +64,8 @@ def write(
   """
   rows = make_rows(results, reference, cuts)
   made_by = facts(results, cuts=cuts, **about)
-  accuracies = plots.accuracies(results, reference, paper_points=paper_points)
+  base = by_system(results).get(reference, ())
+  accuracies = plots.accuracies(rows, base, paper_points=paper_points)
   matrices = plots.confusion_matrices(results)
   pictures = {
     "Mean-class against overall accuracy": accuracies,
@@ -118,7 +90,7 @@ def make_rows(
   reference: str = "basic",
   cuts: tuple[int, int] | None = None,
   draws: int = 10_000,
-) -> list[SystemRow]:
+) -> list[Row]:
   """Summarises each system over its seeds, in Table 1's order.
 
   Args:
@@ -127,68 +99,102 @@ def make_rows(
     cuts: (many, few), see `statistics.tiers`; None: by the data.
     draws: number of bootstrap samples.
 
+  Returns:
+    For each system its name, seeds, the paper's accuracies, ours (mean and
+    standard deviation), differences to the reference, recall by tier and by
+    class, calibration error (None without probabilities) and training time.
+
   Raises:
     UserError: the runs cannot be compared, see `records.by_system`.
   """
   groups = by_system(results)
-  base = groups.get(reference)
   rows = []
   for system, group in groups.items():
-    gains = None
-    if base and system != reference:
-      gains = _gains(group, base, draws)
-    rows.append(_row(group, cuts, gains))
+    base = None if system == reference else groups.get(reference)
+    name, average, overall = TABLE_1.get(system, (system, None, None))
+    rows.append(
+      {
+        "system": system,
+        "title": name,
+        "seeds": " ".join(str(result.seed) for result in group),
+        "paper_average_percent": average,
+        "paper_overall_percent": overall,
+        **_accuracies(group),
+        **_gains(group, base, draws),
+        **_recalls(group, cuts),
+      }
+    )
   return rows
 
 
-def _row(
-  group: Sequence[RunResult],
-  cuts: tuple[int, int] | None,
-  gains: tuple[Gain, Gain] | None,
-) -> SystemRow:
-  """The row of a system from its runs."""
-  runs = [result.predictions for result in group]
-  names, counts = runs[0].class_names, runs[0].train_counts
-  each = [summary(result) for result in group]
-  recall = {
-    name: statistics.mean_std([e["per_class"][name]["recall"] for e in each])
-    for name in names
-  }
-  errors = [
-    statistics.expected_calibration_error(run.labels, run.scores)
-    for run in runs
-    if run.calibrated
-  ]
-  tiers = statistics.tiers(counts, cuts or statistics.default_cuts(counts))
-  return SystemRow(
-    group[0].system,
-    tuple(result.seed for result in group),
-    statistics.mean_std([e["mean_class_accuracy"] for e in each]),
-    statistics.mean_std([e["overall_accuracy"] for e in each]),
-    recall,
-    statistics.tier_recall([mean for mean, _ in recall.values()], tiers),
-    gains,
-    float(np.mean(errors)) if len(errors) == len(group) else None,
-    statistics.mean_std([result.seconds for result in group])[0],
-  )
+def _accuracies(group: Sequence[RunResult]) -> Row:
+  """Mean and standard deviation of the accuracies over seeds."""
+  row = {}
+  for name in ("mean_class_accuracy", "overall_accuracy"):
+    mean, sd = statistics.mean_std([summary(result)[name] for result in group])
+    row[f"{name}_percent"], row[f"{name}_sd_percent"] = map(
+      _percent, (mean, sd)
+    )
+  return row
 
 
 def _gains(
-  group: Sequence[RunResult], base: Sequence[RunResult], draws: int
-) -> tuple[Gain, Gain]:
-  """The gains of a system over the reference."""
-  return statistics.paired_bootstrap(
-    group[0].predictions.labels,
-    np.stack([guesses(result) for result in group]),
-    np.stack([guesses(result) for result in base]),
-    draws,
-    a_seeds=[result.seed for result in group],
-    b_seeds=[result.seed for result in base],
+  group: Sequence[RunResult], base: Sequence[RunResult] | None, draws: int
+) -> Row:
+  """Differences to the reference; no interval and p with one seed."""
+  row: Row = {}
+  gains: Sequence[Any] = (None, None)
+  if base:
+    gains = statistics.paired_bootstrap(
+      group[0].predictions.labels,
+      np.stack([guesses(result) for result in group]),
+      np.stack([guesses(result) for result in base]),
+      draws,
+      a_seeds=[result.seed for result in group],
+      b_seeds=[result.seed for result in base],
+    )
+  several = base is not None and min(len(group), len(base)) > 1
+  for name, gain in zip(("mean_class", "overall"), gains, strict=True):
+    row[f"{name}_difference_points"] = gain and _percent(gain.difference)
+    row[f"{name}_lower_points"] = _percent(gain.lower) if several else None
+    row[f"{name}_upper_points"] = _percent(gain.upper) if several else None
+    row[f"{name}_p"] = gain.p if several else None
+  return row
+
+
+def _recalls(group: Sequence[RunResult], cuts: tuple[int, int] | None) -> Row:
+  """Recall by tier and by class; between them, calibration and time."""
+  runs = [result.predictions for result in group]
+  counts = runs[0].train_counts
+  each = [summary(result)["per_class"] for result in group]
+  recall = {
+    name: statistics.mean_std([one[name]["recall"] for one in each])
+    for name in runs[0].class_names
+  }
+  tiers = statistics.tier_recall(
+    [mean for mean, _ in recall.values()],
+    statistics.tiers(counts, cuts or statistics.default_cuts(counts)),
   )
+  error = None
+  if all(run.calibrated for run in runs):
+    error = statistics.mean_std(
+      [
+        statistics.expected_calibration_error(run.labels, run.scores)
+        for run in runs
+      ]
+    )[0]
+  row = {f"{tier}_recall_percent": _percent(x) for tier, x in tiers.items()}
+  row["expected_calibration_error_percent"] = _percent(error)
+  seconds = [result.seconds for result in group]
+  row["training_seconds"] = statistics.mean_std(seconds)[0]
+  for name, (mean, sd) in recall.items():
+    row[f"recall_percent: {name}"] = _percent(mean)
+    row[f"recall_sd_percent: {name}"] = _percent(sd)
+  return row
 
 
 def as_markdown(
-  rows: Sequence[SystemRow],
+  rows: Sequence[Row],
   made_by: Mapping[str, str],
   missing: Sequence[str] = (),
 ) -> str:
@@ -198,12 +204,12 @@ def as_markdown(
     parts.append("**Missing**, not finished:")
     parts.append("\n".join(f"- {_markdown(item)}" for item in missing))
   for heading, columns, note in _tables(rows):
-    lines = [["System", *(_markdown(name) for name, _ in columns)]]
-    lines.append(["---", *(["---:"] * len(columns))])
-    for i, row in enumerate(rows):
-      cells = [cells[i] for _, cells in columns]
-      texts = [f"**{text}**" if bold else text for text, bold in cells]
-      lines.append([_markdown(title(row.system)), *texts])
+    head, *cells = [
+      list(map(_markdown, line)) for line in _cells(rows, columns)
+    ]
+    for i, j in _bold(columns):
+      cells[i][j] = f"**{cells[i][j]}**"
+    lines = [head, ["---", *(["---:"] * len(columns))], *cells]
     parts.append(f"## {_markdown(heading)}")
     parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     parts.append(note)
@@ -217,7 +223,7 @@ def as_markdown(
 
 
 def as_html(
-  rows: Sequence[SystemRow],
+  rows: Sequence[Row],
   made_by: Mapping[str, str],
   missing: Sequence[str] = (),
   figures: Mapping[str, bytes] | None = None,
@@ -228,21 +234,12 @@ def as_html(
     items = "".join(f"<li>{page.text(item)}</li>" for item in missing)
     sections.append(page.section("Missing, not finished", f"<ul>{items}</ul>"))
   for heading, columns, note in _tables(rows):
-    cells = [
-      [title(row.system), *(texts[i][0] for _, texts in columns)]
-      for i, row in enumerate(rows)
-    ]
-    bold = {
-      (i, j)
-      for j, (_, texts) in enumerate(columns, 1)
-      for i, (_, is_bold) in enumerate(texts)
-      if is_bold
-    }
-    table = page.table(["System", *(name for name, _ in columns)], cells, bold)
+    head, *cells = _cells(rows, columns)
+    table = page.table(head, cells, _bold(columns))
     sections.append(page.section(heading, table, page.note(note)))
   for heading, png in (figures or {}).items():
     alt = f"{heading}; the tables on this page have the numbers"
-    sections.append(page.section(heading, page.picture(png, alt)))
+    sections.append(page.figure(heading, png, alt))
   described = "".join(
     f"<p><strong>{page.text(key)}:</strong> {page.text(v)}</p>"
     for key, v in made_by.items()
@@ -258,7 +255,7 @@ def as_html(
 
 
 def as_csv(
-  rows: Sequence[SystemRow],
+  rows: Sequence[Row],
   made_by: Mapping[str, str],
   missing: Sequence[str] = (),
 ) -> str:
@@ -271,7 +268,7 @@ def as_csv(
     for key, value in made_by.items()
   }
   shared["missing"] = "; ".join(missing)
-  lines = [own | shared | own for own in map(_csv_row, rows)]
+  lines = [row | shared | row for row in rows]
   text = io.StringIO()
   writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
   writer.writeheader()
@@ -279,173 +276,134 @@ def as_csv(
   return text.getvalue()
 
 
-def _csv_row(row: SystemRow) -> dict[str, Any]:
-  """Columns of a row, numbers to many digits, None for a missing value."""
-  average, overall = _paper(row.system)
-  cells: dict[str, Any] = {
-    "system": row.system,
-    "title": title(row.system),
-    "seeds": " ".join(map(str, row.seeds)),
-    "paper_average_percent": average,
-    "paper_overall_percent": overall,
-  }
-  accuracies = {"mean_class": row.mean_class, "overall": row.overall}
-  for name, (mean, sd) in accuracies.items():
-    cells[f"{name}_accuracy_percent"] = _percent(mean)
-    cells[f"{name}_accuracy_sd_percent"] = _percent(sd)
-  for name, gain in zip(accuracies, row.gains or (None, None), strict=True):
-    for field in ("difference", "lower", "upper"):
-      value = gain and getattr(gain, field)
-      cells[f"{name}_{field}_points"] = _percent(value)
-    cells[f"{name}_p"] = gain and gain.p
-  for tier, recall in row.tiers.items():
-    cells[f"{tier}_recall_percent"] = _percent(recall)
-  cells["expected_calibration_error_percent"] = _percent(row.calibration_error)
-  cells["training_seconds"] = row.seconds
-  for name, (mean, sd) in row.recall.items():
-    cells[f"recall_percent: {name}"] = _percent(mean)
-    cells[f"recall_sd_percent: {name}"] = _percent(sd)
-  return cells
-
-
-def _tables(rows: Sequence[SystemRow]) -> list[_Table]:
-  """The printed tables, the most important first."""
-  tables = [_accuracy_table(rows)]
-  if any(row.gains for row in rows):
-    tables.append(_gain_table(rows))
-  recall = [
-    _percents(one_line(name, 40), [row.recall[name] for row in rows], 1)
-    for name in rows[0].recall
-  ]
-  tiers = [
-    _percents(tier.title(), [(row.tiers[tier], None) for row in rows], 1)
-    for tier in statistics.TIERS
-  ]
-  errors: list[MeanStd] = [(row.calibration_error, None) for row in rows]
-  seconds = [row.seconds for row in rows]
-  cost = [
-    _percents("ECE (%)", errors, 1, min),
-    _column("Training time", list(map(_duration, seconds)), seconds, min),
-  ]
-  return [
-    *tables,
-    ("Recall by class (%)", recall, "Mean ± standard deviation over seeds."),
+def _tables(rows: Sequence[Row]) -> list[tuple[str, list[_Column], str]]:
+  """Heading, columns and note of the printed tables."""
+  reference = [row for row in rows if row["overall_difference_points"] is None]
+  tested = sum(row["overall_p"] is not None for row in rows)
+  seconds = [row["training_seconds"] for row in rows]
+  minutes = [DASH if x is None else f"{x / 60:.1f}" for x in seconds]
+  classes = [key for key in rows[0] if key.startswith("recall_percent: ")]
+  tables = [
+    (
+      "Accuracy (%)",
+      [
+        _numbers(rows, "Paper: average", "paper_average_percent", 2),
+        _numbers(rows, "Paper: overall", "paper_overall_percent", 2),
+        _numbers(rows, "Mean-class", "mean_class_accuracy_percent", 2),
+        _numbers(rows, "Overall", "overall_accuracy_percent", 2),
+        ("Seeds", [row["seeds"].replace(" ", ", ") for row in rows], set()),
+      ],
+      "Mean-class accuracy, the paper's average accuracy, is the mean of "
+      "recall over classes. Mean ± standard deviation over seeds. The paper's "
+      "numbers are of RAF-DB and one run each.",
+    ),
+    (
+      f"Difference to {one_line(reference[0]['title'], 40)} (points)",
+      [*_differences(rows, "Mean-class"), *_differences(rows, "Overall")],
+      "With 95% intervals and two-sided p by a paired bootstrap over images "
+      "within classes and over seeds; none for a system with one seed, which "
+      "does not show how much runs differ. p is adjusted for the number of "
+      f"comparisons in its column, {tested} (Holm); intervals and table.csv "
+      "are not.",
+    ),
+    (
+      "Recall by class (%)",
+      [
+        _numbers(rows, one_line(key.partition(": ")[2], 40), key, 1)
+        for key in classes
+      ],
+      "Mean ± standard deviation over seeds.",
+    ),
     (
       "Recall by tier (%)",
-      tiers,
+      [
+        _numbers(rows, tier.title(), f"{tier}_recall_percent", 1)
+        for tier in statistics.TIERS
+      ],
       "Mean over the classes with many, a medium number of and few training "
       f"images, and over seeds; {DASH} for a tier without classes.",
     ),
     (
       "Calibration and cost",
-      cost,
+      [
+        _numbers(rows, "ECE (%)", "expected_calibration_error_percent", 1, min),
+        ("Training (min)", minutes, _best(seconds, min)),
+      ],
       "ECE: expected calibration error in 15 bins, mean over seeds. Training "
-      "time: of a system's own stages, mean over seeds; for a killed run, "
-      "since its last start.",
+      "time: minutes for all stages of a system, mean over seeds; for a killed "
+      "run, since its last start.",
     ),
   ]
+  # Without a reference, no row has a difference.
+  return tables if len(reference) < len(rows) else tables[:1] + tables[2:]
 
 
-def _accuracy_table(rows: Sequence[SystemRow]) -> _Table:
-  """Mean-class and overall accuracy, the paper's and ours."""
-  paper: list[list[MeanStd]] = [
-    [(None if x is None else x / 100, None) for x in column]
-    for column in zip(*(_paper(row.system) for row in rows), strict=True)
-  ]
-  return (
-    "Accuracy (%)",
-    [
-      _percents("Paper: average", paper[0], 2),
-      _percents("Paper: overall", paper[1], 2),
-      _percents("Mean-class", [row.mean_class for row in rows], 2),
-      _percents("Overall", [row.overall for row in rows], 2),
-      _column("Seeds", [seed_list(row.seeds) for row in rows]),
-    ],
-    "Mean-class accuracy, the paper's average accuracy, is the mean of "
-    "recall over classes. Mean ± standard deviation over seeds. The paper's "
-    "numbers are of RAF-DB and one run each.",
-  )
-
-
-def _gain_table(rows: Sequence[SystemRow]) -> _Table:
-  """Differences to the reference, with intervals and p."""
-  columns = []
-  for k, heading in enumerate(("Mean-class", "Overall")):
-    gains = [row.gains and row.gains[k] for row in rows]
-    texts = [_interval(gain) if gain else "reference" for gain in gains]
-    values = [_percent(gain.difference, 2) if gain else 0.0 for gain in gains]
-    columns.append(_column(heading, texts, values))
-    columns.append(
-      _column("p", [_p(gain.p) if gain else DASH for gain in gains])
-    )
-  reference = next(title(row.system) for row in rows if row.gains is None)
-  return (
-    f"Difference to {one_line(reference, 40)} (points)",
-    columns,
-    "With 95% intervals and two-sided p by a paired bootstrap over images "
-    "within classes and over seeds. p is not adjusted for the number of "
-    "systems, and few seeds understate how much training varies.",
-  )
-
-
-def _column(
+def _numbers(
+  rows: Sequence[Row],
   heading: str,
-  texts: Sequence[str],
-  values: Sequence[float | None] = (),
-  best: Callable[..., float] = max,
-) -> _Column:
-  """Texts, bold where the value is the best of several; plain without."""
-  known = [value for value in values if value is not None]
-  chosen = best(known) if len(known) > 1 else None
-  bold = [chosen is not None and value == chosen for value in values or texts]
-  return heading, list(zip(texts, bold, strict=True))
-
-
-def _percents(
-  heading: str,
-  means: Sequence[MeanStd],
+  key: str,
   digits: int,
   best: Callable[..., float] = max,
 ) -> _Column:
-  """Mean ± deviation of fractions in per cent; equal in print, equally good."""
-  texts = [
-    (DASH if mean is None else f"{100 * mean:.{digits}f}")
-    + ("" if sd is None else f" ± {100 * sd:.{digits}f}")
-    for mean, sd in means
-  ]
-  values = [_percent(mean, digits) for mean, _ in means]
-  return _column(heading, texts, values, best)
+  """Numbers ± deviation, the best bold; equal in print, equally good."""
+  texts = []
+  for row in rows:
+    mean, sd = row[key], row.get(key.replace("_percent", "_sd_percent", 1))
+    text = DASH if mean is None else f"{mean:.{digits}f}"
+    texts.append(text if sd is None else f"{text} ± {sd:.{digits}f}")
+  return heading, texts, _best([row[key] for row in rows], best, digits)
 
 
-def _interval(gain: Gain) -> str:
-  """In points, such as '+1.01 (−0.52 to 2.54)'."""
-  lower, upper = (f"{100 * limit:.2f}" for limit in (gain.lower, gain.upper))
-  text = f"{100 * gain.difference:+.2f} ({lower} to {upper})"
-  return text.replace("-", "−")
+def _differences(rows: Sequence[Row], heading: str) -> list[_Column]:
+  """Differences with intervals, and adjusted p; the reference counts as 0."""
+  name = heading.lower().replace("-", "_")
+  texts, values = [], []
+  for row in rows:
+    gain, lower, upper = (
+      row[f"{name}_{field}_points"]
+      for field in ("difference", "lower", "upper")
+    )
+    text = "reference" if gain is None else f"{gain:+.2f}"
+    if lower is not None:
+      text += f" ({lower:.2f} to {upper:.2f})"
+    texts.append(text.replace("-", "−"))
+    values.append(gain or 0.0)
+  p = statistics.holm([row[f"{name}_p"] for row in rows])
+  return [(heading, texts, _best(values, max, 2)), ("p", [*map(_p, p)], set())]
 
 
-def _p(p: float) -> str:
-  return "<0.001" if p < 0.001 else f"{p:.3f}"
+def _best(
+  values: Sequence[float | None],
+  best: Callable[..., float],
+  digits: int = 6,
+) -> set[int]:
+  """Indices of the best of several values, rounded; of one, none."""
+  rounded = [None if x is None else round(x, digits) for x in values]
+  known = [x for x in rounded if x is not None]
+  chosen = best(known) if len(known) > 1 else math.nan
+  return {i for i, x in enumerate(rounded) if x == chosen}
 
 
-def _paper(system: str) -> tuple[float | None, float | None]:
-  """The paper's average and overall accuracy in per cent."""
-  return TABLE_1[system][1:] if system in TABLE_1 else (None, None)
+def _cells(
+  rows: Sequence[Row], columns: Sequence[_Column]
+) -> list[Sequence[str]]:
+  """The lines of a table, the headings first."""
+  names = [row["title"] for row in rows]
+  lines = zip(names, *(texts for _, texts, _ in columns), strict=True)
+  return [["System", *(heading for heading, _, _ in columns)], *lines]
 
 
-def _percent(fraction: float | None, digits: int = 6) -> float | None:
-  """A fraction in per cent, rounded; None stays None."""
-  return None if fraction is None else round(100 * fraction, digits)
+def _bold(columns: Sequence[_Column]) -> set[tuple[int, int]]:
+  """(row, column) of the best values; column 0 has the systems."""
+  return {(i, j) for j, (_, _, best) in enumerate(columns, 1) for i in best}
 
 
-def _duration(seconds: float | None) -> str:
-  if seconds is None:
-    return DASH
-  if seconds < 120:
-    return f"{seconds:.0f} s"
-  if seconds < 7200:
-    return f"{seconds / 60:.1f} min"
-  return f"{seconds / 3600:.1f} h"
+def _percent(fraction: float | None) -> float | None:
+  return None if fraction is None else round(100 * fraction, 6)
+
+
+def _p(p: float | None) -> str:
+  return DASH if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _markdown(value: object) -> str:

@@ -91,7 +91,7 @@ def activation_figure(
   """Draws images, each next to itself under its class activation map.
 
   One row for each class that occurs in `truth`, in index order: correct
-  predictions on the left, wrong ones on the right.
+  predictions first, then wrong ones.
 
   Args:
     images: uint8[k, S, S, 3], k at least 1.
@@ -106,41 +106,35 @@ def activation_figure(
     A PNG file.
   """
   truth, predictions = np.asarray(truth), np.asarray(predictions)
-  cells = _cells(truth, predictions)
-  rows, columns = (1 + max(place) for place in zip(*cells, strict=True))
-  figure = Figure(figsize=(2.35 * _SIDE * columns, 1.24 * _SIDE * rows))
-  grid = figure.subplots(rows, columns, squeeze=False)
+  labels, counts = np.unique(truth, return_counts=True)
+  size = (2.35 * _SIDE * counts.max(), 1.24 * _SIDE * len(labels))
+  figure = Figure(figsize=size)
+  grid = figure.subplots(len(labels), counts.max(), squeeze=False)
   figure.subplots_adjust(0, 0, 1, 1, wspace=0.1, hspace=0.2)
   for axes in grid.flat:
     axes.set_axis_off()
-  for place, i in cells.items():
-    image = images[i]
-    gap = np.full((len(image), max(1, len(image) // 24), 3), 255, np.uint8)
-    pair = np.concatenate([image, gap, overlay(image, maps[i])], axis=1)
-    grid[place].imshow(pair, interpolation="bilinear")
-    text, correct = (
-      one_line(class_names[truth[i]], 14),
-      truth[i] == predictions[i],
-    )
-    if not correct:
-      text += f", predicted {one_line(class_names[predictions[i]], 14)}"
-    grid[place].set_title(
-      text,
-      size=7.5,
-      color=BLUE if correct else ORANGE,
-      loc="left",
-      pad=2.5,
-      parse_math=False,
-    )
+  for label, line in zip(labels, grid, strict=True):
+    own = np.flatnonzero(truth == label)
+    # Correct ones first; unused places stay empty.
+    own = own[np.argsort(predictions[own] != label, kind="stable")]
+    for i, axes in zip(own, line, strict=False):
+      gap = np.full(
+        (len(images[i]), 1 + len(images[i]) // 24, 3), 255, np.uint8
+      )
+      pair = np.concatenate(
+        [images[i], gap, overlay(images[i], maps[i])], axis=1
+      )
+      axes.imshow(pair, interpolation="bilinear")
+      text, colour = one_line(class_names[label], 14), BLUE
+      if predictions[i] != label:
+        text += f", predicted {one_line(class_names[predictions[i]], 14)}"
+        colour = ORANGE
+      axes.set_title(
+        text, size=7.5, color=colour, loc="left", pad=2.5, parse_math=False
+      )
   if title:
-    figure.text(
-      x=0,
-      y=1 + 0.25 / figure.get_figheight(),
-      s=one_line(title, 80),
-      size=11,
-      color=INK,
-      parse_math=False,
-    )
+    y, text = 1 + 0.25 / size[1], one_line(title, 80)
+    figure.text(0, y, text, size=11, color=INK, parse_math=False)
   return to_png(figure)
 
 
@@ -167,18 +161,3 @@ def overlay(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
   share = 0.75 * np.asarray(heat)[..., None]
   mixed = (1 - share) * grey[..., None] + share * _HOT
   return np.rint(mixed).astype(np.uint8)
-
-
-def _cells(
-  truth: np.ndarray, predictions: np.ndarray
-) -> dict[tuple[int, int], int]:
-  """Row and column of the grid -> index of the example drawn there."""
-  correct, labels = truth == predictions, np.unique(truth)
-  first_wrong = max(np.sum(correct & (truth == label)) for label in labels)
-  cells = {}
-  for row, label in enumerate(labels):
-    own = truth == label
-    for group, start in ((own & correct, 0), (own & ~correct, first_wrong)):
-      for column, index in enumerate(np.flatnonzero(group), int(start)):
-        cells[row, column] = int(index)
-  return cells

@@ -37,6 +37,13 @@ def section(heading: str, *parts: str) -> str:
   return f"<section>\n<h2>{text(heading)}</h2>\n{body}\n</section>"
 
 
+def figure(heading: str, png: bytes | None, alt: str, *remarks: str) -> str:
+  """A card with one picture and small print; empty without a picture."""
+  if png is None:
+    return ""
+  return section(heading, picture(png, alt), note(*remarks))
+
+
 def tiles(rows: Iterable[tuple[str, str, Sequence[str]]]) -> str:
   """Headline numbers, from (label, value, remarks) in plain text."""
   body = "\n".join(
@@ -109,8 +116,9 @@ def details(summary: str, code: str) -> str:
 
 
 def note(*sentences: str) -> str:
-  """Small print, from plain text."""
-  return f'<p class="note">{text(" ".join(filter(None, sentences)))}</p>'
+  """Small print, from plain text; empty without any."""
+  content = " ".join(filter(None, sentences))
+  return f'<p class="note">{text(content)}</p>' if content else ""
 
 
 def text(value: object) -> str:

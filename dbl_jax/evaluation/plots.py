@@ -78,11 +78,9 @@ def confusion_matrix_figure(
   if size <= MAX_CLASSES:
     draw_confusion(axes, confusion, cell, digits=1 if size <= 12 else 0)
     names = [one_line(name) for name in class_names]
+    rows = [f"{name}  ({n:,})" for name, n in zip(names, count, strict=True)]
     tilt = max(map(len, names)) * 0.073 > cell
-    name_columns(axes, names, 40 if tilt else 0)
-    name_rows(
-      axes, [f"{n}  ({k:,})" for n, k in zip(names, count, strict=True)]
-    )
+    name_classes(axes, rows, names, 40 if tilt else 0)
     axes.set_xlabel("Predicted class", size=10, color=INK, labelpad=8)
     axes.set_ylabel("True class (images)", size=10, color=INK, labelpad=8)
   else:
@@ -91,9 +89,8 @@ def confusion_matrix_figure(
     axes.set_xlabel("Predicted class, by frequency rank", size=10, color=INK)
     axes.set_ylabel("True class, by frequency rank", size=10, color=INK)
     bar = figure.colorbar(image, cax=figure.add_axes((1.03, 0, 0.025, 1)))
-    bar.set_ticks(
-      [0, 1, 5, 20, 50, 100], labels=["0", "1", "5", "20", "50", "100%"]
-    )
+    bar.set_ticks([0, 1, 5, 20, 50, 100])
+    bar.set_label("Per cent of the true class", size=10, color=INK)
     bar.ax.tick_params(length=0, labelsize=8.5, labelcolor=FAINT)
     bar.outline.set_visible(False)
   if title:
@@ -117,21 +114,14 @@ def draw_confusion(
   colours = colormaps["Blues"](share)
   colours[count == 0] = (0.95, 0.95, 0.95, 1)
   axes.imshow(colours, interpolation="nearest")
+  font: Any = {"size": min(9, 26 * cell), "ha": "center", "va": "center"}
   for (i, j), value in np.ndenumerate(share):
     text = f"{100 * value:.{digits if value else 0}f}" if count[i] else "–"
-    axes.text(
-      j,
-      i,
-      text,
-      color=FAINT if text in "0–" else _ink_on(colours[i, j]),
-      size=min(9, 26 * cell),
-      weight="bold" if i == j and count[i] else "normal",
-      ha="center",
-      va="center",
-    )
+    colour = FAINT if text in "0–" else _ink_on(colours[i, j])
+    weight = "bold" if i == j and count[i] else "normal"
+    axes.text(j, i, text, color=colour, weight=weight, **font)
+  name_classes(axes)
   edges = np.arange(1, len(confusion)) - 0.5
-  axes.set_xticks([])
-  axes.set_yticks([])
   axes.set_xticks(edges, minor=True)
   axes.set_yticks(edges, minor=True)
   axes.grid(which="minor", color="white", linewidth=1.5)
@@ -172,23 +162,23 @@ def draw_heat_map(
   )
 
 
-def name_columns(axes: Axes, names: Sequence[str], rotation: float) -> None:
-  """Writes class names below a confusion matrix."""
-  axes.set_xticks(range(len(names)))
-  axes.set_xticklabels(
-    names,
+def name_classes(
+  axes: Axes,
+  rows: Sequence[str] = (),
+  columns: Sequence[str] = (),
+  rotation: float = 0,
+) -> None:
+  """Writes class names to the left of a plot, and below it at an angle."""
+  axes.set_yticks(range(len(rows)), rows, parse_math=False)
+  axes.set_xticks(
+    range(len(columns)),
+    columns,
     rotation=rotation,
     ha="right" if rotation else "center",
     va="top",
     rotation_mode="anchor",
     parse_math=False,
   )
-
-
-def name_rows(axes: Axes, names: Sequence[str]) -> None:
-  """Writes class names to the left of a confusion matrix or of bars."""
-  axes.set_yticks(range(len(names)))
-  axes.set_yticklabels(names, parse_math=False)
 
 
 def class_recall_figure(
@@ -219,28 +209,25 @@ def class_recall_figure(
     order = np.array(list(dict.fromkeys([*best, *worst])), np.int64)
   places = np.arange(len(order))
   figure = Figure(figsize=(8.2, 0.34 * len(order) + 0.5))
-  panels = [figure.add_axes((0, 0, 0.58, 1))]
-  panels[0].barh(places, recall[order], height=0.62, color=BLUE)
+  left = figure.add_axes((0, 0, 0.58, 1))
+  left.barh(places, recall[order], height=0.62, color=BLUE)
   # A white edge keeps the whisker visible on the bar.
   for colour, width in (("white", 4), (INK, 1.6)):
-    panels[0].hlines(places, lower[order], upper[order], colour, lw=width)
+    left.hlines(places, lower[order], upper[order], colour, lw=width)
   if count.any():
-    panels[0].axvline(
-      np.nanmean(recall), color=ORANGE, lw=1.2, ls="--", zorder=0
-    )
-  panels[0].set_xlim(0, 112)
+    mean = np.nanmean(recall)
+    left.axvline(mean, color=ORANGE, lw=1.2, ls="--", zorder=0)
+  left.set_xlim(0, 112)
   texts = [(112, f"{x:.1f}" if x >= 0 else "–") for x in recall[order]]
-  _label_bars(
-    panels[0], texts, "Recall (%), 95% interval; dashed: mean", "right"
-  )
+  _label_bars(left, texts, "Recall (%), 95% interval; dashed: mean", "right")
+  name_classes(left, [one_line(class_names[i]) for i in order])
   if train_counts is not None:
-    panels.append(figure.add_axes((0.64, 0, 0.36, 1)))
+    right = figure.add_axes((0.64, 0, 0.36, 1))
     images = np.asarray(train_counts)[order]
-    panels[1].barh(places, images, height=0.62, color=GREY)
-    panels[1].set_xlim(0, 1.18 * max(images.max(initial=0), 1))
+    right.barh(places, images, height=0.62, color=GREY)
+    right.set_xlim(0, 1.18 * max(images.max(initial=0), 1))
     texts = [(x + 0.02 * images.max(), f"{x:,}") for x in images]
-    _label_bars(panels[1], texts, "Training images", "left")
-  name_rows(panels[0], [one_line(class_names[i]) for i in order])
+    _label_bars(right, texts, "Training images", "left")
   return to_png(figure)
 
 
@@ -385,8 +372,7 @@ def _label_bars(
   for y, (x, text) in enumerate(texts):
     axes.text(x, y, text, va="center", ha=align, size=9, color=INK)
   axes.set_title(title, size=10, color=INK, loc="left")
-  axes.set_xticks([])
-  axes.set_yticks([])
+  name_classes(axes)
   axes.set_ylim(len(texts) - 0.4, -0.6)
   axes.tick_params(axis="y", length=0, labelsize=9.5, labelcolor=INK)
   axes.spines[["top", "right", "bottom"]].set_visible(False)

@@ -22,6 +22,26 @@ _PROVENANCE = (
   "better_checkpoint_lost",
 )
 _MAX_LISTED = 20  # names in a sentence
+_RECALL_NOTE = (
+  "Mean-class accuracy is the mean of recall over classes, so each class has"
+  " the same weight however rare it is. Intervals cover the sampling of test"
+  " images only: train with several seeds to measure how much runs differ."
+  " Click on a heading to sort."
+)
+_HEAT_MAP_NOTE = (
+  "Classes are sorted by frequency: errors left of the diagonal are images of"
+  " rarer classes taken for more frequent ones. Of more than 400 classes,"
+  " neighbours share a cell."
+)
+_ACTIVATION_NOTE = (
+  "Evidence for the predicted class by location (Zhou et al. 2016), from grey"
+  " (least) to orange (most). For each class the first correct and the first"
+  " wrong images; with many classes, for a sample of them."
+)
+_VIEWS_NOTE = (
+  "The network's input in training: two random views of each image. If the"
+  " class can no longer be recognised, the augmentation is too strong."
+)
 ViewPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -72,13 +92,32 @@ def write(
   _write_metrics(out_dir / "metrics.json", results, confusion)
   matrix = plots.confusion_matrix_figure(confusion, names, title, train_counts)
   files.write(out_dir / "confusion_matrix.png", matrix)
+  views = None
+  if view_pairs is not None and len(view_pairs[0]):
+    views = plots.view_pairs_figure(*view_pairs)
   sections = (
     _headline(results, confusion),
     _per_class(results, confusion, train_counts),
-    _confusion(matrix, len(names)),
-    _activation(activation),
+    page.figure(
+      "Confusion matrix",
+      matrix,
+      f"Confusion matrix of {len(names):,} classes; the table has the recalls",
+      "Per cent of the images of each true class; rows add up to 100.",
+      _HEAT_MAP_NOTE if len(names) > plots.MAX_CLASSES else "",
+    ),
+    page.figure(
+      "Class activation maps",
+      activation,
+      "Images next to their class activation maps",
+      _ACTIVATION_NOTE,
+    ),
     _curves(history),
-    _views(view_pairs),
+    page.figure(
+      "Augmented views",
+      views,
+      "Images, each above two augmented views of it",
+      _VIEWS_NOTE,
+    ),
     _config(results),
   )
   content = page.page(title, _facts(results), sections)
@@ -133,30 +172,17 @@ def _headline(results: Mapping[str, Any], confusion: np.ndarray) -> str:
   recall = np.where(count > 0, correct / np.maximum(count, 1), np.inf)
   frequent, weakest = int(count.argmax()), int(recall.argmin())
   lower, upper = wilson_interval(int(correct.sum()), total)
-  majority = _percent(count[frequent] / total)
+  chance = f"chance: {_percent(1 / len(count))}"
+  majority = f"always “{names[frequent]}”: {_percent(count[frequent] / total)}"
+  hits = f"{correct[weakest]:,} of {count[weakest]:,} images"
+  mean_class, overall = (
+    _percent(results[f"{name}_accuracy"]) for name in ("mean_class", "overall")
+  )
   return page.tiles(
     [
-      (
-        "Mean-class accuracy",
-        _percent(results["mean_class_accuracy"]),
-        (_interval(*interval), f"chance: {_percent(1 / len(count))}"),
-      ),
-      (
-        "Overall accuracy",
-        _percent(results["overall_accuracy"]),
-        (
-          _interval(float(lower), float(upper)),
-          f"always “{names[frequent]}”: {majority}",
-        ),
-      ),
-      (
-        "Lowest recall",
-        _percent(recall[weakest]),
-        (
-          names[weakest],
-          f"{correct[weakest]:,} of {count[weakest]:,} images",
-        ),
-      ),
+      ("Mean-class accuracy", mean_class, (_interval(*interval), chance)),
+      ("Overall accuracy", overall, (_interval(lower, upper), majority)),
+      ("Lowest recall", _percent(recall[weakest]), (names[weakest], hits)),
     ]
   )
 
@@ -184,24 +210,19 @@ def _per_class(
       f"{count[i]:,}",
     ]
     if train_counts:
-      cells += [f"{train_counts[i]:,}", _percent(train_counts[i] / total)]
+      digits = 1 if len(names) <= plots.MAX_CLASSES else 3
+      share = _percent(train_counts[i] / total, digits)
+      cells += [f"{train_counts[i]:,}", share]
     rows.append(cells)
   absent = [names[i] for i in np.flatnonzero(count == 0)]
   if more := absent[_MAX_LISTED:]:
     absent[_MAX_LISTED:] = [f"{len(more):,} more"]
+  left_out = f"Not in this split, so not in the mean: {', '.join(absent)}."
   return page.section(
     "Recall by class, most frequent first",
     *_recall_pictures(names, confusion, train_counts),
     page.table(head, rows),
-    page.note(
-      "Mean-class accuracy is the mean of recall over classes, so each class "
-      "has the same weight however rare it is. Intervals cover the sampling "
-      "of test images only: train with several seeds to measure how much runs "
-      "differ. Click on a heading to sort.",
-      f"Not in this split, so not in the mean: {', '.join(absent)}."
-      if absent
-      else "",
-    ),
+    page.note(_RECALL_NOTE, left_out if absent else ""),
   )
 
 
@@ -224,38 +245,6 @@ def _recall_pictures(
   ]
 
 
-def _confusion(png: bytes, num_classes: int) -> str:
-  """The confusion matrix."""
-  remark = "Per cent of the images of each true class; rows add up to 100."
-  if num_classes > plots.MAX_CLASSES:
-    remark += (
-      " Classes are sorted by frequency: errors left of the diagonal are images"
-      " of rarer classes taken for more frequent ones. Of more than 400"
-      " classes, neighbours share a cell."
-    )
-  alt = (
-    f"Confusion matrix of {num_classes:,} classes; the table has the recalls"
-  )
-  return page.section(
-    "Confusion matrix", page.picture(png, alt), page.note(remark)
-  )
-
-
-def _activation(png: bytes | None) -> str:
-  """Class activation maps."""
-  if png is None:
-    return ""
-  return page.section(
-    "Class activation maps",
-    page.picture(png, "Images next to their class activation maps"),
-    page.note(
-      "Evidence for the predicted class by location (Zhou et al. 2016), from"
-      " grey (least) to orange (most). For each class the first correct and"
-      " the first wrong images; with many classes, for a sample of them."
-    ),
-  )
-
-
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
   """Learning curves, a column for each phase."""
   phases = dict.fromkeys(row["phase"] for row in history if "phase" in row)
@@ -270,22 +259,6 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
   return page.section("Learning curves", page.pictures(*drawn))
 
 
-def _views(view_pairs: ViewPairs | None) -> str:
-  """Augmented view pairs."""
-  if view_pairs is None or not len(view_pairs[0]):
-    return ""
-  png = plots.view_pairs_figure(*view_pairs)
-  alt = "Images, each above two augmented views of it"
-  return page.section(
-    "Augmented views",
-    page.picture(png, alt),
-    page.note(
-      "The network's input in training: two random views of each image. If "
-      "the class can no longer be recognised, the augmentation is too strong."
-    ),
-  )
-
-
 def _config(results: Mapping[str, Any]) -> str:
   """The config and the provenance, collapsed."""
   if not results.get("config"):
@@ -295,11 +268,11 @@ def _config(results: Mapping[str, Any]) -> str:
   return page.details("Config", listing)
 
 
-def _percent(fraction: float | None) -> str:
-  return DASH if fraction is None else f"{100 * fraction:.1f}%"
+def _percent(fraction: float | None, digits: int = 1) -> str:
+  return DASH if fraction is None else f"{100 * fraction:.{digits}f}%"
 
 
-def _interval(lower: float, upper: float) -> str:
+def _interval(lower: Any, upper: Any) -> str:
   return f"95% interval: {100 * lower:.1f} to {100 * upper:.1f}"
 
 

@@ -1,14 +1,13 @@
 """Plots of a comparison: what is drawn, and that it can be read."""
 
-import io
-
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
+from pages import size
 
 from dbl_jax.compare import plots
 from dbl_jax.compare.records import RunResult
+from dbl_jax.compare.table import make_rows
 from dbl_jax.evaluation import plots as base
 from dbl_jax.evaluation.predictions import Predictions
 
@@ -48,12 +47,6 @@ def _legend(axes):
   return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-def _size(png):
-  with Image.open(io.BytesIO(png)) as image:
-    image.load()
-    return image.size
-
-
 def test_confusion_matrices_are_summed_over_seeds_in_per_cent(drawn):
   seeds = [
     _result(
@@ -74,7 +67,7 @@ def test_confusion_matrices_are_summed_over_seeds_in_per_cent(drawn):
 @pytest.mark.parametrize("systems", [1, 9, 13])
 def test_each_system_has_a_panel_with_its_name(drawn, systems):
   names = [f"system {i}" for i in range(systems)]
-  width, height = _size(plots.confusion_matrices(_results(names, 1)))
+  width, height = size(plots.confusion_matrices(_results(names, 1)))
   panels = [axes for axes in drawn[0].axes if axes.axison]
   assert [axes.get_title() for axes in panels] == names
   assert 100 < width < 8000
@@ -96,9 +89,14 @@ def test_forty_classes_are_a_heat_map(drawn):
     np.testing.assert_allclose(axes.images[0].get_array(), 100 * np.eye(40))
 
 
+def _draw(results, reference="basic", **options):
+  base = [result for result in results if result.system == reference]
+  return plots.accuracies(make_rows(results, draws=10), base, **options)
+
+
 def test_points_are_means_and_bars_deviations_in_per_cent(drawn):
   results = _results(["basic", "dbl"], 3)
-  plots.accuracies(results)
+  _draw(results)
   axes = drawn[0].axes[0]
   assert [text.split("  ") for text in _legend(axes)[-2:]] == [
     ["1", "Basic"],
@@ -122,9 +120,7 @@ def test_points_are_means_and_bars_deviations_in_per_cent(drawn):
 
 
 def test_frontier_starts_at_the_reference_and_is_marked(drawn):
-  plots.accuracies(
-    _results(["basic", "dbl"], 1), strengths=(0, 0.5, 0.9, 1, 1.5)
-  )
+  _draw(_results(["basic", "dbl"], 1), strengths=(0, 0.5, 0.9, 1, 1.5))
   axes = drawn[0].axes[0]
   assert not axes.collections  # one seed, no bars
   assert _texts(axes) == ["0", "0.5", "1", "1", "2"]
@@ -144,14 +140,14 @@ def test_frontier_starts_at_the_reference_and_is_marked(drawn):
   ],
 )
 def test_no_frontier_without_the_reference_or_its_probabilities(drawn, results):
-  plots.accuracies(results)
+  _draw(results)
   assert not any("adjustment" in text for text in _legend(drawn[0].axes[0]))
 
 
 def test_paper_points_are_drawn_on_request_only(drawn):
   results = [_result("basic")]
-  plots.accuracies(results)
-  plots.accuracies(results, paper_points=True)
+  _draw(results)
+  _draw(results, paper_points=True)
   plain, paper = (_texts(figure.axes[0]) for figure in drawn)
   assert "DLP-CNN" not in plain
   # The eight of Table 1 with both accuracies; Lian et al. have one.
@@ -162,7 +158,7 @@ def test_paper_points_are_drawn_on_request_only(drawn):
 def test_systems_at_one_point_are_told_apart_by_the_legend(drawn):
   names = ["basic", *(f"a system {i}" for i in range(12))]
   same = _result("basic")
-  plots.accuracies([same._replace(system=name) for name in names])
+  _draw([same._replace(system=name) for name in names])
   axes = drawn[0].axes[0]
   numbers = [text.split("  ")[0] for text in _legend(axes)[1:]]
   assert numbers == [str(i) for i in range(1, 14)]
@@ -182,7 +178,7 @@ def test_untrusted_names_are_drawn_literally():
     _result("x" * 200, class_names=names),
   ]
   for png in (
-    plots.accuracies(results, reference="$\\frac{$"),
+    _draw(results, reference="$\\frac{$"),
     plots.confusion_matrices(results),
   ):
-    assert _size(png)[0] < 3000
+    assert size(png)[0] < 3000

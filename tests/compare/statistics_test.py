@@ -21,47 +21,47 @@ def _first_right(labels, *hits):
   return guesses
 
 
+def _overall(labels, guesses):
+  return np.mean(guesses == labels)
+
+
 def _mean_class(labels, guesses):
   return np.mean([np.mean(guesses[labels == c] == c) for c in set(labels)])
 
 
-def test_mean_and_sample_deviation_mean_std():
-  assert statistics.mean_std([0.1, 0.2, 0.6]) == pytest.approx(
-    (0.3, math.sqrt((0.04 + 0.01 + 0.09) / 2))
-  )
-  assert statistics.mean_std([0.5]) == (0.5, None)
-  assert statistics.mean_std([None, 0.5]) == (0.5, None)
-  assert statistics.mean_std([None]) == (None, None)
+@pytest.mark.parametrize(
+  ("values", "expected"),
+  [
+    ([0.1, 0.2, 0.6], (0.3, 0.07**0.5)),
+    ([0.5], (0.5, None)),
+    ([None, 0.5], (0.5, None)),
+    ([None], (None, None)),
+  ],
+)
+def test_mean_and_sample_deviation(values, expected):
+  assert statistics.mean_std(values) == pytest.approx(expected)
 
 
-def test_tiers_cut_where_the_definition_says():
-  assert statistics.tiers([101, 100, 20, 19], (100, 20)) == (
-    "many",
-    "medium",
-    "medium",
-    "few",
-  )
-  assert statistics.tiers([1290, 281, 717], (1000, 300)) == (
-    "many",
-    "few",
-    "medium",
-  )
+RAF_DB = [1290, 281, 717, 4772, 1982, 705, 2524]
+
+
+@pytest.mark.parametrize(
+  ("counts", "cuts", "expected"),
+  [
+    ([101, 100, 20, 19], (100, 20), "many medium medium few"),
+    ([1290, 281, 717], (1000, 300), "many few medium"),
+    (RAF_DB, (1753, 585), "medium few medium many many medium many"),
+    ([30, 30, 30], (30, 10), "medium medium medium"),
+  ],
+)
+def test_tiers_are_cut_by_definition_or_by_mean_class_size(
+  counts, cuts, expected
+):
+  assert statistics.tiers(counts, cuts) == tuple(expected.split())
   with pytest.raises(UserError, match="exchange them"):
-    statistics.tiers([1], (20, 100))
-
-
-def test_by_default_a_fair_share_is_many_and_less_than_a_third_of_it_few():
-  raf_db = [1290, 281, 717, 4772, 1982, 705, 2524]
-  cuts = statistics.default_cuts(raf_db)
-  assert cuts == (1753, 585)
-  many, few = ({3, 4, 6}, {1})
-  assert statistics.tiers(raf_db, cuts) == tuple(
-    "many" if c in many else "few" if c in few else "medium" for c in range(7)
-  )
-  balanced = [30, 30, 30]
-  assert set(statistics.tiers(balanced, statistics.default_cuts(balanced))) == {
-    "medium"
-  }
+    statistics.tiers(counts, cuts[::-1])
+  assert statistics.default_cuts(RAF_DB) == (1753, 585)
+  assert statistics.default_cuts([30, 30, 30]) == (30, 10)
 
 
 def test_tier_recall_leaves_out_absent_classes_and_empty_tiers():
@@ -125,6 +125,19 @@ def test_bootstrap_against_a_literal_loop_over_images_and_seeds():
     np.where(0.9 * hard + 0.1 * rng.random((3, 73)) < share, labels, wrong)
     for share, wrong in ((0.8, (labels + 1) % 3), (0.6, (labels + 2) % 3))
   )
+
+  def run_gain(metric, image):
+    truth = labels[image]
+    return np.array(
+      [
+        metric(truth, a[s, image]) - metric(truth, b[s, image])
+        for s in range(3)
+      ]
+    )
+
+  def scaled(gains, seeds):
+    return gains.mean() + (3 / 2) ** 0.5 * (gains[seeds].mean() - gains.mean())
+
   rows = []
   for _ in range(2000):
     image = np.concatenate(
@@ -134,15 +147,8 @@ def test_bootstrap_against_a_literal_loop_over_images_and_seeds():
       ]
     )
     seeds = rng.integers(0, 3, 3)
-    truth = labels[image]
-    rows.append(
-      [
-        np.mean([_mean_class(truth, a[s, image]) for s in seeds])
-        - np.mean([_mean_class(truth, b[s, image]) for s in seeds]),
-        np.mean(a[seeds][:, image] == truth)
-        - np.mean(b[seeds][:, image] == truth),
-      ]
-    )
+    gains = [run_gain(metric, image) for metric in (_mean_class, _overall)]
+    rows.append([scaled(gain, seeds) for gain in gains])
   expected = np.quantile(rows, (0.025, 0.975), axis=0).T
   found = statistics.paired_bootstrap(labels, a, b)
   for one, limits in zip(found, expected, strict=True):
@@ -170,6 +176,26 @@ def test_interval_is_that_of_paired_proportions():
   assert found[0].p == pytest.approx(math.erfc(z / 2**0.5), abs=0.004)
 
 
+def test_the_seeds_part_has_the_variance_of_a_mean_over_seeds():
+  # All images of a seed are right or wrong: nothing but seeds varies.
+  labels = _labels(50)
+  accuracies = np.array([0, 1, 1, 0, 1])
+  runs = np.where(accuracies[:, None], labels, 1)
+  gain, _ = statistics.paired_bootstrap(labels, runs, labels * np.ones((5, 1)))
+  rng = np.random.default_rng(0)
+  drawn = accuracies[rng.integers(0, 5, (10_000, 5))].mean(axis=1)
+  limits = 0.6 + (5 / 4) ** 0.5 * (np.quantile(drawn, (0.025, 0.975)) - 0.6)
+  assert gain[:3] == pytest.approx((0.6 - 1, *(limits - 1)))
+
+
+def test_holm_adjusts_for_the_number_of_comparisons():
+  assert statistics.holm([0.04, None, 0.01, 0.03]) == pytest.approx(
+    [0.06, None, 0.03, 0.06]
+  )
+  assert statistics.holm([0.9, 0.8]) == [1, 1]
+  assert statistics.holm([None]) == [None]
+
+
 def test_equal_systems_do_not_differ():
   labels = _labels(300, 7, 1)
   a = np.stack([_first_right(labels, k, 2, 0) for k in (200, 211, 7)])
@@ -192,15 +218,12 @@ def test_a_common_seed_is_drawn_for_both_systems_at_once():
   assert paired.difference == apart.difference == pytest.approx(2 / 500)
   assert paired.upper - paired.lower < 0.02
   assert apart.upper - apart.lower > 0.5
-
-
-def test_seeds_are_paired_by_their_number_not_their_place():
-  labels = _labels(500)
-  runs = np.stack([np.where(np.arange(500) < k, 0, 1) for k in (100, 450)])
-  found = statistics.paired_bootstrap(
-    labels, runs, runs[::-1], a_seeds=[4, 9], b_seeds=[9, 4]
+  # Pairs are found by number, not by place.
+  a, _ = predictions
+  _, same = statistics.paired_bootstrap(
+    labels, a, a[::-1], a_seeds=[4, 6, 9], b_seeds=[9, 6, 4]
   )
-  assert found[1] == (0, 0, 0, 1)
+  assert same == (0, 0, 0, 1)
 
 
 def test_different_numbers_of_seeds_can_be_compared():
@@ -213,22 +236,18 @@ def test_different_numbers_of_seeds_can_be_compared():
   assert found[1].lower > 0
 
 
-def test_perfect_against_hopeless_and_against_perfect():
-  labels = _labels(9, 3)
-  found = statistics.paired_bootstrap(labels, labels, 1 - labels, draws=999)
+def test_extreme_cases_and_a_class_without_images():
+  labels = np.array([0] * 30 + [2] * 20)
+  a = np.where(labels == 2, 1, 0)
+  found = statistics.paired_bootstrap(labels, labels, labels + 1, draws=999)
   assert found[0] == (1, 1, 1, pytest.approx(2 / 1000))
   found = statistics.paired_bootstrap(labels, labels, labels, draws=999)
   assert found[1] == (0, 0, 0, 1)
-
-
-def test_bootstrap_passes_over_a_class_without_images():
-  labels = np.array([0] * 30 + [2] * 20)
-  a, b = np.where(labels == 2, 1, 0), labels
-  found = statistics.paired_bootstrap(labels, a, b, draws=100)
+  found = statistics.paired_bootstrap(labels, a, labels, draws=100)
   assert found[0].difference == -0.5
 
 
-def test_bootstrap_repeats_itself_and_follows_its_seed():
+def test_bootstrap_is_deterministic_given_its_seed():
   labels = _labels(30, 20)
   a, b = _first_right(labels, 20, 10), _first_right(labels, 17, 14)
   first = statistics.paired_bootstrap(labels, a, b, 100)
@@ -260,15 +279,12 @@ def test_frontier_against_a_literal_loop():
     labels, scores, counts, strengths
   )
   for k, strength in enumerate(strengths):
-    guesses = np.array(
-      [
-        max(
-          range(3),
-          key=lambda c: row[c] - strength * math.log(counts[c] / sum(counts)),
-        )
-        for row in scores
+    guesses = np.zeros(85, int)
+    for i, row in enumerate(scores):
+      adjusted = [
+        row[c] - strength * math.log(counts[c] / sum(counts)) for c in range(3)
       ]
-    )
+      guesses[i] = adjusted.index(max(adjusted))
     assert overall[k] == pytest.approx(np.mean(guesses == labels))
     assert mean_class[k] == pytest.approx(_mean_class(labels, guesses))
   assert mean_class[2] > mean_class[0] + 0.1

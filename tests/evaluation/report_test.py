@@ -4,12 +4,12 @@ import io
 import json
 import re
 import time
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
+from pages import Page, size
 from PIL import Image
 
 from dbl_jax.evaluation import metrics, plots, report
@@ -25,24 +25,6 @@ HISTORY = [
   {"phase": "pretrain", "step": 9, "epoch": 1.0, "knn_overall_accuracy": 0.4},
   {"phase": "classify", "step": 12, "epoch": 1.0, "val_loss": 1.5},
 ]
-
-
-class _Page(HTMLParser):
-  """Tags with their attributes, and the text outside tags."""
-
-  def __init__(self, page):
-    super().__init__()
-    self.tags, self.text = [], ""
-    self.feed(page)
-
-  def handle_starttag(self, tag, attrs):
-    self.tags.append((tag, dict(attrs)))
-
-  def handle_data(self, data):
-    self.text += data
-
-  def find(self, tag):
-    return [attrs for name, attrs in self.tags if name == tag]
 
 
 def _results():
@@ -82,12 +64,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(folder):
   return (folder / "report.html").read_text(encoding="utf-8")
-
-
-def _size(png):
-  image = Image.open(io.BytesIO(png))
-  image.load()
-  return image.size
 
 
 def test_metrics_json_is_what_was_given_in_its_order(folder):
@@ -130,7 +106,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_page_has_the_numbers(page):
-  text = _Page(page).text
+  text = Page(page).text
   for fact in ("raf_db", "test split", "150 images", "step 12,345", "by knn"):
     assert fact in text
   # Recalls .8, .4 and .75 of the three classes that occur; 114 of 150.
@@ -143,16 +119,16 @@ def test_page_has_the_numbers(page):
 
 
 def test_untrusted_text_is_escaped(page, tmp_path):
-  found = _Page(page)
+  found = Page(page)
   assert len(found.find("script")) == 1  # the page's own
   assert NAMES[1] in found.text
   assert '"note": "</pre><script>"' in found.text
   assert page.count("<script") == 1
-  assert not _Page(_write(tmp_path, title='<b>"A" & B</b>')).find("b")
+  assert not Page(_write(tmp_path, title='<b>"A" & B</b>')).find("b")
 
 
 def test_page_loads_nothing(page):
-  found = _Page(page)
+  found = Page(page)
   for tag in ("link", "iframe", "a", "object"):
     assert not found.find(tag)
   assert not any("src" in attrs for attrs in found.find("script"))
@@ -180,7 +156,7 @@ def test_missing_inputs_leave_their_section_out(tmp_path):
   report.write(
     tmp_path, bare, train_counts=None, history=[], view_pairs=None, title="Bare"
   )
-  found = _Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+  found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
   assert len(found.find("img")) == 2
   for absent in ("Learning curves", "views", "Config", "Training", "step"):
     assert absent not in re.sub(r"(?s)const .*", "", found.text)
@@ -197,12 +173,12 @@ def test_a_split_without_images_and_wrong_counts(tmp_path):
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_many_classes_are_summarised_in_seconds(tmp_path, monkeypatch, trained):
-  size = 300
-  names = [f"class {i}" for i in range(size)]
-  confusion = np.zeros((size, size), int)
+  many = 300
+  names = [f"class {i}" for i in range(many)]
+  confusion = np.zeros((many, many), int)
   # Of ten images of a class, 0 to 9 are right, the others taken for class 0.
-  confusion[:, 0] = 10 - np.arange(size) % 10
-  np.fill_diagonal(confusion, np.arange(size) % 10)
+  confusion[:, 0] = 10 - np.arange(many) % 10
+  np.fill_diagonal(confusion, np.arange(many) % 10)
   confusion[-1] = 0
   confusion[7] = 0
   confusion[7, 7] = 10**6
@@ -214,10 +190,10 @@ def test_many_classes_are_summarised_in_seconds(tmp_path, monkeypatch, trained):
   page = _write(
     tmp_path,
     metrics.summarise(confusion, names),
-    train_counts=[*range(size)] if trained else None,
+    train_counts=[*range(many)] if trained else None,
   )
   assert time.monotonic() - start < 60  # quadratic drawing took 20 minutes
-  found = _Page(page)
+  found = Page(page)
   assert len(found.find("img")) == 3
   assert all(f'scope="row">{name}<' in page for name in names)
   assert len(page) < 2e6
@@ -227,15 +203,15 @@ def test_many_classes_are_summarised_in_seconds(tmp_path, monkeypatch, trained):
   assert len(labels) == 20
   assert all(int(label.split()[1]) % 10 == 0 for label in labels[10:])
   shares = drawn[0].axes[0].images[0].get_array()
-  assert shares.shape == (size, size)
+  assert shares.shape == (many, many)
   assert not drawn[0].axes[0].texts
   order = plots.frequency_order(
-    range(size) if trained else confusion.sum(axis=1)
+    range(many) if trained else confusion.sum(axis=1)
   ).tolist()
   row, column = order.index(5), order.index(0)
   assert shares[row, row] == shares[row, column] == 50
   assert shares[row].sum() == 100
-  assert np.isnan(shares[order.index(size - 1)].filled(np.nan)).all()
+  assert np.isnan(shares[order.index(many - 1)].filled(np.nan)).all()
 
 
 def test_a_thousand_classes_share_the_cells_of_a_heat_map():
@@ -254,10 +230,10 @@ def test_plots_grow_with_the_classes(num_classes):
   rng = np.random.default_rng(0)
   confusion = rng.integers(0, 50, (num_classes, num_classes))
   names = [f"$x_^{i}_$ 表情, a long unkind name" for i in range(num_classes)]
-  matrix = _size(plots.confusion_matrix_figure(confusion, names, "$x_^$"))
+  matrix = size(plots.confusion_matrix_figure(confusion, names, "$x_^$"))
   # 0.4 inch for a cell is the least that holds three legible digits.
   assert min(matrix) >= 0.4 * num_classes * plots.DPI
-  bars = _size(plots.class_recall_figure(confusion, names, None))
+  bars = size(plots.class_recall_figure(confusion, names, None))
   assert bars[1] >= 0.3 * num_classes * plots.DPI
 
 
