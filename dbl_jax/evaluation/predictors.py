@@ -239,8 +239,9 @@ PREDICTORS: dict[str, Callable[[FitContext], FittedPredictor]] = {
 }
 # Predictors that read the head's logits.
 OF_LOGITS = frozenset({"head", "logit_adjusted", "tau_normalised"})
-# Predictors whose softmax is a distribution over the classes.
-CALIBRATED = frozenset({"head", "logit_adjusted"})
+# Predictors whose softmax is a distribution over the classes. That of
+# adjusted logits is one for a balanced prior, not for the data's.
+CALIBRATED = frozenset({"head"})
 
 
 def check(name: str, head: Mapping[str, Any]) -> None:

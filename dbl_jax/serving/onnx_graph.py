@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dbl_jax.models import model as models
 from dbl_jax.models import resnet
+from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.kernels.batch_norm import EPSILON
 
 # Of the operators used here; onnxruntime 1.14 and later know it.
@@ -98,29 +99,26 @@ def build(
     A model with the input 'images', uint8[N, S, S, 3] in RGB, and the outputs
     'probabilities' f32[N, C] and 'features' f32[N, F]. N is free.
   """
-  graph, encoder = _Graph(), dict(config.model)
+  graph, head = _Graph(), config[phase].head
+  model = models.make_model(config.model, head, len(class_names))
   params, stats = variables["params"], variables["batch_stats"]
-  mean, deviation = map(
-    np.array, models.NORMALISATIONS[encoder["normalisation"]]
-  )
+  mean, deviation = map(np.array, models.NORMALISATIONS[model.normalisation])
   x = graph.add("Cast", "images", to=TensorProto.FLOAT)
   x = graph.add("Transpose", x, perm=[0, 3, 1, 2])
   shape = (1, 3, 1, 1)
   x = graph.add("Mul", x, graph.constant((1 / 255 / deviation).reshape(shape)))
   x = graph.add("Sub", x, graph.constant((mean / deviation).reshape(shape)))
-  trees = params["encoder"], stats["encoder"]
-  if encoder["name"] == "dcnn":
-    x = _dcnn(graph, x, trees[0], encoder)
+  if isinstance(model.encoder, DCNN):
+    x = _dcnn(graph, x, params["encoder"], model.encoder)
   else:
-    x = _resnet(graph, x, trees, encoder)
+    trees = params["encoder"], stats["encoder"]
+    x = _resnet(graph, x, trees, model.encoder)
   features = graph.add("Identity", x, out="features")
-  head = dict(config[phase].head)
-  logits = _classifier(
-    graph, features, params["head"].get("classifier", params["head"]), head
-  )
+  classifier = params["head"].get("classifier", params["head"])
+  cosine = getattr(model.head, "cosine", 0.0)
+  logits = _classifier(graph, features, classifier, cosine)
   graph.add("Softmax", logits, out="probabilities", axis=1)
   size = config.data.image_size
-  width = _width(params["encoder"], encoder)
   made = helper.make_graph(
     graph.nodes,
     "dbl_jax",
@@ -131,10 +129,7 @@ def build(
     ],
     [
       helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n])
-      for name, n in (
-        ("probabilities", len(class_names)),
-        ("features", width),
-      )
+      for name, n in (("probabilities", len(class_names)), ("features", "F"))
     ],
     graph.constants,
   )
@@ -150,16 +145,15 @@ def build(
 
 
 def _resnet(
-  graph: _Graph, x: str, trees: tuple[Tree, Tree], options: Mapping[str, Any]
+  graph: _Graph, x: str, trees: tuple[Tree, Tree], encoder: Any
 ) -> str:
-  kind = models.ENCODERS[options["name"]]
-  _, stride = resnet.STEMS[options["stem"]]
+  _, stride = resnet.STEMS[encoder.stem]
   x = graph.conv_norm(x, trees, "stem", "stem_norm", stride, relu=True)
-  if options["stem"] == "imagenet":
+  if encoder.stem == "imagenet":
     x = graph.add(
       "MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]
     )
-  for stage, blocks in enumerate(kind.blocks, 1):
+  for stage, blocks in enumerate(encoder.blocks, 1):
     for block in range(1, blocks + 1):
       name = f"stage{stage}_block{block}"
       own = trees[0][name], trees[1][name]
@@ -183,15 +177,13 @@ def _resnet(
   return graph.mean_pixel(x)
 
 
-def _dcnn(
-  graph: _Graph, x: str, params: Tree, options: Mapping[str, Any]
-) -> str:
+def _dcnn(graph: _Graph, x: str, params: Tree, encoder: DCNN) -> str:
   for layer in range(1, 7):
     own = params[f"conv{layer}"]
     x = graph.conv(x, own["conv"]["kernel"], own["bias"], relu=True)
-    if layer in (1, 2, 4) or (layer == 6 and options["last_pool"]):
+    if layer in (1, 2, 4) or (layer == 6 and encoder.last_pool):
       x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
-  if options["pooling"] == "average":
+  if encoder.pooling == "average":
     return graph.mean_pixel(x)
   x = graph.add("Transpose", x, perm=[0, 2, 3, 1])
   return graph.add(
@@ -199,13 +191,11 @@ def _dcnn(
   )
 
 
-def _classifier(
-  graph: _Graph, x: str, params: Tree, head: Mapping[str, Any]
-) -> str:
+def _classifier(graph: _Graph, x: str, params: Tree, cosine: float) -> str:
   for name in sorted(name for name in params if name.startswith("dense")):
     x = graph.add("Relu", graph.dense(x, params[name]))
   kernel = np.asarray(params["logits"]["kernel"])
-  if cosine := head.get("cosine"):
+  if cosine:
     length = np.linalg.norm(kernel, axis=0, keepdims=True)
     kernel = cosine * kernel / np.maximum(length, 1e-12)
     x = graph.dense(graph.unit(x), {"kernel": kernel})
@@ -214,15 +204,3 @@ def _classifier(
   if "scale" in params:
     x = graph.add("Mul", x, graph.constant(params["scale"]))
   return x
-
-
-def _width(params: Tree, options: Mapping[str, Any]) -> int:
-  """Number F of features."""
-  if "dense" in params:
-    return params["dense"]["kernel"].shape[1]
-  if options["name"] == "dcnn":
-    return params["conv6"]["conv"]["kernel"].shape[-1]
-  last = params[max(name for name in params if name.startswith("stage"))]
-  return last[max(name for name in last if name.startswith("norm"))][
-    "bias"
-  ].size

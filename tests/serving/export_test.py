@@ -130,7 +130,7 @@ def test_what_cannot_be_exported_gives_one_line(finished, tmp_path):
   for flags, message in {
     "": "Which run",
     f"--workdir={tmp_path}": "no checkpoint",
-    f"--workdir={finished}": "encoder 'tiny' cannot be written as ONNX",
+    f"--workdir={finished[1]}": "encoder 'tiny' cannot be written as ONNX",
   }.items():
     done = mains.run("export", flags.split())
     assert done.status == 2
