@@ -411,7 +411,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
     from_torch = str(config.init_from).endswith(torch_weights.SUFFIXES)
     if _get(config, "model.stem") is None:
       small = config.data.image_size <= _SMALL and not from_torch
-      config.model.stem = "medium" if small else "imagenet"
+      # Drawn faces are simple; the first run should be short.
+      drawn = config.data.name == "synthetic_faces"
+      config.model.stem = "medium" if small and not drawn else "imagenet"
     if _get(config, "model.normalisation") is None:
       config.model.normalisation = "imagenet" if from_torch else "half"
     for phase in phases(config):

@@ -121,7 +121,7 @@ def test_a_config_says_in_its_docstring_how_to_run_it():
 
 
 OPEN_FIELDS = {
-  (): {"pretrain.augment.crop_scale": (0.6, 1.0), "model.stem": "medium"},
+  (): {"pretrain.augment.crop_scale": (0.6, 1.0), "model.stem": "imagenet"},
   ("data.name=raf_db",): {
     "pretrain.augment.crop_scale": (0.2, 1.0),
     "pretrain.augment.blur": 0.5,

@@ -34,13 +34,15 @@ _DTYPES = ("bfloat16", "float32")
 _TOLERANCE = 0.05
 _SIZE = 48  # pixels
 _TABLE = [
-  "--systems=basic,dbl_plus,dbl,resampling,reweighting,decoupling,center_loss,"
-  "dcnn,dlp_cnn,regions",
+  "--systems=basic,dbl_plus,dbl,dbl:three_phases,resampling,reweighting,"
+  "decoupling,logit_adjustment,center_loss,dcnn,dlp_cnn,regions",
   "--seeds=0,1,2",
   "--epochs=100",
-  "--set=dbl.pretrain.epochs=400",
-  "--set=dbl.pretrain.batch_size=512",
-  "--set=dbl.pretrain.evaluate_every=20.0",
+  *(
+    f"--set={system}.pretrain.{field}"  # the same, so that they share it
+    for system in ("dbl", "dbl:three_phases")
+    for field in ("epochs=400", "batch_size=512", "evaluate_every=20.0")
+  ),
 ]
 _TINY_TABLE = [
   "--systems=basic,dbl",

@@ -109,7 +109,8 @@ def test_safetensors_have_torchvisions_names():
 def test_a_run_is_exported_by_one_command(tmp_path):
   config = tiny.get_config()
   del config.pretrain
-  config.model.name = "resnet18"
+  config.model = configs.dcnn()
+  config.model.pooling = "average"
   config.classify = configs.supervised()
   config.classify.update(epochs=1, batch_size=32)
   run = tmp_path / "run"
