@@ -41,6 +41,9 @@ FREE_FIELDS = (
 # Fields that stored configs of older versions lack, and their values then.
 LATER_FIELDS = {"skip_nonfinite": False}
 
+# Fields that a config may lack.
+_OPTIONAL = ("preset", "blur_sigma", "crop_tries", "unlabelled")
+
 _Seed = Annotated[int, integer(0, 2**31 - 1)]
 _Share = Annotated[float, number(0.01, 0.9)]
 
@@ -163,6 +166,9 @@ class PhaseFields:
     epochs: passes over as many images as the training split holds; None
       depends on the data set, and 0 trains nothing.
     batch_size: images per step over all devices.
+    unlabelled: folders or zips, separated by commas, of further images to train
+      on; nobody needs to have labelled them. Images of the validation and test
+      splits among them are left out.
     views: augmented views of each image.
     q: sampling exponent: a class of n images is drawn with probability
       proportional to n^q. 1 is instance sampling, 0 class-balanced sampling.
@@ -182,6 +188,7 @@ class PhaseFields:
   preset: Annotated[str, one_of(BY_DATA)] = ""
   epochs: Annotated[float | None, number(0, 1_000_000)] = None
   batch_size: Annotated[int, integer(2, 10_000_000)] = 128
+  unlabelled: str = ""
   views: Annotated[int, integer(1, 8)] = 1
   q: Annotated[float, number(0, 1)] = 1.0
   cached_views: Annotated[int, integer(0, 64)] = 0
@@ -269,6 +276,7 @@ def _phase(preset: str, **fields: Any) -> ConfigDict:
   return ConfigDict(
     _defaults(PhaseFields)
     | {"preset": preset, "optimizer": _defaults(OptimizerFields)}
+    | {"epochs": config_dict.placeholder(int)}
     | fields
   )
 
@@ -355,7 +363,8 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
   fields = LATER_FIELDS | fields
   for name in PHASES:
     if isinstance(fields.get(name), dict):
-      phase = {k: v for k, v in fields[name].items() if k != "by_data"}
+      phase = {"unlabelled": ""} | fields[name]
+      phase.pop("by_data", None)
       if isinstance(phase.get("optimizer"), dict):
         later = {"scaling": "linear", "encoder_rate": 1.0}
         phase["optimizer"] = later | phase["optimizer"]
@@ -363,12 +372,12 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
         phase["augment"] = {"crop_tries": 1} | phase["augment"]
       fields[name] = phase
   if isinstance(encoder := fields.get("model"), dict):
-    encoder = {"normalisation": "half"} | encoder
     if encoder.get("dtype") == "auto":
       encoder = encoder | {"dtype": model.auto_dtype()}
-    if encoder.get("name") == "dcnn":
-      whole = encoder.get("pooling") == "flatten"
-      encoder = {"last_pool": whole} | encoder
+    if "normalisation" not in encoder:
+      encoder = encoder | {"normalisation": "half"}
+      if encoder.get("name") == "dcnn":
+        encoder["last_pool"] = encoder.get("pooling", "flatten") == "flatten"
     fields["model"] = encoder
   return fields
 
@@ -467,7 +476,7 @@ def _declared(config: ConfigDict) -> dict[str, options.Option]:
   def add(path: str, component: Callable[..., Any], required: bool) -> None:
     _section(config, path, required=False)  # else a field is missing
     for name, option in options.of(component).items():
-      if required and name not in ("preset", "blur_sigma", "crop_tries"):
+      if required and name not in _OPTIONAL:
         option = dataclasses.replace(option, default=options.REQUIRED)
       known.setdefault(f"{path}.{name}".lstrip("."), option)
 
@@ -582,6 +591,14 @@ def _check_phase(phase: ConfigDict, name: str) -> None:
         f" {' and '.join(gives)}. Set head.name to {' or '.join(others)}, or"
         " change the other field."
       )
+  labelled = [loss for loss in phase.losses if TERMS[loss].labels]
+  if phase.get("unlabelled") and (labelled or phase.q != 1):
+    found = f"losses.{labelled[0]}" if labelled else f"q={phase.q}"
+    raise UserError(
+      f"config.{name}.{found} needs labels, but unlabelled="
+      f"{phase.unlabelled!r} has none. Set it for a phase with the loss nt_xent"
+      " and q=1 alone."
+    )
   if phase.epochs and not phase.trained:
     raise UserError(
       f"config.{name}.trained=() trains nothing. Name what to train, such as"

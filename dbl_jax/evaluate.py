@@ -1,17 +1,20 @@
 """Evaluation of a run: metrics.json, scores, confusion matrix and report."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib import style
 from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
+from dbl_jax.augment import views
 from dbl_jax.data import sources
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.errors import UserError
@@ -84,6 +87,7 @@ def better_lost(
   return None if scores.get(step) == scores.get(best) else best
 
 
+@style.context("default")  # whatever the user's matplotlibrc says
 def write(
   run: TrainedRun, dataset: Dataset, split: str, context: FitContext, out: Path
 ) -> dict[str, Any]:
@@ -152,13 +156,22 @@ def _view_pairs(
   images, labels = dataset.splits["train"]
   _, first = np.unique(labels, return_index=True)
   first = first[: plots.MAX_VIEW_PAIRS]
-  views = dict(config[configs.phases(config)[0]]) | {"views": 2, "mixup": 0.0}
-  draw = jax.jit(inputs.of_images(views, dataset.image_size, "frozen").draw)
+  family = config[configs.phases(config)[0]].augment.items()
+  draw = _compiled_views(dataset.image_size, tuple(family))
   ids = jnp.asarray(first, jnp.int32)
-  pair, _ = draw(
-    jax.random.key(config.seed), ids, jnp.asarray(images[first]), None
-  )
+  pair = draw(jax.random.key(config.seed), ids, jnp.asarray(images[first]))
   return images[first], np.asarray(pair[0]), np.asarray(pair[1])
+
+
+@functools.lru_cache(maxsize=4)  # compiling takes seconds
+def _compiled_views(
+  out_size: int, family: tuple[tuple[str, Any], ...]
+) -> Callable[..., jax.Array]:
+  return jax.jit(
+    functools.partial(
+      views.make_views, num_views=2, out_size=out_size, **dict(family)
+    )
+  )
 
 
 def _activation(
@@ -304,6 +317,7 @@ def evaluate_workdir(
   split: str,
   out: Path,
   predictor: str | None = None,
+  external: str | None = None,
 ) -> dict[str, Any]:
   """Restores the model of a run and evaluates it.
 
@@ -313,6 +327,8 @@ def evaluate_workdir(
     split: 'train', 'validation' or 'test'.
     out: output folder; created if missing.
     predictor: name in `predictors.PREDICTORS`, or None for the run's predictor.
+    external: a folder or zip of class folders to evaluate on in place of the
+      split, or None; see `sources.with_external`.
 
   Returns:
     The content of `metrics.json`.
@@ -334,6 +350,11 @@ def evaluate_workdir(
       " classes."
     )
   _check_images(dataset, loaded.meta, workdir, data_dir)
+  if external is not None:
+    dataset, split = (
+      sources.with_external(dataset, external, config.data),
+      "external",
+    )
   if split not in dataset.splits:
     raise UserError(
       f"--split={split}: no such split. There are {', '.join(dataset.splits)}."

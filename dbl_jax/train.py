@@ -72,6 +72,12 @@ def _run(
     variables, start_classes = _load_start(config)
   with distributed.main_first("data"):
     dataset = sources.load(config.data)
+    further = {}
+    for name in configs.phases(config):
+      if paths := config[name].get("unlabelled"):
+        dataset, further[name] = sources.with_unlabelled(
+          dataset, name, paths, config.data
+        )
   if variables is not None:
     _check_classes(config, dataset, variables, start_classes)
   mesh = sharding.make_mesh()
@@ -95,6 +101,8 @@ def _run(
           "phase": name,
           "start": checkpoint.array_checksum(variables) if cached else None,
         }
+        if name in further:
+          meta["unlabelled"] = further[name]
         compiled = loop.compile_phase(phase, dataset.splits, mesh, config)
         with stop.in_order():
           loop.run_phase(

@@ -1,7 +1,7 @@
 """Evaluates a finished run, on its data or another copy.
 
 python scripts/evaluate.py --workdir=runs/dbl [--data_dir=D] [--split=test] \
-  [--predictor=logit_adjusted] [--out=DIR]
+  [--external=DIR] [--predictor=logit_adjusted] [--out=DIR]
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,12 @@ _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Another copy of the data. Default: that of the run."
 )
 _SPLIT = flags.DEFINE_string("split", "test", "'train', 'validation', 'test'.")
+_EXTERNAL = flags.DEFINE_string(
+  "external",
+  None,
+  "A test set from elsewhere: a folder or zip with a folder of images for each"
+  " class. Some of the run's classes may be missing.",
+)
 _PREDICTOR = flags.DEFINE_string(
   "predictor",
   None,
@@ -38,10 +44,16 @@ def main(argv: Sequence[str]) -> None:
 
   distributed.initialize()
   workdir = Path(_WORKDIR.value).expanduser()
-  name = "_".join(filter(None, [_SPLIT.value, _PREDICTOR.value]))
+  split = "external" if _EXTERNAL.value is not None else _SPLIT.value
+  name = "_".join(filter(None, [split, _PREDICTOR.value]))
   out = Path(_OUT.value or workdir / "evaluation" / name).expanduser()
   metrics = evaluate.evaluate_workdir(
-    workdir, _DATA_DIR.value, _SPLIT.value, out, _PREDICTOR.value
+    workdir,
+    _DATA_DIR.value,
+    _SPLIT.value,
+    out,
+    _PREDICTOR.value,
+    _EXTERNAL.value,
   )
   for name, row in metrics["per_class"].items():
     recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import mains
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ import pytest
 import tiny
 from dbl_jax import cli
 from dbl_jax import config as configs
+from dbl_jax.data import sources
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
 from dbl_jax.losses import terms
 from dbl_jax.models import model
 from dbl_jax.models.kernels import conv
-from dbl_jax.runtime import options
+from dbl_jax.runtime import options, sharding
+from dbl_jax.training.phase import check_phases
 
 FOLDER = Path(__file__).parents[1] / "configs"
 VARIANTS = [
@@ -70,8 +73,7 @@ def command(name, cache):
     "tensorboard": False,
   }
   given = cli.load_config(config)
-  if name != "dcnn":
-    fields["model.name"] = "tiny"
+  fields["model.name"] = "tiny"
   for phase in configs.phases(given):
     fields[f"{phase}.batch_size"] = 16
     if given[phase].epochs is None:
@@ -91,6 +93,12 @@ def test_every_config_is_tried_here():
 def test_a_system_trains_and_scores(name, cache, tmp_path, monkeypatch):
   # The accelerator's convolution, which compiles sooner.
   monkeypatch.setattr(conv, "conv2d", conv._lax_conv)
+  # So do these random numbers.
+  with jax.default_prng_impl("unsafe_rbg"):
+    _trains_and_scores(name, cache, tmp_path)
+
+
+def _trains_and_scores(name, cache, tmp_path):
   if name.endswith("svm"):
     pytest.importorskip("sklearn")
   arguments = [*command(name, cache), f"--workdir={tmp_path}"]
@@ -108,6 +116,17 @@ def test_a_system_trains_and_scores(name, cache, tmp_path, monkeypatch):
   assert mains.run("main", arguments).status == 0
   assert (tmp_path / "metrics.json").read_bytes() == metrics
   assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["dbl", "dbl_plus", "regions"])
+def test_the_config_s_own_encoder_fits_its_phases(name, cache):
+  config = cli.load_config(f"{FOLDER / name}.py")
+  config.data.update(num_train=300, num_test=20, cache_dir=cache)
+  config = configs.resolve(config)
+  dataset = sources.load(config.data)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  shapes = check_phases(config, dataset, mesh, None)
+  assert set(shapes["params"]) == {"encoder", "head"}
 
 
 def test_an_unknown_variant_is_refused_with_its_name():
@@ -164,6 +183,8 @@ def test_a_config_stored_by_an_earlier_version_keeps_its_meaning():
   stored = configs.resolve(config).to_dict()
   del stored["pretrain"]["optimizer"]["scaling"], stored["skip_nonfinite"]
   del stored["pretrain"]["augment"]["crop_tries"]
+  assert not configs.from_dict(stored).model.get("last_pool")
+  del stored["model"]["normalisation"]
   restored = configs.resolve(configs.from_dict(stored))
   assert restored.pretrain.optimizer.scaling == "linear"
   assert restored.pretrain.augment.crop_tries == 1

@@ -83,3 +83,28 @@ def test_differences_name_each_field():
     "d: 1 -> absent",
     "e: absent -> 1",
   ]
+
+
+def test_settings_of_matplotlib_do_not_matter(finished, tmp_path):
+  """A notebook's backend, and LaTeX for all text."""
+  (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+  program = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import tiny
+from dbl_jax import cli
+def main(argv):
+  from dbl_jax import evaluate
+  out = Path({str(tmp_path / "out")!r})
+  evaluate.evaluate_workdir(Path({str(finished[1])!r}), None, "test", out)
+cli.run_main(main)
+"""
+  done = call(
+    "-c",
+    program,
+    MPLBACKEND="module://matplotlib_inline.backend_inline",
+    MATPLOTLIBRC=str(tmp_path),
+  )
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "out" / "report.html").is_file()

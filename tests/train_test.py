@@ -10,9 +10,11 @@ import jax
 import mains
 import numpy as np
 import pytest
+from PIL import Image
 
 import tiny
 from dbl_jax import evaluate, train
+from dbl_jax.data import sources
 from dbl_jax.errors import UserError
 from dbl_jax.models import model
 from dbl_jax.runtime import logs
@@ -427,3 +429,29 @@ run()
   assert "No TensorBoard files" in done.stderr
   assert (tmp_path / "metrics.jsonl").exists()
   assert (tmp_path / "report.html").exists()
+
+
+def test_a_test_set_from_elsewhere(finished, tmp_path, caplog):
+  workdir, dataset = finished[1], sources.load(finished[0].data)
+  images, labels = dataset.splits["test"]
+  names = [dataset.class_names[label] for label in labels[:30]]
+  for i, name in enumerate(names):
+    folder = tmp_path / "photos" / "2020" / name.upper()
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(images[i]).save(folder / f"{i}.png")
+  odd = tmp_path / "photos" / "contempt"
+  odd.mkdir()
+  Image.fromarray(images[0]).save(odd / "a.png")
+
+  def evaluated(folder):
+    return evaluate.evaluate_workdir(
+      workdir, None, "test", tmp_path / "out", external=str(folder)
+    )
+
+  result = evaluated(tmp_path / "photos")
+  assert "no class is named so: 1 in contempt" in caplog.text
+  assert result["split"] == "external"
+  counts = {name: row["count"] for name, row in result["per_class"].items()}
+  assert counts == {n: names.count(n) for n in dataset.class_names}
+  with pytest.raises(UserError, match=r"1 in the folder itself.*predict\.py"):
+    evaluated(odd)

@@ -372,8 +372,10 @@ def with_budget(
   first, *rest = configs.phases(config)
   if epochs:
     config[first].epochs = epochs
-  for name in (first, *rest) if batch_size else ():
-    config[name].batch_size = min(config[name].batch_size, batch_size)
+  if batch_size:
+    resolved = configs.resolve(config)  # where it depends on the data
+    for name in (first, *rest):
+      config[name].batch_size = min(resolved[name].batch_size, batch_size)
   for name in rest:
     if head_epochs and config[name].epochs != 0:
       config[name].epochs = head_epochs

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 
 from dbl_jax.compare import plots, statistics
 from dbl_jax.compare.records import (
@@ -35,6 +36,7 @@ Row = dict[str, Any]
 _Column = tuple[str, Sequence[str], set[int]]
 
 
+@style.context("default")  # whatever the user's matplotlibrc says
 def write(
   out: Path,
   results: Sequence[RunResult],

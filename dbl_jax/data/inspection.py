@@ -369,6 +369,14 @@ def _band(titles: list[str], shown: Sequence[Facts]) -> np.ndarray:
   return np.asarray(band)
 
 
+def digests(split: Split) -> list[bytes]:
+  """Returns a hash of the pixels of each image."""
+  return [
+    hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    for image in split.images
+  ]
+
+
 def shared(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
   """Counts images that have the same pixels as one of another split.
 
@@ -379,16 +387,10 @@ def shared(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
     For pairs of splits (one, other) that share images: the number of images
     of the other that are in the first.
   """
-  digests = {
-    name: [
-      hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-      for image in split.images
-    ]
-    for name, split in splits.items()
-  }
+  hashes = {name: digests(split) for name, split in splits.items()}
   found = {}
   for one, other in itertools.combinations(splits, 2):
-    first = set(digests[one])
-    if number := sum(digest in first for digest in digests[other]):
+    first = set(hashes[one])
+    if number := sum(digest in first for digest in hashes[other]):
       found[one, other] = number
   return found

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from numpy.typing import ArrayLike
 from dbl_jax.data import datasets, inspection, regions, splits, synthetic
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import expw, fer2013, image_folder, listing
-from dbl_jax.data.formats.listing import Listing
+from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.raf_db import reader as raf_db
 from dbl_jax.errors import UserError
+from dbl_jax.runtime import files
 from dbl_jax.runtime.environment import user_cache
 from dbl_jax.runtime.logs import Progress
 
@@ -98,6 +100,106 @@ def find(options: Any) -> Listing:
       " that holds the images, or a prepared .npz file."
     )
   return find_files(Path(options.dir).expanduser(), options)
+
+
+def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
+  """Adds the split 'external': a test set from elsewhere, in class folders.
+
+  A class is recognised by the name of a folder around the image, whatever its
+  case. Folders of other classes are left out and named.
+
+  Args:
+    dataset: as loaded by `load`.
+    path: a folder or zip.
+    options: `config.data`.
+
+  Returns:
+    The data set with one more split.
+
+  Raises:
+    UserError: if no image lies in a folder named like a class, or images
+      cannot be read.
+  """
+  known = {name.casefold(): i for i, name in enumerate(dataset.class_names)}
+  found = image_folder.find_images(Path(path).expanduser())
+  records, others = [], Counter[str]()
+  for name, file in found.items():
+    folders = name.split("/")[:-1]
+    labels = [known[f.casefold()] for f in folders if f.casefold() in known]
+    if labels:
+      records.append(Record(name, labels[-1], file))
+    else:
+      others["/".join(folders) or "the folder itself"] += 1
+  left_out = ", ".join(f"{n} in {folder}" for folder, n in others.items())
+  if not records:
+    raise UserError(
+      f"{path}: no image lies in a folder named like a class of the run"
+      f" ({', '.join(dataset.class_names)}); found {left_out}. Sort the images"
+      " into such folders, or classify them by scripts/predict.py."
+    )
+  if others:
+    log.warning("%s: left out, as no class is named so: %s", path, left_out)
+  listed = Listing(dataset.class_names, {"external": tuple(records)})
+  progress = _progress("external images")
+  decoded = listing.decode(listed, "external", options.image_size, progress)
+  decoded = regions.apply(decoded, options.get("region", "face"))
+  dataset = dataset._replace(splits=dataset.splits | decoded.splits)
+  for (one, other), number in inspection.shared(dataset.splits).items():
+    if other == "external" and one != "test":
+      log.warning("%d of the external images are in %s too", number, one)
+  return dataset
+
+
+def with_unlabelled(
+  dataset: Dataset, phase: str, paths: str, options: Any
+) -> tuple[Dataset, str]:
+  """Adds a split for a phase that needs no labels: 'train' and further images.
+
+  Args:
+    dataset: as loaded by `load`.
+    phase: its name; the split is 'unlabelled_PHASE', whose labels are zeros.
+    paths: folders or zips of images at any depth, separated by commas.
+    options: `config.data`.
+
+  Returns:
+    The data set, and the fingerprint of the further images. Images with the
+    same pixels as one of another split are left out.
+
+  Raises:
+    UserError: if a path holds no images, or they cannot be read.
+  """
+  records = []
+  for path in filter(None, (path.strip() for path in paths.split(","))):
+    found = image_folder.find_images(Path(path).expanduser())
+    records += [Record(f"{path}/{n}", 0, file) for n, file in found.items()]
+  listed = Listing((), {"train": tuple(records)})
+  fingerprint = listing.fingerprint(listed)
+  size = options.image_size
+  cached = cache_dir(options) / f"unlabelled-{size}px-{fingerprint[:16]}.npz"
+  try:
+    further = files.load(cached)["images"]
+  except (OSError, KeyError, ValueError):
+    progress = _progress("unlabelled images")
+    decoded = listing.decode(listed, "unlabelled", size, progress)
+    further = decoded.splits["train"].images
+    with _writing(cached.parent), files.replacing(cached) as file:
+      np.savez(file, images=further)
+  whole = Split(further, np.zeros(len(further), np.int32))
+  cut = Dataset("", (), {"train": whole}, "")
+  cut = regions.apply(cut, options.get("region", "face"))
+  taken = {d for s in dataset.splits.values() for d in inspection.digests(s)}
+  new = [d not in taken for d in inspection.digests(cut.splits["train"])]
+  log.info(
+    "%d unlabelled images for %s; %d are in the data set's splits and left out",
+    sum(new),
+    phase,
+    len(new) - sum(new),
+  )
+  further = cut.splits["train"].images[new]
+  together = np.concatenate([dataset.splits["train"].images, further])
+  split = Split(together, np.zeros(len(together), np.int32))
+  splits = dataset.splits | {f"unlabelled_{phase}": split}
+  return dataset._replace(splits=splits), fingerprint
 
 
 def _shared_images(dataset: Dataset, options: Any) -> list[str]:
@@ -182,7 +284,7 @@ def _prepare(options: Any) -> Dataset:
     dataset = _draw(options, fingerprint)
   else:
     dataset = listing.decode(
-      found, options.name, options.image_size, _progress(options)
+      found, options.name, options.image_size, _progress(options.name)
     )
   _check_counts(dataset)
   with _writing(path.parent):
@@ -296,13 +398,13 @@ def _draw(options: Any, fingerprint: str) -> Dataset:
   return Dataset(options.name, synthetic.CLASS_NAMES, drawn, fingerprint)
 
 
-def _progress(options: Any) -> Callable[[int, int], None]:
+def _progress(name: str) -> Callable[[int, int], None]:
   """Prints a line about decoding, which takes minutes for large data sets."""
   line: Progress | None = None
 
   def show(count: int, total: int) -> None:
     nonlocal line
-    line = line or Progress(f"{options.name}: decoding", total)
+    line = line or Progress(f"{name}: decoding", total)
     line.show(count, f"{count}/{total}", last=count == total)
 
   return show

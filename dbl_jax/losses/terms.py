@@ -41,6 +41,7 @@ class Term(NamedTuple):
     mixes: whether it supports mixed targets.
     reads: 'features', 'embeddings' or 'logits'; see `models.heads` for which
       head gives which.
+    labels: whether it needs labels.
   """
 
   loss: Callable[..., Value]
@@ -48,6 +49,7 @@ class Term(NamedTuple):
   update: Callable[..., Array] | None = None
   mixes: bool = False
   reads: str = "logits"
+  labels: bool = True
 
 
 TERMS: dict[str, Term] = {
@@ -69,7 +71,7 @@ TERMS: dict[str, Term] = {
   "locality_preserving": Term(
     feature_losses.locality_preserving, reads="features"
   ),
-  "nt_xent": Term(contrastive.nt_xent_term, reads="embeddings"),
+  "nt_xent": Term(contrastive.nt_xent_term, reads="embeddings", labels=False),
   "sup_con": Term(contrastive.sup_con, reads="embeddings"),
 }
 

@@ -106,7 +106,7 @@ def make_model(
   """
   encoder, head = dict(encoder), dict(head)
   dtype = encoder.pop("dtype")
-  normalisation = encoder.pop("normalisation", "half")
+  normalisation = encoder.pop("normalisation", None) or "half"
   dtype = auto_dtype() if dtype == "auto" else dtype
   encoder_class = ENCODERS[encoder.pop("name")]
   head_class = HEADS[head.pop("name")]

@@ -37,6 +37,8 @@ def prepare() -> None:
   `DBL_JAX_CACHE=off` and `DBL_JAX_MALLOC=off` disable either, as do JAX's and
   glibc's own variables.
   """
+  # Notebooks set a backend that only they have; pages need none.
+  os.environ["MPLBACKEND"] = "agg"
   for name, enable in (
     ("DBL_JAX_CACHE", enable_compilation_cache),
     ("DBL_JAX_MALLOC", tune_malloc),

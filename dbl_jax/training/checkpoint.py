@@ -44,6 +44,7 @@ _SAME = {
   "class_names": "other classes",
   "fingerprint": "other images",
   "start": "another model to start from",
+  "unlabelled": "other unlabelled images",
 }
 
 
@@ -192,7 +193,8 @@ def _check_same_run(
     if images and accept_changes:
       logger.warning("%s; resuming as requested.", what)
       continue
-    shown = "" if field == "start" else f": {before[field]}, now {now[field]}"
+    shown = f": {before[field]}, now {now.get(field)}"
+    shown = "" if field == "start" else shown
     raise UserError(
       f"{what}{shown}. Restore them to resume, or use another --workdir."
     )

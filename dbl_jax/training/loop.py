@@ -87,7 +87,7 @@ def compile_phase(
       phase.name,
     )
   max_steps = _max_steps_per_dispatch(phase, mesh, config)
-  train = splits["train"]
+  train = splits["train" if phase.config.cached_views else phase.split]
   return CompiledPhase(
     phase=phase,
     state=state,

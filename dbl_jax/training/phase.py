@@ -47,6 +47,11 @@ def stage_of(config: ConfigDict, name: str) -> int:
   return phases(config).index(name) + bool(config.init_from)
 
 
+def split_of(name: str, options: ConfigDict) -> str:
+  """The split that a phase trains on."""
+  return f"unlabelled_{name}" if options.get("unlabelled") else "train"
+
+
 def sampler_seed(seed: int, stage: int) -> int:
   """Seed of the batches of one stage; no two (seed, stage) share it."""
   if stage < _DENSE_STAGES:
@@ -60,6 +65,7 @@ class Phase:
 
   Attributes:
     name: one of `PHASES`.
+    split: the split it trains on.
     config: the phase's section of the config.
     model: encoder and head.
     state: state before the first step.
@@ -73,6 +79,7 @@ class Phase:
   """
 
   name: str
+  split: str
   config: ConfigDict
   model: Model
   state: TrainState
@@ -122,7 +129,8 @@ def make_phase(
   """
   options, stage = config[name], stage_of(config, name)
   num_classes, size = len(dataset.class_names), dataset.image_size
-  labels = dataset.splits["train"].labels
+  split = split_of(name, options)
+  labels = dataset.splits[split].labels
   sampler = sampling.make_sampler(
     labels,
     num_classes,
@@ -155,13 +163,14 @@ def make_phase(
     loss_state[steps.SKIPPED] = jnp.int32(0)
   images = inputs.of_images(options, size, "frozen" if frozen else "trained")
   read = inputs.of_features(options) if options.cached_views else images
-  counts = np.bincount(labels, minlength=num_classes)
+  counts = np.bincount(dataset.splits["train"].labels, minlength=num_classes)
   objective = steps.Objective(options.losses, counts, max(num_steps, 1))
   train_step = steps.make_train_step(
     model, read, objective, optimizer, schedule, trained
   )
   return Phase(
     name=name,
+    split=split,
     config=options,
     model=model,
     state=TrainState.create(variables, optimizer, loss_state),
@@ -221,7 +230,7 @@ def _trace(
   start: dict[str, Any] | None,
 ) -> dict[str, Any]:
   """Shapes of the model after a phase, from the shapes of its start."""
-  images, labels = dataset.splits["train"]
+  images, labels = dataset.splits[split_of(name, config[name])]
   views, size = config[name].cached_views, config[name].batch_size
 
   def first_step(start: dict[str, Any] | None) -> dict[str, Any]:

@@ -78,6 +78,20 @@ def find(path: Path, options: Any) -> Listing:
   return Listing(class_names, splits, tuple(warnings))
 
 
+def find_images(path: Path) -> dict[str, StoredFile]:
+  """Finds the images of a folder or zip at any depth, by path.
+
+  Raises:
+    UserError: if there are none.
+  """
+  expected = "expected a folder or zip of images"
+  found = stored.open_tree(path, expected)
+  found = {name: file for name, file in found.items() if is_image(name)}
+  if not found:
+    raise UserError(f"{path} holds no image; {expected}.")
+  return found
+
+
 def read_tree(
   path: Path, files: dict[str, StoredFile] | None = None
 ) -> tuple[_Tree, list[str]]:
