@@ -58,8 +58,8 @@ def load(path: Path) -> Predictions:
     return _checked(Predictions(**fields))
   except ValueError as error:
     raise UserError(
-      f"{path} does not hold a run's scores, or is damaged ({error}). Delete"
-      " this file and run the same command again: it is written again from the"
+      f"{path} does not hold a run's scores, or is damaged ({error}). Move"
+      " it away and run the same command again: it is written again from the"
       " checkpoint."
     ) from error
 

@@ -39,7 +39,7 @@ def free_port():
 def start_process(port, number, workdir, cache):
   """One of two processes, with two devices."""
   fields = CHANGES | {"data.cache_dir": cache}
-  two = "--xla_force_host_platform_device_count=2"
+  two = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
   return subprocess.Popen(
     [
       sys.executable, "-m", "dbl_jax.main", "--config=tests/tiny.py",
