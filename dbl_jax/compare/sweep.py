@@ -314,9 +314,9 @@ def _fingerprint(last: Stage) -> str:
       found[stage.workdir] = str(json.loads(text)["data_fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
-        f"{path} cannot be read or is damaged ({error!r}). If it is damaged, move"
-        " it away and run the same command again: it is written again from the"
-        " checkpoint."
+        f"{path} cannot be read or is damaged ({error!r}). If it is damaged,"
+        " move it away and run the same command again: it is written again from"
+        " the checkpoint."
       ) from error
   if len(set(found.values())) > 1:
     raise UserError(

@@ -221,7 +221,9 @@ def test_lost_or_damaged_results_are_noticed(plan):
   path = scores.with_name("metrics.json")
   found = json.loads(path.read_text())
   path.write_text("{")
-  with pytest.raises(UserError, match=r"metrics\.json is missing or damaged"):
+  with pytest.raises(
+    UserError, match=r"metrics\.json cannot be read or is damaged"
+  ):
     sweep.results(plan)
   path.write_text(json.dumps(found | {"data_fingerprint": "another"}))
   (record,) = sweep.results(plan)
