@@ -1,7 +1,7 @@
 """Mixup, then label-aware smoothing: MiSLAS (Zhong et al. 2021).
 
-Stage 1 is Basic on mixed examples; stage 2 a new linear classifier on its
-features, class-balanced, its labels smoothed the more, the larger the class.
+Stage 1 is Basic on mixed examples; stage 2 trains its linear classifier
+further, class-balanced, with more label smoothing for frequent classes.
 `configs/mixup.py:only` is stage 1 alone.
 
 python -m dbl_jax.main --config=configs/mixup.py --workdir=runs/mixup

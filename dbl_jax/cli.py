@@ -199,7 +199,7 @@ def _unknown_field(argv: Sequence[str]) -> str:
 
 
 def load_config(path: str) -> Any:
-  """Loads a config, not resolved, from a path such as 'configs/dbl.py:lws'.
+  """Loads a config, not resolved, from a path such as 'configs/x.py:variant'.
 
   What follows ':' is the argument of the file's `get_config`.
 

@@ -167,8 +167,8 @@ class PhaseFields:
       depends on the data set, and 0 trains nothing.
     batch_size: images per step over all devices.
     unlabelled: folders or zips, separated by commas, of further images to train
-      on; nobody needs to have labelled them. Images of the validation and test
-      splits among them are left out.
+      on, without labels. Copies of images of any split are left out. An epoch
+      then covers the training split and these images.
     views: augmented views of each image.
     q: sampling exponent: a class of n images is drawn with probability
       proportional to n^q. 1 is instance sampling, 0 class-balanced sampling.
@@ -180,7 +180,7 @@ class PhaseFields:
       are initialised.
     trained: parameters that are trained.
     predictor: method by which validation and the report classify.
-    evaluate_every: epochs between two validations, each with a checkpoint.
+    evaluate_every: epochs between two validations.
     keep: checkpoint that the next phase and the report use. A validation
       split with few images of a class chooses 'best' mostly by chance.
   """
@@ -319,10 +319,8 @@ def supervised() -> ConfigDict:
 
 
 def finetune() -> ConfigDict:
-  """`supervised`, from the encoder of the phase, or the run, before."""
-  config = supervised()
-  config.inherit = ("encoder",)
-  return config
+  """`supervised`; it starts from the encoder of the phase before it."""
+  return supervised()
 
 
 def untrained(predictor: str) -> ConfigDict:
@@ -410,6 +408,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
     raise UserError(
       f"The config has no phase. Give it one or more of {', '.join(PHASES)}."
     )
+  if _get(config, "model.stem") is None and _get(config, "model.name") in (
+    name
+    for name, one in model.ENCODERS.items()
+    if "stem" not in options.of(one)
+  ):
+    del config.model.stem  # left open by `base`, for encoders that have one
   known = _declared(config)
   _check_names(config, known)
   _validate(config, "data.name", known)
@@ -574,17 +578,14 @@ def _check_losses(phase: ConfigDict, name: str) -> None:
 def _check_phase(phase: ConfigDict, name: str) -> None:
   """Raises UserError where valid fields of a phase do not fit together."""
   head = phase.head.name
-  # A user's head without this attribute is taken to give both.
-  gives = getattr(model.HEADS[head], "gives", ("embeddings", "logits"))
+  gives = model.gives(head)
   readers = {f"losses.{loss}": TERMS[loss].reads for loss in phase.losses}
   if phase.predictor in OF_LOGITS:
     readers[f"predictor={phase.predictor!r}"] = "logits"
   for reader, what in readers.items():
     if what not in ("features", *gives):
       others = [
-        other
-        for other in sorted(model.HEADS)
-        if what in getattr(model.HEADS[other], "gives", ())
+        other for other in sorted(model.HEADS) if what in model.gives(other)
       ]
       raise UserError(
         f"config.{name}.{reader} reads {what}, but head.name={head!r} gives"
@@ -598,6 +599,11 @@ def _check_phase(phase: ConfigDict, name: str) -> None:
       f"config.{name}.{found} needs labels, but unlabelled="
       f"{phase.unlabelled!r} has none. Set it for a phase with the loss nt_xent"
       " and q=1 alone."
+    )
+  if phase.get("unlabelled") and phase.cached_views:
+    raise UserError(
+      f"config.{name}.cached_views={phase.cached_views} reads features of the"
+      " training split alone. Set cached_views=0 for unlabelled images."
     )
   if phase.epochs and not phase.trained:
     raise UserError(

@@ -27,7 +27,7 @@ from dbl_jax.evaluation import (
 )
 from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
-from dbl_jax.models.model import HEADS, Model, make_model
+from dbl_jax.models.model import Model, gives, make_model
 from dbl_jax.runtime import distributed, sharding
 from dbl_jax.runtime.logs import read_rows
 from dbl_jax.runtime.provenance import provenance
@@ -271,7 +271,7 @@ class LoadedModel:
       UserError: if the model has no classifier, such as that of SimCLR alone.
     """
     head = self.config[self.phase].head.name
-    if "logits" not in HEADS[head].gives:
+    if "logits" not in gives(head):
       raise UserError(
         f"The run has the head {head!r}, which is no classifier. Train one on"
         " its encoder with configs/classifier.py and --config.init_from."

@@ -69,15 +69,9 @@ def _run(
   variables: dict[str, Any] | None = None
   start_classes: tuple[str, ...] = ()
   if config.init_from:
-    variables, start_classes = _load_start(config)
+    variables, start_classes = load_start(config)
   with distributed.main_first("data"):
-    dataset = sources.load(config.data)
-    further = {}
-    for name in configs.phases(config):
-      if paths := config[name].get("unlabelled"):
-        dataset, further[name] = sources.with_unlabelled(
-          dataset, name, paths, config.data
-        )
+    dataset, further = add_unlabelled(config, sources.load(config.data))
   if variables is not None:
     _check_classes(config, dataset, variables, start_classes)
   mesh = sharding.make_mesh()
@@ -125,7 +119,24 @@ def _run(
     return evaluate.write(run, dataset, "test", context, workdir)
 
 
-def _load_start(config: ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:
+def add_unlabelled(
+  config: ConfigDict, dataset: Dataset
+) -> tuple[Dataset, dict[str, str]]:
+  """Adds the unlabelled images of all phases; see `sources.with_unlabelled`.
+
+  Returns:
+    The data set, and phase -> fingerprint of its unlabelled images.
+  """
+  fingerprints = {}
+  for name in configs.phases(config):
+    if paths := config[name].get("unlabelled"):
+      dataset, fingerprints[name] = sources.with_unlabelled(
+        dataset, name, paths, config.data
+      )
+  return dataset, fingerprints
+
+
+def load_start(config: ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:
   """Variables of the run or file to start from, and the run's classes."""
   if config.init_from.endswith(torch_weights.SUFFIXES):
     weights = torch_weights.load_encoder(Path(config.init_from).expanduser())

@@ -30,7 +30,9 @@ _PREDICTOR = flags.DEFINE_string(
   " and selected on validation. Default: that of the run.",
 )
 _OUT = flags.DEFINE_string(
-  "out", None, "Folder for the report. Default: WORKDIR/evaluation/SPLIT."
+  "out",
+  None,
+  "Folder for the report. Default: WORKDIR/evaluation/SPLIT[_PREDICTOR].",
 )
 
 

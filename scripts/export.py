@@ -2,7 +2,7 @@
 
 python scripts/export.py --workdir=runs/dbl [--out=DIR]
 
-Needs `pip install 'dbl_jax[export]'`. Each file is loaded again and compared
+Needs `pip install -e '.[export]'`. Each file is loaded again and compared
 with the model.
 """
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     import onnxruntime  # noqa: F401
   except ImportError as error:
     raise UserError(
-      f"{error.name} is not installed: pip install onnx onnxruntime."
+      f"{error.name} is not installed: pip install -e '.[export]'."
     ) from error
   from dbl_jax.serving import export
 
@@ -40,7 +40,10 @@ def main(argv: Sequence[str]) -> None:
       f"  {out / name}: {megabytes:.1f} MB, differs from the model by at most"
       f" {difference:.1e}"
     )
-  print(f"Model card: {out / 'README.md'}")
+  if (out / "README.md").is_file():
+    print(f"Model card: {out / 'README.md'}")
+  else:
+    print("No model card: the run has no metrics.json, so it is not finished.")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ if compgen -G "carry/wheels/*.whl" >/dev/null; then
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --upgrade \
     --target "$work/site" carry/wheels/*.whl
 fi
-export PYTHONPATH=$PWD:$PWD/$work/site DBL_JAX_CACHE=$PWD/$work/programs
+export PYTHONPATH=$PWD:$PWD/$work/site JAX_COMPILATION_CACHE_DIR=$PWD/$work/programs
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 peers=${PEERS:-$PYTHON}
 parts=${PARTS:-check benchmark table}

@@ -262,6 +262,8 @@ def test_a_loss_of_the_user_s_is_a_function_and_an_entry(monkeypatch):
 def test_options_of_another_encoder_are_refused():
   config = tiny.get_config()
   config.model.name = "dcnn"
+  assert "stem" not in configs.resolve(config).model  # it was left open
+  config.model.stem = "small"
   with pytest.raises(
     UserError, match=r"config\.model\.stem.* 'dcnn' .*pooling"
   ):

@@ -141,7 +141,8 @@ def facts(
     "Seeds": ", ".join(map(str, sorted({r.seed for r in results}))),
     "Encoder epochs": epochs,
     "Choice of checkpoints": (
-      "on validation images; each run read the test images once, at its end"
+      "the latest, or the best on validation images where a config says so;"
+      " each run was evaluated on the test images once, at its end"
     ),
     "Hardware": "; ".join(dict.fromkeys(hardware)) or "not known",
     "Command": command,

@@ -28,7 +28,6 @@ from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
 from dbl_jax.runtime import files, provenance, sharding
 from dbl_jax.runtime.logs import clock, print_line
-from dbl_jax.training import checkpoint
 from dbl_jax.training.phase import check_phases
 
 # Seconds of training, and on which hardware.
@@ -240,11 +239,12 @@ def _check(sweep: Sweep) -> None:
         data = last.config.data.to_dict()
         dataset = sources.load(last.config.data)
       chain, start = _chain(last), None
-      if init_from := chain[0].config.init_from:
-        start, _ = checkpoint.load_start(init_from, train.START_PHASES)
+      if chain[0].config.init_from:
+        start, _ = train.load_start(chain[0].config)
       with jax.set_mesh(mesh):
         for stage in chain:
-          start = check_phases(stage.config, dataset, mesh, start)
+          images, _ = train.add_unlabelled(stage.config, dataset)
+          start = check_phases(stage.config, images, mesh, start)
     except UserError as error:
       raise UserError(
         f"{system}: {error} Nothing was trained: correct it, or remove the"

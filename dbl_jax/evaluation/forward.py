@@ -27,10 +27,10 @@ def make_forward(
 
   Args:
     eval_step: compiled function of (variables, *batches), outputs on every
-      device; see `compiled`.
+      device; see `jit_eval_step`.
     variables: its first argument.
     mesh: the devices.
-    seen: told how many rows are done, after each batch.
+    on_progress: called with the number of rows done, after each batch.
 
   Returns:
     A function of arrays [n, ...] that returns the step's outputs for all rows.

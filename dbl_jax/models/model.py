@@ -36,6 +36,14 @@ def auto_dtype() -> str:
   return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def gives(head: str) -> tuple[str, ...]:
+  """What a head's outputs are: 'embeddings', 'logits' or both.
+
+  A head without the attribute `gives` is taken to give both.
+  """
+  return getattr(HEADS[head], "gives", ("embeddings", "logits"))
+
+
 class Model(nn.Module):
   """Encoder f, then a head: projection g or classifier.
 

@@ -14,7 +14,7 @@ from jax import export as jax_export
 from dbl_jax import evaluate
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import LoadedModel
-from dbl_jax.models.model import HEADS, NORMALISATIONS, make_model
+from dbl_jax.models.model import NORMALISATIONS, gives, make_model
 from dbl_jax.serving import card
 from dbl_jax.training.state import by_path
 
@@ -67,7 +67,7 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
 
 def _check(loaded: LoadedModel, workdir: Path) -> None:
   phase = loaded.config[loaded.phase]
-  if "logits" not in HEADS[phase.head.name].gives:
+  if "logits" not in gives(phase.head.name):
     raise UserError(
       f"The run in {workdir} has the head {phase.head.name!r}, which is no"
       " classifier. Train one with configs/classifier.py and"
@@ -172,6 +172,7 @@ def _facts(loaded: LoadedModel) -> dict[str, Any]:
     "deviation": deviation,
     "encoder": config.model.to_dict(),
     "head": config[loaded.phase].head.to_dict(),
+    "config": config.to_dict(),
     "data_fingerprint": loaded.meta["fingerprint"],
     "step": loaded.step,
   }

@@ -21,7 +21,7 @@ from dbl_jax.data.formats import image_folder, images, stored
 from dbl_jax.data.formats.stored import StoredFile
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
-from dbl_jax.models.model import HEADS
+from dbl_jax.models.model import gives
 from dbl_jax.runtime import files
 from dbl_jax.serving import alignment, faces
 from dbl_jax.training import checkpoint
@@ -207,7 +207,7 @@ def load(
   loaded = evaluate.load(workdir, predictor)
   phase = loaded.config[loaded.phase]
   if phase.predictor in predictors.OF_LOGITS and (
-    "logits" not in HEADS[phase.head.name].gives
+    "logits" not in gives(phase.head.name)
   ):
     raise UserError(
       f"The run has the head {phase.head.name!r}, which is no classifier. Use"
@@ -324,8 +324,8 @@ def _training_faces(loaded: evaluate.LoadedModel) -> Dataset | None:
     return sources.load(options)
   except UserError as error:
     logger.warning(
-      "The run's training images cannot be read, so faces are aligned as in"
-      " RAF-DB; use --align=none for a model of other things. (%s)",
+      "The run's training images cannot be read, so faces are aligned to the"
+      " default template; use --align=none for a model of other things. (%s)",
       error,
     )
     return None

@@ -89,8 +89,9 @@ class OptimizerFields:
     scaling: how the peak rate grows with the batch; None is the optimizer's,
       'sqrt' for adamw, 'linear' for the others.
     momentum: momentum of sgd and lars.
-    weight_decay: decay of kernels, biases and batch norm have none; None is
-      the optimizer's, 5e-4 for sgd, 0.05 for adamw, 1e-6 for lars.
+    weight_decay: weight decay of kernels; biases and batch norm are not
+      decayed. None is the optimizer's, 5e-4 for sgd, 0.05 for adamw, 1e-6 for
+      lars.
     warmup: fraction of the steps in which the rate rises from 0, linearly.
     clip_norm: largest norm of the gradient; 0 is no clipping.
     encoder_rate: factor of the encoder's learning rate, to fine-tune it.

@@ -76,6 +76,10 @@ def test_a_run_trains_on_them_and_is_bound_to_them(config, dataset, tmp_path):
   [
     ({"pretrain.q": 0.5}, r"pretrain\.q=0\.5 needs labels"),
     ({"classify.unlabelled": "x"}, r"losses\.cross_entropy needs labels"),
+    (
+      {"pretrain.cached_views": 1, "pretrain.trained": ("head",)},
+      r"cached_views=1 reads features of the training split alone",
+    ),
   ],
 )
 def test_what_needs_labels_is_refused(config, fields, message):

@@ -141,7 +141,7 @@ def _parse_row(line: str, where: str) -> _Face:
     codes = ", ".join(f"{i} {c}" for i, c in enumerate(CLASS_NAMES))
     raise UserError(
       f"{where}: found {line.strip()[:80]!r}, expected '{_ROW}' with a label"
-      f" of {codes}. Mend the row or copy the original again."
+      f" of {codes}. Correct the row or copy the original again."
     ) from None
   return (" ".join(name), face), int(label), box
 

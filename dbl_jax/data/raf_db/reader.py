@@ -190,7 +190,7 @@ def _parse(data: bytes, origin: str) -> dict[str, tuple[str, int]]:
 
 def _parse_row(line: str, where: str) -> tuple[str, str, int]:
   """Parses a row: name, split, label."""
-  advice = "Mend the row or copy the original label file again."
+  advice = "Correct the row or copy the original label file again."
   fields = line.split()
   if len(fields) != 2:
     raise UserError(
