@@ -187,7 +187,7 @@ def test_every_page_has_the_provenance(form):
     "14",
     "0 joy (500 / 10); 1 fear (30 / 4)",
     "0, 1",
-    "on validation images; each run read the test images once",
+    "each run was evaluated on the test images once",
     "decoupling: seeds 1, 2",
     ABOUT["command"],
   ):
