@@ -270,15 +270,24 @@ class LoadedModel:
     Raises:
       UserError: if the model has no classifier, such as that of SimCLR alone.
     """
+    self.require_classifier()
+    return predictors.softmax(
+      predictors.logits(len(self.class_names)).scores(*self(images))
+    )
+
+  def require_classifier(self, hint: str = "") -> None:
+    """Raises UserError if the model has no classifier.
+
+    Args:
+      hint: what else the user may do, with a blank at its end.
+    """
     head = self.config[self.phase].head.name
     if "logits" not in gives(head):
       raise UserError(
-        f"The run has the head {head!r}, which is no classifier. Train one on"
-        " its encoder with configs/classifier.py and --config.init_from."
+        f"The run has the head {head!r}, which is no classifier. {hint}Train"
+        " one on its encoder with configs/classifier.py and"
+        " --config.init_from."
       )
-    logits = self(images)[1][:, -len(self.class_names) :]
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
@@ -351,10 +360,8 @@ def evaluate_workdir(
     )
   _check_images(dataset, loaded.meta, workdir, data_dir)
   if external is not None:
-    dataset, split = (
-      sources.with_external(dataset, external, config.data),
-      "external",
-    )
+    dataset = sources.with_external(dataset, external, config.data)
+    split = "external"
   if split not in dataset.splits:
     raise UserError(
       f"--split={split}: no such split. There are {', '.join(dataset.splits)}."

@@ -86,11 +86,22 @@ class FittedPredictor(NamedTuple):
   name: str = ""
 
 
-def head(context: FitContext) -> FittedPredictor:
+def logits(num_classes: int) -> FittedPredictor:
   """Logits of the classifier head, which are the last of its outputs."""
   return FittedPredictor(
-    lambda features, outputs: outputs[:, -context.num_classes :]
+    lambda features, outputs: outputs[:, -num_classes:], name="head"
   )
+
+
+def head(context: FitContext) -> FittedPredictor:
+  """See `logits`."""
+  return logits(context.num_classes)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+  """Softmax of each row, f32[n, C]."""
+  powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+  return powers / powers.sum(axis=1, keepdims=True)
 
 
 def knn(

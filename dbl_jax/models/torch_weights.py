@@ -1,4 +1,4 @@
-"""Reads weights that PyTorch stored, without PyTorch and without running code.
+"""Weights under PyTorch's names, read without PyTorch or running code.
 
 `.safetensors`, and `.pth` or `.pt` files of `torch.save`, of torchvision's and
 timm's ResNets. A `.pth` file is a pickle, which may call any function when it
@@ -10,7 +10,7 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,22 +34,18 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 # Of `torch.save` before version 1.6.
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C
-# torchvision's names -> ours, in the order of replacement.
-_NAMES: tuple[tuple[str, Any], ...] = (
-  (r"^module\.|^encoder_q\.|^backbone\.", ""),
-  (r"^conv1\.", "stem/"),
-  (r"^bn1\.", "stem_norm/"),
-  (
-    r"^layer(\d)\.(\d+)\.",
-    lambda match: f"stage{match[1]}_block{int(match[2]) + 1}/",
-  ),
-  (r"downsample\.0\.", "shortcut_conv/"),
-  (r"downsample\.1\.", "shortcut_norm/"),
-  (r"conv(\d)\.", r"conv\1/"),
-  (r"bn(\d)\.", r"norm\1/"),
-  (r"running_mean$", "mean"),
-  (r"running_var$", "var"),
+# torchvision's names of modules -> ours: outside the stages, and in a block.
+_STEM = {"conv1": "stem", "bn1": "stem_norm"}
+_BLOCK = {
+  "downsample.0": "shortcut_conv",
+  "downsample.1": "shortcut_norm",
+  **{f"conv{i}": f"conv{i}" for i in (1, 2, 3)},
+  **{f"bn{i}": f"norm{i}" for i in (1, 2, 3)},
+}
+_NAME = re.compile(
+  r"(?:module\.|encoder_q\.|backbone\.)?(?:layer(\d+)\.(\d+)\.)?(.+)\.(\w+)"
 )
+_IGNORED = "num_batches_tracked"  # a counter of batch norm
 
 
 class Weights(NamedTuple):
@@ -58,7 +54,8 @@ class Weights(NamedTuple):
   Attributes:
     variables: 'params' and 'batch_stats', each under 'encoder'; 'head' is
       empty.
-    unused: names in the file that are no part of the encoder, as 'fc.weight'.
+    unused: names in the file that are no part of the encoder, such as
+      'fc.weight'.
   """
 
   variables: dict[str, Any]
@@ -82,21 +79,21 @@ def load_encoder(path: Path) -> Weights:
   batch_stats: dict[str, Any] = {}
   unused = []
   for name, array in read(path).items():
-    translated = name
-    for pattern, replacement in _NAMES:
-      translated = re.sub(pattern, replacement, translated)
-    *modules, leaf = translated.split("/")
-    if not modules or not leaf.isidentifier():
-      if not name.endswith("num_batches_tracked"):
-        unused.append(name)
+    if name.endswith(_IGNORED):
       continue
-    tree = batch_stats if leaf in ("mean", "var") else params
-    for module in modules:
-      tree = tree.setdefault(module, {})
+    modules = _modules(name)
+    if not modules:
+      unused.append(name)
+      continue
+    leaf = name.rpartition(".")[2]
     if leaf == "weight":
       leaf = "kernel" if array.ndim == 4 else "scale"
+    tree = batch_stats if leaf.startswith("running_") else params
+    for module in modules:
+      tree = tree.setdefault(module, {})
     if array.ndim == 4:  # [F, C, K, K] -> [K, K, C, F]
       array = array.transpose(2, 3, 1, 0)
+    leaf = leaf.removeprefix("running_")
     tree[leaf] = np.ascontiguousarray(array, np.float32)
   if not params:
     raise UserError(
@@ -111,6 +108,65 @@ def load_encoder(path: Path) -> Weights:
     },
     tuple(unused),
   )
+
+
+def _modules(name: str) -> tuple[str, ...]:
+  """Our modules of a parameter of torchvision's; none if it has no such."""
+  found = _NAME.fullmatch(name)
+  if found is None:
+    return ()
+  stage, block, module, _ = found.groups()
+  ours = (_BLOCK if stage else _STEM).get(module)
+  if ours is None:
+    return ()
+  return (f"stage{stage}_block{int(block) + 1}", ours) if stage else (ours,)
+
+
+def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """All arrays of a model under the names that torchvision gives a ResNet's.
+
+  Args:
+    variables: 'params' and 'batch_stats' of the model.
+
+  Returns:
+    Name -> array in PyTorch's layout. A linear head is 'fc'; parameters that
+    torchvision has no name for keep the path of this project, with dots.
+  """
+  arrays = {}
+  for kind in ("params", "batch_stats"):
+    for path, leaf in _leaves(variables[kind]):
+      array = np.asarray(leaf)
+      if array.ndim == 4:  # [K, K, C, F] -> [F, C, K, K]
+        array = array.transpose(3, 2, 0, 1)
+      elif array.ndim == 2:  # [in, out] -> [out, in]
+        array = array.T
+      arrays[_torch_name(path)] = np.ascontiguousarray(array)
+  return arrays
+
+
+def _leaves(
+  tree: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+  for name, child in tree.items():
+    if isinstance(child, Mapping):
+      yield from _leaves(child, (*path, name))
+    else:
+      yield (*path, name), child
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+  part, *modules, leaf = path
+  if part == "head":
+    modules = ["fc"] if modules == ["logits"] else ["head", *modules]
+  elif found := re.fullmatch(r"stage(\d+)_block(\d+)", modules[0]):
+    block = {ours: theirs for theirs, ours in _BLOCK.items()}[modules[1]]
+    modules = [f"layer{found[1]}", str(int(found[2]) - 1), block]
+  else:
+    stem = {ours: theirs for theirs, ours in _STEM.items()}
+    modules[0] = stem.get(modules[0], modules[0])
+  leaves = {"kernel": "weight", "scale": "weight"}
+  leaves |= {"mean": "running_mean", "var": "running_var"}
+  return ".".join([*modules, leaves.get(leaf, leaf)])
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -14,11 +14,10 @@ from jax import export as jax_export
 from dbl_jax import evaluate
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import LoadedModel
-from dbl_jax.models.model import NORMALISATIONS, gives, make_model
+from dbl_jax.models import torch_weights
+from dbl_jax.models.model import NORMALISATIONS, make_model
 from dbl_jax.serving import card
-from dbl_jax.training.state import by_path
 
-RESNETS = ("resnet18", "resnet34", "resnet50")
 # Of probabilities and of features over their largest value.
 _TOLERANCE = 1e-5
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -46,16 +45,16 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
   _check(loaded, workdir)
   from dbl_jax.serving import onnx_graph  # not everybody has onnx
 
-  out.mkdir(parents=True, exist_ok=True)
   # Arrays of the host, so that the weights are constants of the program.
   variables = jax.tree.map(np.asarray, loaded.variables)
   classify = _classifier(loaded, variables)
   proto = onnx_graph.build(
     loaded.config, loaded.phase, variables, loaded.class_names
   )
+  out.mkdir(parents=True, exist_ok=True)
   (out / "model.onnx").write_bytes(proto.SerializeToString())
   (out / "model.jaxexp").write_bytes(_stablehlo(classify, loaded))
-  arrays = torch_arrays(variables)
+  arrays = torch_weights.to_torch(variables)
   safetensors.numpy.save_file(arrays, out / "model.safetensors")
   (out / "model.json").write_text(json.dumps(_facts(loaded), indent=2) + "\n")
   metrics = workdir / "metrics.json"
@@ -67,17 +66,7 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
 
 def _check(loaded: LoadedModel, workdir: Path) -> None:
   phase = loaded.config[loaded.phase]
-  if "logits" not in gives(phase.head.name):
-    raise UserError(
-      f"The run in {workdir} has the head {phase.head.name!r}, which is no"
-      " classifier. Train one with configs/classifier.py and"
-      " --config.init_from."
-    )
-  if loaded.config.model.name not in ("dcnn", *RESNETS):
-    raise UserError(
-      f"The encoder {loaded.config.model.name!r} cannot be written as ONNX;"
-      f" {', '.join(('dcnn', *RESNETS))} can."
-    )
+  loaded.require_classifier()
   if phase.predictor != "head":
     raise UserError(
       f"The run in {workdir} classifies by predictor={phase.predictor!r},"
@@ -109,55 +98,6 @@ def _stablehlo(classify: Callable[..., Any], loaded: LoadedModel) -> bytes:
   images = jax.ShapeDtypeStruct(shape, jnp.uint8)
   exported = jax_export.export(jax.jit(classify), platforms=_PLATFORMS)(images)
   return bytes(exported.serialize())
-
-
-def torch_arrays(variables: dict[str, Any]) -> dict[str, np.ndarray]:
-  """All arrays of a model under the names that torchvision gives a ResNet's.
-
-  Args:
-    variables: 'params' and 'batch_stats' of the model.
-
-  Returns:
-    Name -> array in PyTorch's layout. A linear head is 'fc'; parameters that
-    torchvision has no name for keep the path of this project, with dots.
-  """
-  arrays = {}
-  for kind in ("params", "batch_stats"):
-    for path, leaf in by_path(variables[kind]).items():
-      arrays[_torch_name(path)] = _torch_layout(np.asarray(leaf))
-  return arrays
-
-
-def _torch_name(path: str) -> str:
-  part, *modules, leaf = path.split("/")
-  if part == "head":
-    modules = ["fc"] if modules == ["logits"] else ["head", *modules]
-  else:
-    names = []
-    for module in modules:
-      if module.startswith("stage"):
-        stage, block = module.removeprefix("stage").split("_block")
-        names += [f"layer{stage}", str(int(block) - 1)]
-      else:
-        renamed = {
-          "stem": "conv1",
-          "stem_norm": "bn1",
-          "shortcut_conv": "downsample.0",
-          "shortcut_norm": "downsample.1",
-        }.get(module, module.replace("norm", "bn"))
-        names.append(renamed)
-    modules = names
-  leaves = {"kernel": "weight", "scale": "weight"}
-  leaves |= {"mean": "running_mean", "var": "running_var"}
-  return ".".join([*modules, leaves.get(leaf, leaf)])
-
-
-def _torch_layout(array: np.ndarray) -> np.ndarray:
-  if array.ndim == 4:  # [K, K, C, F] -> [F, C, K, K]
-    array = array.transpose(3, 2, 0, 1)
-  elif array.ndim == 2:  # [in, out] -> [out, in]
-    array = array.T
-  return np.ascontiguousarray(array)
 
 
 def _facts(loaded: LoadedModel) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import onnx
 from ml_collections import ConfigDict
 from onnx import TensorProto, helper, numpy_helper
 
+from dbl_jax.errors import UserError
 from dbl_jax.models import model as models
 from dbl_jax.models import resnet
 from dbl_jax.models.dcnn import DCNN
@@ -98,6 +99,9 @@ def build(
   Returns:
     A model with the input 'images', uint8[N, S, S, 3] in RGB, and the outputs
     'probabilities' f32[N, C] and 'features' f32[N, F]. N is free.
+
+  Raises:
+    UserError: if the encoder is neither a DCNN nor a ResNet.
   """
   graph, head = _Graph(), config[phase].head
   model = models.make_model(config.model, head, len(class_names))
@@ -108,11 +112,16 @@ def build(
   shape = (1, 3, 1, 1)
   x = graph.add("Mul", x, graph.constant((1 / 255 / deviation).reshape(shape)))
   x = graph.add("Sub", x, graph.constant((mean / deviation).reshape(shape)))
+  trees = params["encoder"], stats["encoder"]
   if isinstance(model.encoder, DCNN):
-    x = _dcnn(graph, x, params["encoder"], model.encoder)
-  else:
-    trees = params["encoder"], stats["encoder"]
+    x = _dcnn(graph, x, trees[0], model.encoder)
+  elif isinstance(model.encoder, resnet.ResNet18):
     x = _resnet(graph, x, trees, model.encoder)
+  else:
+    raise UserError(
+      f"The encoder {config.model.name!r} cannot be written as ONNX; DCNN and"
+      " the ResNets can."
+    )
   features = graph.add("Identity", x, out="features")
   classifier = params["head"].get("classifier", params["head"])
   cosine = getattr(model.head, "cosine", 0.0)

@@ -21,7 +21,6 @@ from dbl_jax.data.formats import image_folder, images, stored
 from dbl_jax.data.formats.stored import StoredFile
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
-from dbl_jax.models.model import gives
 from dbl_jax.runtime import files
 from dbl_jax.serving import alignment, faces
 from dbl_jax.training import checkpoint
@@ -206,14 +205,8 @@ def load(
   workdir = Path(workdir).expanduser()
   loaded = evaluate.load(workdir, predictor)
   phase = loaded.config[loaded.phase]
-  if phase.predictor in predictors.OF_LOGITS and (
-    "logits" not in gives(phase.head.name)
-  ):
-    raise UserError(
-      f"The run has the head {phase.head.name!r}, which is no classifier. Use"
-      " --predictor=knn, or train one on its encoder with"
-      " configs/classifier.py and --config.init_from."
-    )
+  if phase.predictor in predictors.OF_LOGITS:
+    loaded.require_classifier("Use --predictor=knn, or another run. ")
   template, grey = _template(workdir, loaded)
   if align == "none":
     template = None
@@ -225,7 +218,7 @@ def load(
 
   def classify(crops: np.ndarray) -> np.ndarray:
     scores = fitted.scores(*forward(crops))
-    return _softmax(scores) if calibrated else scores
+    return predictors.softmax(scores) if calibrated else scores
 
   return Predictor(
     loaded.class_names,
@@ -259,18 +252,11 @@ def _make_forward(
   return forward
 
 
-def _softmax(scores: np.ndarray) -> np.ndarray:
-  powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-  return powers / powers.sum(axis=1, keepdims=True)
-
-
 def _fit(loaded: evaluate.LoadedModel) -> predictors.FittedPredictor:
   """Fits the run's predictor; only 'head' does without the data."""
-  name, count = loaded.config[loaded.phase].predictor, len(loaded.class_names)
+  name = loaded.config[loaded.phase].predictor
   if name == "head":
-    return predictors.FittedPredictor(
-      lambda features, outputs: outputs[:, -count:], name=name
-    )
+    return predictors.logits(len(loaded.class_names))
   dataset = sources.load(loaded.config.data)
   if not checkpoint.same_images(loaded.meta, dataset.fingerprint):
     raise UserError(

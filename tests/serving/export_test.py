@@ -7,13 +7,15 @@ import mains
 import numpy as np
 import onnxruntime
 import pytest
+import safetensors.numpy
 
 import tiny
 from dbl_jax import config as configs
 from dbl_jax import train
+from dbl_jax.models import torch_weights
 from dbl_jax.models.kernels import conv
 from dbl_jax.models.model import make_model
-from dbl_jax.serving import export, onnx_graph
+from dbl_jax.serving import onnx_graph
 from dbl_jax.training import steps
 from dbl_jax.training.state import by_path
 
@@ -96,7 +98,7 @@ def test_onnx_gives_probabilities_and_features_of_jax(name):
 
 def test_safetensors_have_torchvisions_names():
   _, variables = random_variables(config_of(*MODELS["bottleneck"]))
-  arrays = export.torch_arrays(variables)
+  arrays = torch_weights.to_torch(variables)
   assert arrays["conv1.weight"].shape == (64, 3, 7, 7)
   assert arrays["layer1.0.downsample.1.running_var"].shape == (256,)
   assert arrays["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
@@ -104,6 +106,22 @@ def test_safetensors_have_torchvisions_names():
   assert arrays["fc.weight"].shape == (7, 2048)
   leaves = [by_path(variables[kind]) for kind in ("params", "batch_stats")]
   assert len(arrays) == sum(map(len, leaves))  # no two share a name
+
+
+@pytest.mark.parametrize("name", ["linear", "bottleneck"])
+def test_exported_weights_are_read_back(name, tmp_path):
+  _, variables = random_variables(config_of(*MODELS[name]))
+  arrays = torch_weights.to_torch(variables)
+  arrays["bn1.num_batches_tracked"] = np.array(7)  # as PyTorch writes
+  safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors")
+  loaded = torch_weights.load_encoder(tmp_path / "a.safetensors")
+  assert set(loaded.unused) == {"fc.weight", "fc.bias"}
+  for kind in ("params", "batch_stats"):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      loaded.variables[kind]["encoder"],
+      variables[kind]["encoder"],
+    )
 
 
 def test_a_run_is_exported_by_one_command(tmp_path):
