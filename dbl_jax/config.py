@@ -40,6 +40,12 @@ FREE_FIELDS = (
 )
 # Fields that stored configs of older versions lack, and their values then.
 LATER_FIELDS = {"skip_nonfinite": False}
+_LATER_FIELDS_OF: dict[str, dict[str, Any]] = {
+  "model": {"normalisation": "half"},
+  "phase": {"unlabelled": ""},
+  "optimizer": {"scaling": "linear", "encoder_rate": 1.0},
+  "augment": {"crop_tries": 1},
+}
 
 # Fields that a config may lack.
 _OPTIONAL = ("preset", "blur_sigma", "crop_tries", "unlabelled")
@@ -359,25 +365,22 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
     at the values that give the same computation.
   """
   fields = LATER_FIELDS | fields
+  encoder = fields.get("model")
+  if isinstance(encoder, dict) and "normalisation" not in encoder:
+    if encoder.get("name") == "dcnn":  # it had a fourth pooling
+      flat = encoder.get("pooling", "flatten") == "flatten"
+      encoder = {"last_pool": flat} | encoder
+    encoder = _LATER_FIELDS_OF["model"] | encoder
+  if isinstance(encoder, dict) and encoder.get("dtype") == "auto":
+    encoder = encoder | {"dtype": model.auto_dtype()}
   for name in PHASES:
-    if isinstance(fields.get(name), dict):
-      phase = {"unlabelled": ""} | fields[name]
-      phase.pop("by_data", None)
-      if isinstance(phase.get("optimizer"), dict):
-        later = {"scaling": "linear", "encoder_rate": 1.0}
-        phase["optimizer"] = later | phase["optimizer"]
-      if isinstance(phase.get("augment"), dict):
-        phase["augment"] = {"crop_tries": 1} | phase["augment"]
-      fields[name] = phase
-  if isinstance(encoder := fields.get("model"), dict):
-    if encoder.get("dtype") == "auto":
-      encoder = encoder | {"dtype": model.auto_dtype()}
-    if "normalisation" not in encoder:
-      encoder = encoder | {"normalisation": "half"}
-      if encoder.get("name") == "dcnn":
-        encoder["last_pool"] = encoder.get("pooling", "flatten") == "flatten"
-    fields["model"] = encoder
-  return fields
+    if isinstance(phase := fields.get(name), dict):
+      phase = {k: v for k, v in phase.items() if k != "by_data"}
+      for section in ("optimizer", "augment"):
+        if isinstance(phase.get(section), dict):
+          phase[section] = _LATER_FIELDS_OF[section] | phase[section]
+      fields[name] = _LATER_FIELDS_OF["phase"] | phase
+  return fields if encoder is None else fields | {"model": encoder}
 
 
 def from_dict(fields: dict[str, Any]) -> ConfigDict:
@@ -416,23 +419,21 @@ def resolve(config: ConfigDict) -> ConfigDict:
     del config.model.stem  # left open by `base`, for encoders that have one
   known = _declared(config)
   _check_names(config, known)
-  _validate(config, "data.name", known)
+  for path in ("data.name", "init_from"):
+    _validate(config, path, known)
   with config.unlocked():
     if _get(config, "data.image_size") is None:
       config.data.image_size = sources.SOURCES[config.data.name].image_size
     _validate(config, "data.image_size", known)
-    from_torch = str(config.init_from).endswith(torch_weights.SUFFIXES)
-    if _get(config, "model.stem") is None:
-      small = config.data.image_size <= _SMALL and not from_torch
-      # Drawn faces are simple; the first run should be short.
-      drawn = config.data.name == "synthetic_faces"
-      config.model.stem = "medium" if small and not drawn else "imagenet"
-    if _get(config, "model.normalisation") is None:
-      config.model.normalisation = "imagenet" if from_torch else "half"
     for phase in phases(config):
       for field in ("preset", "optimizer.name"):
         _validate(config, f"{phase}.{field}", known)
-      _fill(config[phase], config.data)
+    for path, value in _open_values(config).items():
+      if _get(config, path) is None:
+        config.update_from_flattened_dict({path: value})
+    for phase in phases(config):
+      if "preset" in config[phase]:
+        del config[phase].preset
   for path in known:
     _validate(config, path, known)
   for phase in phases(config):
@@ -457,20 +458,33 @@ def _validate(
   options.validate(path, value, known[path])
 
 
-def _fill(phase: ConfigDict, data: ConfigDict) -> None:
-  """Gives fields that are None their values for data and optimizer."""
-  rows = BY_DATA[phase.get("preset", "")]
-  optimizer = optim.OPTIMIZERS[phase.optimizer.name]
-  values = rows.get(data.name, rows["other"]) | {
-    "augment.blur": 0.5 if data.image_size > _SMALL else 0.0
+def _open_values(config: ConfigDict) -> dict[str, Any]:
+  """Values of the fields that a config may leave open, that is None.
+
+  They depend on the data set, the image size, the start and the optimizers.
+  """
+  data, small = config.data, config.data.image_size <= _SMALL
+  from_torch = config.init_from.endswith(torch_weights.SUFFIXES)
+  # Drawn faces are simple; the first run should be short.
+  quick = data.name == "synthetic_faces"
+  values = {
+    "model.stem": "medium"
+    if small and not from_torch and not quick
+    else "imagenet",
+    "model.normalisation": "imagenet" if from_torch else "half",
   }
-  for name in optim.OWN_FIELDS:
-    values[f"optimizer.{name}"] = getattr(optimizer, name)
-  for path, value in values.items():
-    if _get(phase, path) is None:
-      phase.update_from_flattened_dict({path: value})
-  if "preset" in phase:
-    del phase.preset
+  for name in phases(config):
+    phase = config[name]
+    rows = BY_DATA[phase.get("preset", "")]
+    optimizer = optim.OPTIMIZERS[phase.optimizer.name]
+    own = {
+      f"optimizer.{field}": getattr(optimizer, field)
+      for field in optim.OWN_FIELDS
+    }
+    own |= rows.get(data.name, rows["other"])
+    own["augment.blur"] = 0.0 if small else 0.5
+    values |= {f"{name}.{path}": value for path, value in own.items()}
+  return values
 
 
 def _declared(config: ConfigDict) -> dict[str, options.Option]:

@@ -76,12 +76,8 @@ class Model(nn.Module):
     features = inputs
     if encoder != "cached":
       mean, deviation = NORMALISATIONS[self.normalisation]
-      if len(set(mean)) == 1:  # scalars round as they did in old runs
-        normalised = (inputs - mean[0]) / deviation[0]
-      else:
-        shape = (1, 1, 1, 3)
-        centred = inputs - jnp.reshape(jnp.array(mean), shape)
-        normalised = centred / jnp.reshape(jnp.array(deviation), shape)
+      centred = inputs - jnp.array([[[mean]]])
+      normalised = centred / jnp.array([[[deviation]]])
       features = self.encoder(normalised, train and encoder == "trained")
     if encoder == "frozen":
       features = jax.lax.stop_gradient(features)

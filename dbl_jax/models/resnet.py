@@ -37,10 +37,7 @@ class ResidualBlock(nn.Module):
     """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
     conv = functools.partial(Conv2D, self.features, dtype=self.dtype)
     norm = functools.partial(BatchNorm, not train, dtype=self.dtype)
-    if self.zero_init_residual:
-      last_scale = nn.initializers.zeros
-    else:
-      last_scale = nn.initializers.ones
+    last_scale = nn.initializers.constant(1.0 - self.zero_init_residual)
 
     y = conv(kernel_size=3, strides=self.strides, name="conv1")(x)
     y = norm(relu=True, name="norm1")(y)
@@ -52,17 +49,12 @@ class ResidualBlock(nn.Module):
     return nn.relu(x + y)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualBlock):
   """1x1, 3x3 and 1x1 convolutions and a shortcut, He et al. 2016, figure 5.
 
   As in torchvision, the 3x3 convolution has the stride. The attributes are
   those of `ResidualBlock`; the output has 4 x features channels.
   """
-
-  features: int
-  strides: int = 1
-  zero_init_residual: bool = False
-  dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:

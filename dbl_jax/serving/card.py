@@ -5,6 +5,56 @@ from typing import Any
 
 from dbl_jax.evaluation.metrics import wilson_interval
 
+_CARD = """\
+---
+library_name: dbl_jax
+pipeline_tag: image-classification
+tags: [image-classification, long-tailed, jax]
+model-index:
+- name: {name}
+  results:
+  - task: {{type: image-classification}}
+    dataset: {{name: {dataset}, type: image-folder, split: {split}}}
+    metrics:
+    - {{type: accuracy, value: {overall:.4f}}}
+    - {{type: mean-class accuracy, value: {mean:.4f}}}
+---
+
+# {name}
+
+A classifier of {num_classes} classes for images of {image_size} px, trained on\
+ class-imbalanced images.
+
+## Intended use
+
+Images like those it was trained on. Its accuracy on others is unknown: measure\
+ it before you rely on it. It should not decide about people. A face shows an\
+ expression, not what somebody feels.
+
+## Results on the {split} split
+
+{images} images: mean-class accuracy {mean:.1%}, overall accuracy\
+ {overall:.1%}. One seed ({seed}).
+
+| class | images | recall (95 % interval) | precision |
+|---|--:|--:|--:|
+{recalls}
+
+Confusion matrix, rows are the true classes:
+
+| | {columns} |
+|---|{alignment}
+{confusion}
+
+## Training
+
+- Data: {dataset}, fingerprint `{fingerprint}`
+- Last phase: {phase}, losses {losses}, step {step}
+{made_by}
+
+All fields of the config are in `model.json` and in the run's `config.json`.
+"""
+
 
 def write(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
   """Writes the card from a run's results.
@@ -16,88 +66,43 @@ def write(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
   Returns:
     Markdown with a YAML header that has the results as `model-index`.
   """
-  overall, mean = (
-    metrics["overall_accuracy"],
-    metrics["mean_class_accuracy"],
-  )
   config, phase = metrics["config"], metrics["phase"]
-  name = f"{config['model']['name']} on {metrics['dataset']}"
-  made_by = metrics["made_by"]
-  rows, names = [], []
-  for class_name in class_names:
-    row = metrics["per_class"][class_name]
-    hits = round((row["recall"] or 0.0) * row["count"])
-    low, high = wilson_interval([hits], [row["count"]])
-    recall = "no images"
-    if row["count"]:
-      recall = f"{row['recall']:.1%} ({low[0]:.1%} to {high[0]:.1%})"
-    rows.append(
-      f"| {_cell(class_name)} | {row['count']} | {recall} |"
-      f" {row['precision']:.1%} |"
-    )
-    names.append(_cell(class_name))
-  confusion = [
-    f"| **{one}** | " + " | ".join(map(str, line)) + " |"
-    for one, line in zip(names, metrics["confusion_matrix"], strict=True)
-  ]
-  losses = ", ".join(config[phase]["losses"])
-  return "\n".join(
-    [
-      "---",
-      "library_name: dbl_jax",
-      "pipeline_tag: image-classification",
-      "tags: [image-classification, long-tailed, jax]",
-      "model-index:",
-      f"- name: {name}",
-      "  results:",
-      "  - task: {type: image-classification}",
-      f"    dataset: {{name: {metrics['dataset']}, type: image-folder,"
-      f" split: {metrics['split']}}}",
-      "    metrics:",
-      f"    - {{type: accuracy, value: {overall:.4f}}}",
-      f"    - {{type: mean-class accuracy, value: {mean:.4f}}}",
-      "---",
-      "",
-      f"# {name}",
-      "",
-      f"A classifier of {len(names)} classes for images of"
-      f" {config['data']['image_size']} px, trained on images whose classes"
-      " differ in size.",
-      "",
-      "## Intended use",
-      "",
-      "Images like those it was trained on. Its accuracy on others is unknown:"
-      " measure it before you rely on it. It should not decide about people. A"
-      " face shows an expression, not what somebody feels.",
-      "",
-      f"## Results on the {metrics['split']} split",
-      "",
-      f"{metrics['images']} images: mean-class accuracy {mean:.1%}, overall"
-      f" accuracy {overall:.1%}. One seed ({metrics['seed']}).",
-      "",
-      "| class | images | recall (95 % interval) | precision |",
-      "|---|--:|--:|--:|",
-      *rows,
-      "",
-      "Confusion matrix, rows are the true classes:",
-      "",
-      f"| | {' | '.join(names)} |",
-      f"|---|{'--:|' * len(names)}",
-      *confusion,
-      "",
-      "## Training",
-      "",
-      f"- Data: {metrics['dataset']}, fingerprint"
-      f" `{metrics['data_fingerprint']}`",
-      f"- Last phase: {phase}, losses {losses}, step"
-      f" {metrics['checkpoint_step']}",
-      *(f"- {key}: {value}" for key, value in sorted(made_by.items())),
-      "",
-      "All fields of the config are in `model.json` and in the run's"
-      " `config.json`.",
-      "",
-    ]
+  names = [_cell(name) for name in class_names]
+  per_class = [metrics["per_class"][name] for name in class_names]
+  confusion = zip(names, metrics["confusion_matrix"], strict=True)
+  return _CARD.format(
+    name=f"{config['model']['name']} on {metrics['dataset']}",
+    dataset=metrics["dataset"],
+    split=metrics["split"],
+    images=metrics["images"],
+    overall=metrics["overall_accuracy"],
+    mean=metrics["mean_class_accuracy"],
+    seed=metrics["seed"],
+    num_classes=len(names),
+    image_size=config["data"]["image_size"],
+    recalls="\n".join(map(_recall, names, per_class)),
+    columns=" | ".join(names),
+    alignment="--:|" * len(names),
+    confusion="\n".join(
+      f"| **{name}** | {' | '.join(map(str, row))} |" for name, row in confusion
+    ),
+    fingerprint=metrics["data_fingerprint"],
+    phase=phase,
+    losses=", ".join(config[phase]["losses"]),
+    step=metrics["checkpoint_step"],
+    made_by="\n".join(
+      f"- {key}: {value}" for key, value in sorted(metrics["made_by"].items())
+    ),
   )
+
+
+def _recall(name: str, row: dict[str, Any]) -> str:
+  """A class's row of the table."""
+  recall, count = "no images", row["count"]
+  if count:
+    low, high = wilson_interval([round(row["recall"] * count)], [count])
+    recall = f"{row['recall']:.1%} ({low[0]:.1%} to {high[0]:.1%})"
+  return f"| {name} | {count} | {recall} | {row['precision']:.1%} |"
 
 
 def _cell(text: str) -> str:
