@@ -7,7 +7,9 @@ trains on a machine without the original images or TensorFlow.
 
 import json
 import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,8 +41,12 @@ class Dataset(NamedTuple):
     class_names: C names, in the order of the labels.
     splits: 'train' and 'test', and 'validation' if it has one of its own or
       has been split off.
-    fingerprint: identifies the files, or the seed, it was made from.
+    fingerprint: identifies the content of the files, or the seed, it was made
+      from.
     warnings: lines for the user, logged at each start.
+    names: split -> names of its images, where they have one; see `Record`.
+    former: the fingerprint that earlier versions gave these files, by their
+      times of change; '' if it is the same.
   """
 
   name: str
@@ -48,6 +54,8 @@ class Dataset(NamedTuple):
   splits: dict[str, Split]
   fingerprint: str
   warnings: tuple[str, ...] = ()
+  names: Mapping[str, Sequence[str]] = MappingProxyType({})
+  former: str = ""
 
   @property
   def image_size(self) -> int:
@@ -72,6 +80,8 @@ def save(path: Path, dataset: Dataset) -> None:
   for name, (images, labels) in dataset.splits.items():
     content[f"{name}_images"] = images
     content[f"{name}_labels"] = labels
+    if name in dataset.names:
+      content[f"{name}_names"] = _as_bytes(list(dataset.names[name]))
   meta = {
     "format": _FORMAT,
     "name": dataset.name,
@@ -80,10 +90,14 @@ def save(path: Path, dataset: Dataset) -> None:
     "fingerprint": dataset.fingerprint,
     "warnings": dataset.warnings,
   }
-  content["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+  content["meta"] = _as_bytes(meta)
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as file:
     np.savez(file, **content)
+
+
+def _as_bytes(value: Any) -> np.ndarray:
+  return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
 def load(path: Path) -> Dataset:
@@ -91,11 +105,16 @@ def load(path: Path) -> Dataset:
 
   Raises:
     UserError: if the file is damaged, or is no prepared file.
+    OSError: if it cannot be read now.
   """
   try:
     found = files.load(path)
     if "meta" not in found:
-      raise ValueError("it has no array 'meta'")
+      arrays = [f"{n} {list(a.shape)} of {a.dtype}" for n, a in found.items()]
+      raise ValueError(
+        f"it holds {', '.join(arrays) or 'nothing'}; a prepared file holds meta,"
+        " train_images, train_labels and those of its other splits"
+      )
     return _dataset(_meta(found["meta"].tobytes()), found)
   except ValueError as error:
     raise UserError(
@@ -134,6 +153,7 @@ def _dataset(meta: dict[str, Any], found: dict[str, np.ndarray]) -> Dataset:
   """Checks the arrays and makes the data set, or raises ValueError."""
   names = tuple(meta["class_names"])
   splits: dict[str, Split] = {}
+  image_names: dict[str, list[str]] = {}
   for name in sorted(meta["parts"], key=SPLITS.index):  # 'train' comes first
     images, labels = (found.get(f"{name}_{what}") for what in Split._fields)
     if images is None or labels is None:
@@ -150,6 +170,15 @@ def _dataset(meta: dict[str, Any], found: dict[str, np.ndarray]) -> Dataset:
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
       raise ValueError(f"{name} has labels of classes there are not")
     splits[name] = Split(images, labels)
+    if (stored := found.get(f"{name}_names")) is not None:
+      image_names[name] = json.loads(stored.tobytes())
+      if list(map(type, image_names[name])) != [str] * len(labels):
+        raise ValueError(f"{name} has no name for each image")
   return Dataset(
-    meta["name"], names, splits, meta["fingerprint"], tuple(meta["warnings"])
+    meta["name"],
+    names,
+    splits,
+    meta["fingerprint"],
+    tuple(meta["warnings"]),
+    image_names,
   )

@@ -100,6 +100,7 @@ def apply(dataset: Dataset, region: str) -> Dataset:
       for name, (images, labels) in dataset.splits.items()
     },
     fingerprint=f"{dataset.fingerprint}{_REGION}{region}",
+    former=dataset.former and f"{dataset.former}{_REGION}{region}",
   )
 
 

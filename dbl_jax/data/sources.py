@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
+import math
+import os
+import re
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +26,7 @@ from dbl_jax.errors import UserError
 from dbl_jax.runtime import files
 from dbl_jax.runtime.environment import user_cache
 from dbl_jax.runtime.logs import Progress
+from dbl_jax.runtime.provenance import available_memory
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +147,10 @@ def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
   progress = _progress("external images")
   decoded = listing.decode(listed, "external", options.image_size, progress)
   decoded = regions.apply(decoded, options.get("region", "face"))
-  dataset = dataset._replace(splits=dataset.splits | decoded.splits)
+  dataset = dataset._replace(
+    splits=dataset.splits | decoded.splits,
+    names={**dataset.names, **decoded.names},
+  )
   for (one, other), number in inspection.shared(dataset.splits).items():
     if other == "external" and one != "test":
       log.warning("%d of the external images are in %s too", number, one)
@@ -169,11 +176,13 @@ def with_unlabelled(
     UserError: if a path holds no images, or they cannot be read.
   """
   records = []
-  for path in filter(None, (path.strip() for path in paths.split(","))):
+  given = filter(None, (path.strip() for path in paths.split(",")))
+  for number, path in enumerate(given):
     found = image_folder.find_images(Path(path).expanduser())
-    records += [Record(f"{path}/{n}", 0, file) for n, file in found.items()]
+    records += [Record(f"{number}/{n}", 0, file) for n, file in found.items()]
   listed = Listing((), {"train": tuple(records)})
-  fingerprint = listing.fingerprint(listed)
+  _check_memory(len(records), options)
+  fingerprint = _fingerprint(listed, paths, options)
   size = options.image_size
   cached = cache_dir(options) / f"unlabelled-{size}px-{fingerprint[:16]}.npz"
   try:
@@ -199,7 +208,11 @@ def with_unlabelled(
   together = np.concatenate([dataset.splits["train"].images, further])
   split = Split(together, np.zeros(len(together), np.int32))
   splits = dataset.splits | {f"unlabelled_{phase}": split}
-  return dataset._replace(splits=splits), fingerprint
+  names = dict(dataset.names)
+  if "train" in names:
+    more = [r.name for r, is_new in zip(records, new, strict=True) if is_new]
+    names[f"unlabelled_{phase}"] = [*names["train"], *more]
+  return dataset._replace(splits=splits, names=names), fingerprint
 
 
 def _shared_images(dataset: Dataset, options: Any) -> list[str]:
@@ -257,9 +270,12 @@ def cache_dir(options: Any) -> Path:
 def _prepare(options: Any) -> Dataset:
   """Reads the prepared file of a data set, or makes it."""
   found: Listing | None = None
+  former = ""
   if SOURCES[options.name].find is not None:
     found = find(options)
-    fingerprint = listing.fingerprint(found)
+    _check_memory(sum(map(len, found.splits.values())), options)
+    fingerprint = _fingerprint(found, options.dir, options)
+    former = listing.former_fingerprint(found)
   elif options.dir:
     raise UserError(
       f"data.dir={options.dir} is given, but data.name={options.name} reads no"
@@ -267,25 +283,25 @@ def _prepare(options: Any) -> Dataset:
       " data.dir out."
     )
   else:
+    _check_memory(options.num_train + options.num_test, options)
     fingerprint = _synthetic_fingerprint(options)
   name = f"{options.name}-{options.image_size}px-{fingerprint[:16]}.npz"
   path = cache_dir(options) / name
   if path.exists():
     try:
-      return datasets.load(path)
+      return datasets.load(path)._replace(former=former)
     except UserError as error:
-      log.warning("%s Preparing it anew.", error)
+      why = error.__cause__ or error
+      log.warning("%s is damaged (%s). Preparing it anew.", path, why)
   started = time.perf_counter()
-  # Before minutes are spent on what cannot be written.
-  with _writing(path.parent), tempfile.TemporaryFile(dir=path.parent):
-    pass
+  _check_writable(path.parent)
   log.info("Preparing %s at %d px", options.name, options.image_size)
   if found is None:
     dataset = _draw(options, fingerprint)
   else:
     dataset = listing.decode(
       found, options.name, options.image_size, _progress(options.name)
-    )
+    )._replace(fingerprint=fingerprint, former=former)
   _check_counts(dataset)
   with _writing(path.parent):
     datasets.save(path, dataset)
@@ -296,6 +312,51 @@ def _prepare(options: Any) -> Dataset:
     path,
   )
   return dataset
+
+
+def _fingerprint(found: Listing, paths: str, options: Any) -> str:
+  """Fingerprint of a listing's content; of files that did not change, cached.
+
+  A file counts as unchanged if path, size and time of change are the same.
+  """
+  key = f"{listing.former_fingerprint(found)} {os.path.abspath(paths)}"
+  name = f"content-{hashlib.sha256(key.encode()).hexdigest()[:32]}.txt"
+  cached = cache_dir(options) / name
+  with contextlib.suppress(OSError, UnicodeDecodeError):
+    if re.fullmatch("[0-9a-f]{64}", text := cached.read_text()):
+      return text
+  files_ = [r.file for rows in found.splits.values() for r in rows]
+  if all(file.crc is not None for file in files_):
+    return listing.fingerprint(found)
+  _check_writable(cached.parent)
+  progress = _progress(options.name, "comparing")
+  fingerprint = listing.fingerprint(found, progress)
+  with _writing(cached.parent):
+    files.write(cached, fingerprint.encode())
+  return fingerprint
+
+
+def _check_memory(number: int, options: Any) -> None:
+  """Raises UserError if so many images do not fit into memory.
+
+  The images and the splits made of them are in memory at the same time.
+  """
+  size, available = options.image_size, available_memory()
+  needed = 2 * number * size**2 * 3
+  if available is not None and needed > available:
+    fitting = int(size * math.sqrt(available / needed))
+    raise UserError(
+      f"{number} images of {size} x {size} pixels need {needed / 1e9:.1f} GB of"
+      f" memory; {available / 1e9:.1f} GB are available. Set"
+      f" --config.data.image_size to at most {fitting}, use fewer images, or a"
+      " machine with more memory."
+    )
+
+
+def _check_writable(directory: Path) -> None:
+  """Raises UserError before minutes are spent on what cannot be written."""
+  with _writing(directory), tempfile.TemporaryFile(dir=directory):
+    pass
 
 
 @contextlib.contextmanager
@@ -365,16 +426,16 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
       "%s has a single training image: none is left to validate on.",
       ", ".join(single),
     )
-  train, validation = splits.stratified_split(
-    whole.labels, options.validation_fraction, options.split_seed
-  )
-  return dataset._replace(
-    splits={
-      "train": Split(whole.images[train], whole.labels[train]),
-      "validation": Split(whole.images[validation], whole.labels[validation]),
-      "test": dataset.splits["test"],
-    }
-  )
+  fraction, seed = options.validation_fraction, options.split_seed
+  if how := options.get("groups", ""):
+    groups = splits.groups_of(dataset, how)
+    dataset = splits.with_state(dataset, f"groups {groups.tolist()}")
+    train, validation = splits.split_off(
+      whole.labels, fraction, seed, splits.VALIDATION, groups
+    )
+  else:
+    train, validation = splits.stratified_split(whole.labels, fraction, seed)
+  return splits.take(dataset, {"train": train, "validation": validation})
 
 
 def _synthetic_fingerprint(options: Any) -> str:
@@ -398,13 +459,13 @@ def _draw(options: Any, fingerprint: str) -> Dataset:
   return Dataset(options.name, synthetic.CLASS_NAMES, drawn, fingerprint)
 
 
-def _progress(name: str) -> Callable[[int, int], None]:
-  """Prints a line about decoding, which takes minutes for large data sets."""
+def _progress(name: str, doing: str = "decoding") -> Callable[[int, int], None]:
+  """Prints a line about work that takes minutes for large data sets."""
   line: Progress | None = None
 
   def show(count: int, total: int) -> None:
     nonlocal line
-    line = line or Progress(f"{name}: decoding", total)
+    line = line or Progress(f"{name}: {doing}", total)
     line.show(count, f"{count}/{total}", last=count == total)
 
   return show

@@ -1,10 +1,13 @@
 """Seeded stratified splits, and cuts of the training split to a long tail."""
 
 import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from dbl_jax.data.datasets import Dataset, Split
+from dbl_jax.data.datasets import Dataset, Split, class_name
 from dbl_jax.data.formats import expressions
 from dbl_jax.data.sampling import philox
 from dbl_jax.errors import UserError
@@ -140,12 +143,105 @@ def cut(dataset: Dataset, kind: str, imbalance: float, seed: int) -> Dataset:
       f"{dataset.name}: data.long_tail={kind} wants more training images than"
       f" there are, and keeps them all: {', '.join(short)}",
     )
-  state = f"{dataset.fingerprint} {what} {seed}"
-  return dataset._replace(
-    splits=dataset.splits | {"train": Split(images[kept], labels[kept])},
-    fingerprint=hashlib.sha256(state.encode()).hexdigest(),
-    warnings=warnings,
+  changed = with_state(dataset, f"{what} {seed}")
+  return take(changed, {"train": kept})._replace(warnings=warnings)
+
+
+def with_state(dataset: Dataset, state: str) -> Dataset:
+  """Copies a data set with fingerprints that also depend on a state."""
+  fingerprint, former = (
+    one and hashlib.sha256(f"{one} {state}".encode()).hexdigest()
+    for one in (dataset.fingerprint, dataset.former)
   )
+  return dataset._replace(fingerprint=fingerprint, former=former)
+
+
+def take(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> Dataset:
+  """Copies a data set with splits made of rows of its training split.
+
+  Args:
+    dataset: with a split 'train'.
+    rows: name of a split -> indices into 'train'.
+  """
+  images, labels = dataset.splits["train"]
+  names = dataset.names.get("train")
+  new = {k: Split(images[i], labels[i]) for k, i in rows.items()}
+  # Splits have an order, in which they are counted and shown.
+  splits = {k: v for k, v in dataset.splits.items() if k == "train"} | new
+  named = names and {k: [names[j] for j in i] for k, i in rows.items()}
+  return dataset._replace(
+    splits=splits
+    | {k: v for k, v in dataset.splits.items() if k not in splits},
+    names={**dataset.names, **(named or {})},
+  )
+
+
+def groups_of(dataset: Dataset, groups: str) -> np.ndarray:
+  """Finds the group of each training image, such as the person on it.
+
+  Args:
+    dataset: with names of its training images.
+    groups: 'folder', the folder in the class folder; or a text file with a
+      line 'path group' for each image, its path as in `Dataset.names`.
+
+  Returns:
+    int[n] from 0.
+
+  Raises:
+    UserError: if an image has no group.
+  """
+  names = dataset.names.get("train", ())
+  labels = dataset.splits["train"].labels
+  if len(names) != len(labels):
+    raise UserError(
+      f"data.groups={groups} needs the names of the images, which a file"
+      " prepared by an earlier version lacks. Set data.dir to the original"
+      " images."
+    )
+  classes = [dataset.class_names[label] for label in labels]
+  return group_numbers(names, classes, groups)
+
+
+def group_numbers(
+  names: Sequence[str], classes: Sequence[str], groups: str
+) -> np.ndarray:
+  """See `groups_of`; takes the n names of the images and of their classes."""
+  if groups == "folder":
+    found = list(map(_folder_in_class, names, classes))
+  else:
+    table = _read_groups(Path(groups).expanduser())
+    found = [table.get(name, "") for name in names]
+  if lacking := [n for n, group in zip(names, found, strict=True) if not group]:
+    raise UserError(
+      f"data.groups={groups}: {len(lacking)} of {len(names)} images have no"
+      f" group, such as {lacking[0]}; expected "
+      + (
+        "folders in the class folders, such as CLASS/PERSON/1.jpg."
+        if groups == "folder"
+        else f"a line '{lacking[0]} GROUP'."
+      )
+    )
+  return np.unique(found, return_inverse=True)[1]
+
+
+def _folder_in_class(name: str, of_class: str) -> str:
+  *folders, _ = name.split("/")
+  known = [class_name(folder) for folder in folders]
+  place = known.index(of_class) + 1 if of_class in known else len(folders)
+  return folders[place] if place < len(folders) else ""
+
+
+def _read_groups(path: Path) -> dict[str, str]:
+  """Parses a file of 'path group', separated by a comma or blanks."""
+  try:
+    lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
+  except OSError as error:
+    raise UserError(
+      f"data.groups={path} cannot be read ({error.strerror}); expected 'folder'"
+      " or a text file with a line 'path group' for each image."
+    ) from error
+  rows = (re.fullmatch(r"(.+?)(?:\s*,\s*|\s+)(\S+)\s*", line) for line in lines)
+  return {row[1].strip(): row[2] for row in rows if row}
 
 
 def exponential_counts(counts: np.ndarray, imbalance: float) -> np.ndarray:

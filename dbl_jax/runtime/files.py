@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and arrays read without pickle."""
 
 import contextlib
+import errno
 import math
 import os
 import secrets
@@ -86,6 +87,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
   Raises:
     ValueError: what is wrong with the file.
+    OSError, MemoryError: the file cannot be read now.
   """
   try:
     with path.open("rb") as whole, np.load(whole, allow_pickle=False) as arrays:
@@ -101,6 +103,11 @@ def load(path: Path) -> dict[str, np.ndarray]:
       return dict(arrays)
   # The parsers of zipfile and NumPy raise anything for a damaged file.
   except Exception as error:
+    # Seeking to a damaged offset is EINVAL.
+    if isinstance(error, MemoryError) or (
+      isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+    ):
+      raise
     raise ValueError(str(error) or type(error).__name__) from error
 
 

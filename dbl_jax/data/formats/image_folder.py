@@ -24,7 +24,7 @@ from dbl_jax.data.datasets import SPLITS, class_name
 from dbl_jax.data.formats import stored
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import StoredFile, few
-from dbl_jax.data.splits import TEST, split_off
+from dbl_jax.data.splits import TEST, group_numbers, split_off
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 100
@@ -68,8 +68,8 @@ def find(path: Path, options: Any) -> Listing:
 
   Args:
     path: the folder or zip.
-    options: `config.data`; for a folder without splits `test_fraction` and
-      `split_seed` are used.
+    options: `config.data`; for a folder without splits `test_fraction`,
+      `split_seed` and `groups` are used.
   """
   tree, warnings = read_tree(path)
   class_names, lacking = _class_names(tree, path)
@@ -84,8 +84,13 @@ def find(path: Path, options: Any) -> Listing:
   if "train" not in splits:
     whole = splits[""]
     labels = np.array([record.label for record in whole])
+    groups = None
+    if options.get("groups", ""):
+      classes = [class_names[record.label] for record in whole]
+      names = [record.name for record in whole]
+      groups = group_numbers(names, classes, options.groups)
     train, test = split_off(
-      labels, options.test_fraction, options.split_seed, TEST
+      labels, options.test_fraction, options.split_seed, TEST, groups
     )
     splits = {
       "train": tuple(whole[i] for i in train),

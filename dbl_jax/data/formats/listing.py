@@ -40,31 +40,57 @@ class Listing(NamedTuple):
     class_names: in the order of the labels.
     splits: 'train' and 'test', and 'validation' if the data set has its own.
     warnings: lines for the user.
-    fingerprint: if the reader computes its own, see `fingerprint`.
+    former: if the reader computes its own `former_fingerprint`.
   """
 
   class_names: tuple[str, ...]
   splits: dict[str, tuple[Record, ...]]
   warnings: tuple[str, ...] = ()
-  fingerprint: str = ""
+  former: str = ""
 
 
-def fingerprint(listing: Listing) -> str:
-  """Hashes the labels, the splits and the identity of the images.
+def fingerprint(
+  listing: Listing, progress: Callable[[int, int], None] | None = None
+) -> str:
+  """Hashes the labels, the splits and the content of the images.
 
-  Images enter by name, size and time of change (in a zip: checksum), so none
-  is read.
+  Copies of a data set have the same fingerprint, in a folder or an archive.
+  Files whose checksum is not stored next to them are read.
+
+  Args:
+    listing: the data set.
+    progress: called with the number of images read, and of all.
 
   Returns:
     64 hexadecimal digits.
+
+  Raises:
+    UserError: if a file cannot be read.
   """
-  if listing.fingerprint:
-    return listing.fingerprint
+  stored = {r.file.origin: r.file for r in _records(listing)}
+  sums = images.in_threads(StoredFile.checksum, [*stored.values()], progress)
+  crcs = dict(zip(stored, sums, strict=True))
+  return _hash(listing, lambda file: crcs[file.origin])
+
+
+def former_fingerprint(listing: Listing) -> str:
+  """Hashes times of change in place of content, as earlier versions did.
+
+  Nothing is read. Runs of those versions have it as their fingerprint.
+  """
+  return listing.former or _hash(listing, lambda file: file.stamp)
+
+
+def _records(listing: Listing) -> list[Record]:
+  return [r for records in listing.splits.values() for r in records]
+
+
+def _hash(listing: Listing, of_file: Callable[[StoredFile], int]) -> str:
   digest = hashlib.sha256(repr(listing.class_names).encode())
   for split, records in listing.splits.items():
     digest.update(f"\n{split}\n".encode())
     for name, label, file, box in records:
-      row = (name, label, file.size, file.stamp, box)
+      row = (name, label, file.size, of_file(file), box)
       digest.update(f"{row}\n".encode())
   return digest.hexdigest()
 
@@ -84,12 +110,13 @@ def decode(
     progress: called with the number of images decoded, and of all.
 
   Returns:
-    The data set, with the splits of the listing in the order of their records.
+    The data set, with the splits of the listing in the order of their records;
+    its fingerprint is not computed.
 
   Raises:
     UserError: if images cannot be read, with the first and their number.
   """
-  records = [r for split in listing.splits.values() for r in split]
+  records = _records(listing)
   decoded = np.empty((len(records), image_size, image_size, 3), np.uint8)
 
   def decode_one(index: int) -> UserError | None:
@@ -114,9 +141,8 @@ def decode(
     labels = np.array([record.label for record in inside], np.int32)
     splits[split] = Split(decoded[start : start + len(inside)], labels)
     start += len(inside)
-  return Dataset(
-    name, listing.class_names, splits, fingerprint(listing), listing.warnings
-  )
+  names = {k: tuple(r.name for r in v) for k, v in listing.splits.items()}
+  return Dataset(name, listing.class_names, splits, "", listing.warnings, names)
 
 
 def counts(listing: Listing) -> dict[str, list[int]]:

@@ -78,7 +78,9 @@ def find(path: Path, _: Any = None) -> Listing:
     )
     for split in RAF_DB_COUNTS
   }
-  listed = Listing(RAF_DB_NAMES, splits, (), _fingerprint(labels, images))
+  listed = Listing(
+    RAF_DB_NAMES, splits, (), _former_fingerprint(labels, images)
+  )
   warnings = _warnings(listed, str(path), len(images) - len(rows))
   return listed._replace(warnings=warnings)
 
@@ -134,8 +136,8 @@ def _image_name(name: str) -> str:
   return f"{stem}_aligned.{suffix}"
 
 
-def _fingerprint(labels: bytes, images: Mapping[str, StoredFile]) -> str:
-  """Hashes the label file, and all images as `listing.fingerprint` does."""
+def _former_fingerprint(labels: bytes, images: Mapping[str, StoredFile]) -> str:
+  """Hashes the label file and all images; see `listing.former_fingerprint`."""
   digest = hashlib.sha256(hashlib.sha256(labels).digest())
   for name, image in sorted(images.items()):
     row = f"{name}\0{image.size}\0{image.stamp}\n"
