@@ -416,7 +416,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for name, one in model.ENCODERS.items()
     if "stem" not in options.of(one)
   ):
-    del config.model.stem  # left open by `base`, for encoders that have one
+    with config.unlocked():  # left open by `base`, for encoders that have one
+      del config.model.stem
   known = _declared(config)
   _check_names(config, known)
   for path in ("data.name", "init_from"):
