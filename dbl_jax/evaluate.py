@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from matplotlib import style
 from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
@@ -35,7 +33,6 @@ from dbl_jax.training import checkpoint, inputs, steps
 from dbl_jax.training.state import first_difference
 
 logger = logging.getLogger(__name__)
-_MAX_ACTIVATION_CLASSES = 20
 
 
 class TrainedRun(NamedTuple):
@@ -87,7 +84,6 @@ def better_lost(
   return None if scores.get(step) == scores.get(best) else best
 
 
-@style.context("default")  # whatever the user's matplotlibrc says
 def write(
   run: TrainedRun, dataset: Dataset, split: str, context: FitContext, out: Path
 ) -> dict[str, Any]:
@@ -103,23 +99,25 @@ def write(
   Returns:
     The content of `metrics.json`.
   """
-  part, names = dataset.splits[split], dataset.class_names
+  part, names, phase = dataset.splits[split], dataset.class_names, run.phase
   # All hosts take part in every forward pass.
-  fitted = predictors.fit(run.config[run.phase].predictor, context)
+  fitted = predictors.fit(run.config[phase].predictor, context)
   model_outputs = context.forward(part.images)
   result, scores = evaluate(fitted, model_outputs, part.labels, names)
   validation = fitted.scores(*context.validation)
-  metrics = {"dataset": dataset.name, "split": split} | result
-  metrics |= {
-    "phase": run.phase,
+  best = run.config[phase].keep == "best"
+  lost = better_lost(run.history, phase, run.step) if best else None
+  metrics = {
+    "dataset": dataset.name,
+    "split": split,
+    **result,
+    "phase": phase,
     "checkpoint_step": run.step,
     "made_by": run.made_by,
     "seed": run.config.seed,
     "data_fingerprint": dataset.fingerprint,
     "skipped_steps": skipped_steps(run.history),
-    "better_checkpoint_lost": better_lost(run.history, run.phase, run.step)
-    if run.config[run.phase].keep == "best"
-    else None,
+    "better_checkpoint_lost": lost,
     "config": run.config.to_dict(),
   }
   if not distributed.is_main():
@@ -137,13 +135,14 @@ def write(
       fitted.name in predictors.CALIBRATED,
     ),
   )
+  predicted = scores.argmax(axis=1)
   report.write(
     out,
     metrics,
     train_counts=counts.tolist(),
     history=run.history,
     view_pairs=_view_pairs(run.config, dataset),
-    activation=_activation(run, context.variables, part, scores, names),
+    activation=_activation(run, context.variables, part, predicted, names),
     title=f"{' + '.join(configs.phases(run.config))} on {dataset.name}",
   )
   return metrics
@@ -154,64 +153,59 @@ def _view_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """One training image of each class and two augmented views of it."""
   images, labels = dataset.splits["train"]
-  _, first = np.unique(labels, return_index=True)
-  first = first[: plots.MAX_VIEW_PAIRS]
-  family = config[configs.phases(config)[0]].augment.items()
-  draw = _compiled_views(dataset.image_size, tuple(family))
-  ids = jnp.asarray(first, jnp.int32)
-  pair = draw(jax.random.key(config.seed), ids, jnp.asarray(images[first]))
-  return images[first], np.asarray(pair[0]), np.asarray(pair[1])
+  _, ids = np.unique(labels, return_index=True)
+  ids = ids[: plots.MAX_VIEW_PAIRS].astype(np.int32)
+  augment = config[configs.phases(config)[0]].augment.items()
+  draw = _compiled_views(dataset.image_size, tuple(augment))
+  first, second = draw(jax.random.key(config.seed), ids, images[ids])
+  return images[ids], np.asarray(first), np.asarray(second)
 
 
 @functools.lru_cache(maxsize=4)  # compiling takes seconds
 def _compiled_views(
-  out_size: int, family: tuple[tuple[str, Any], ...]
+  size: int, augment: tuple[tuple[str, Any], ...]
 ) -> Callable[..., jax.Array]:
-  return jax.jit(
-    functools.partial(
-      views.make_views, num_views=2, out_size=out_size, **dict(family)
-    )
-  )
+  options = {"num_views": 2, "out_size": size} | dict(augment)
+  return jax.jit(functools.partial(views.make_views, **options))
 
 
 def _activation(
   run: TrainedRun,
   variables: Mapping[str, Any],
   part: Split,
-  scores: np.ndarray,
+  predicted: np.ndarray,
   class_names: tuple[str, ...],
 ) -> bytes | None:
   """Class activation maps, if the head is linear on an averaged map."""
-  config = run.config
-  head = variables["params"]["head"]
+  config, head = run.config, variables["params"]["head"]
   averaged = config.model.get("pooling", "average") == "average"
   if set(head) != {"logits"} or "bias" not in head["logits"] or not averaged:
     return None
   model = make_model(config.model, config[run.phase].head, len(class_names))
-  predicted = scores.argmax(axis=1)
-  shown = min(len(class_names), _MAX_ACTIVATION_CLASSES)
-  chosen = activation_maps.examples(part.labels, predicted, shown, 4)
+  chosen = activation_maps.examples(part.labels, predicted)
+  labels, predicted = part.labels[chosen], predicted[chosen]
   images = inputs.of_images(config[run.phase], part.images.shape[1], "frozen")
   _, found = jax.jit(
     lambda rows: model.apply(
       variables, images.plain(rows), train=False, mutable=["intermediates"]
     )
   )(part.images[chosen])
-  maps = found.get("intermediates", {}).get("encoder", {}).get("maps", [None])
+  (maps,) = (
+    found.get("intermediates", {}).get("encoder", {}).get("maps", [None])
+  )
   # A map of fewer pixels shows nothing.
-  if maps[0] is None or maps[0].shape[1] * maps[0].shape[2] < 4:
+  if maps is None or maps.shape[1] * maps.shape[2] < 4:
     return None
   of_classes = activation_maps.class_activation_maps(
-    np.asarray(maps[0], np.float32), np.asarray(head["logits"]["kernel"])
+    np.asarray(maps, np.float32), np.asarray(head["logits"]["kernel"])
   )
-  return activation_maps.activation_figure(
-    part.images[chosen],
-    of_classes[np.arange(len(chosen)), predicted[chosen]],
-    part.labels[chosen],
-    predicted[chosen],
-    class_names,
-    "",
-  )
+  shown = part.images[chosen]
+  overlays = [
+    activation_maps.overlay(image, of_class[c])
+    for image, of_class, c in zip(shown, of_classes, predicted, strict=True)
+  ]
+  pairs = np.concatenate([shown, overlays], axis=2)
+  return plots.activation_figure(pairs, labels, predicted, class_names)
 
 
 @dataclasses.dataclass(frozen=True)

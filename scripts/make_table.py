@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
   results = sweep.results(plan)
   if failed and not results:
     raise UserError(failure)
-  config = next(iter(plan.values())).config
+  data_config = next(iter(plan.values()))[0].config.data
   write(
     out,
     results,
@@ -126,8 +126,8 @@ def main(argv: Sequence[str]) -> None:
     reference=_REFERENCE.value,
     cuts=cuts,
     paper_points=_PAPER_POINTS.value,
-    dataset=_describe_data(data, config.data.name),
-    image_size=config.data.image_size,
+    dataset=_describe_data(data, data_config.name),
+    image_size=data_config.image_size,
     epochs=epochs_text,
     command=shlex.join(["python", *sys.argv]),
   )
