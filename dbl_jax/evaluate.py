@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,6 +112,11 @@ def write(
   validation = fitted.scores(*context.validation)
   metrics = {"dataset": dataset.name, "split": split} | result
   metrics |= {
+    "temperature": predictors.fit_temperature(
+      validation, context.validation_labels
+    )
+    if fitted.name in predictors.CALIBRATED
+    else None,
     "phase": run.phase,
     "checkpoint_step": run.step,
     "made_by": run.made_by,
@@ -227,6 +233,8 @@ class LoadedModel:
     eval_step: compiled forward pass, (variables, images) -> features, outputs.
     mesh: the devices.
     meta: what the checkpoint stores about the run.
+    temperature: fitted on validation when the run ended, see
+      `predictors.fit_temperature`; 1 before.
   """
 
   config: ConfigDict
@@ -237,6 +245,7 @@ class LoadedModel:
   eval_step: Any
   mesh: jax.sharding.Mesh
   meta: Mapping[str, Any]
+  temperature: float = 1.0
 
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Runs encoder and head.
@@ -259,7 +268,7 @@ class LoadedModel:
     return make_forward(self.eval_step, self.variables, self.mesh)(images)
 
   def predict(self, images: np.ndarray) -> np.ndarray:
-    """Class probabilities by the softmax of the head's logits.
+    """Calibrated class probabilities: the softmax of logits / temperature.
 
     Args:
       images: as in `__call__`.
@@ -271,9 +280,8 @@ class LoadedModel:
       UserError: if the model has no classifier, such as that of SimCLR alone.
     """
     self.require_classifier()
-    return predictors.softmax(
-      predictors.logits(len(self.class_names)).scores(*self(images))
-    )
+    logits = predictors.logits(len(self.class_names)).scores(*self(images))
+    return predictors.softmax(logits / self.temperature)
 
   def require_classifier(self, hint: str = "") -> None:
     """Raises UserError if the model has no classifier.
@@ -316,8 +324,27 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
   images = inputs.of_images(config[phase], size, "frozen")
   eval_step = jit_eval_step(steps.make_eval_step(model, images), mesh)
   return LoadedModel(
-    config, phase, step, names, variables, eval_step, mesh, meta
+    config,
+    phase,
+    step,
+    names,
+    variables,
+    eval_step,
+    mesh,
+    meta,
+    _temperature(Path(workdir), phase, step),
   )
+
+
+def _temperature(workdir: Path, phase: str, step: int) -> float:
+  """The temperature of a run's model, if the run has measured it."""
+  try:
+    metrics = json.loads((workdir / "metrics.json").read_bytes())
+    if (metrics["phase"], metrics["checkpoint_step"]) == (phase, step):
+      return float(metrics["temperature"])
+  except (OSError, ValueError, TypeError, KeyError):
+    pass  # unfinished, of an earlier version, or with another predictor
+  return 1.0
 
 
 def evaluate_workdir(

@@ -299,3 +299,15 @@ def test_svm_without_scikit_learn_says_what_to_install(monkeypatch):
 
 def test_calibrated_predictors_exist():
   assert PREDICTORS.keys() >= predictors.CALIBRATED
+
+
+def test_the_temperature_makes_logits_calibrated():
+  # Labels are drawn from softmax(logits), so 2.5 * logits are overconfident.
+  logits = 2 * RNG.normal(size=(20_000, 3))
+  noise = RNG.gumbel(size=logits.shape)
+  labels = (logits + noise).argmax(axis=1)
+  found = predictors.fit_temperature(2.5 * logits.astype(np.float32), labels)
+  assert found == pytest.approx(2.5, rel=0.03)
+  # Separable data would be given certainty: the temperature is bounded.
+  certain = 10 * np.eye(3, dtype=np.float32)
+  assert predictors.fit_temperature(certain, np.arange(3)) >= 0.05
