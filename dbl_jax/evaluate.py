@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -105,12 +106,17 @@ def write(
   model_outputs = context.forward(part.images)
   result, scores = evaluate(fitted, model_outputs, part.labels, names)
   validation = fitted.scores(*context.validation)
+  temperature = None
+  if fitted.name in predictors.CALIBRATED:
+    labels = context.validation_labels
+    temperature = predictors.fit_temperature(validation, labels)
   best = run.config[phase].keep == "best"
   lost = better_lost(run.history, phase, run.step) if best else None
   metrics = {
     "dataset": dataset.name,
     "split": split,
     **result,
+    "temperature": temperature,
     "phase": phase,
     "checkpoint_step": run.step,
     "made_by": run.made_by,
@@ -221,6 +227,8 @@ class LoadedModel:
     eval_step: compiled forward pass, (variables, images) -> features, outputs.
     mesh: the devices.
     meta: what the checkpoint stores about the run.
+    temperature: fitted on validation when the run ended, see
+      `predictors.fit_temperature`; 1 before.
   """
 
   config: ConfigDict
@@ -231,6 +239,7 @@ class LoadedModel:
   eval_step: Any
   mesh: jax.sharding.Mesh
   meta: Mapping[str, Any]
+  temperature: float = 1.0
 
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Runs encoder and head.
@@ -253,7 +262,7 @@ class LoadedModel:
     return make_forward(self.eval_step, self.variables, self.mesh)(images)
 
   def predict(self, images: np.ndarray) -> np.ndarray:
-    """Class probabilities by the softmax of the head's logits.
+    """Calibrated class probabilities: the softmax of logits / temperature.
 
     Args:
       images: as in `__call__`.
@@ -265,9 +274,8 @@ class LoadedModel:
       UserError: if the model has no classifier, such as that of SimCLR alone.
     """
     self.require_classifier()
-    return predictors.softmax(
-      predictors.logits(len(self.class_names)).scores(*self(images))
-    )
+    logits = predictors.logits(len(self.class_names)).scores(*self(images))
+    return predictors.softmax(logits / self.temperature)
 
   def require_classifier(self, hint: str = "") -> None:
     """Raises UserError if the model has no classifier.
@@ -310,8 +318,27 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
   images = inputs.of_images(config[phase], size, "frozen")
   eval_step = jit_eval_step(steps.make_eval_step(model, images), mesh)
   return LoadedModel(
-    config, phase, step, names, variables, eval_step, mesh, meta
+    config,
+    phase,
+    step,
+    names,
+    variables,
+    eval_step,
+    mesh,
+    meta,
+    _temperature(Path(workdir), phase, step),
   )
+
+
+def _temperature(workdir: Path, phase: str, step: int) -> float:
+  """The temperature of a run's model, if the run has measured it."""
+  try:
+    metrics = json.loads((workdir / "metrics.json").read_bytes())
+    if (metrics["phase"], metrics["checkpoint_step"]) == (phase, step):
+      return float(metrics["temperature"])
+  except (OSError, ValueError, TypeError, KeyError):
+    pass  # unfinished, of an earlier version, or with another predictor
+  return 1.0
 
 
 def evaluate_workdir(

@@ -142,14 +142,13 @@ def _systems(data: Mapping[str, object]) -> dict[str, ConfigDict]:
 
   systems = {
     name: sweep.with_budget(
-      load_config(f"configs/{file}.py{colon}{variant}"),
+      load_config(name),
       data,
       _EPOCHS.value,
       _HEAD_EPOCHS.value,
       _BATCH_SIZE.value,
     )
     for name in _SYSTEMS.value
-    for file, colon, variant in [name.partition(":")]
   }
   for text in _SET.value:
     _set_field(systems, text)

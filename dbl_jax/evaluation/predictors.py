@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import optimize
+from scipy.special import logsumexp
 
 from dbl_jax.data.datasets import Split
 from dbl_jax.errors import UserError
@@ -97,6 +99,30 @@ def softmax(scores: np.ndarray) -> np.ndarray:
   """Softmax of each row, f32[n, C]."""
   powers = np.exp(scores - scores.max(axis=1, keepdims=True))
   return powers / powers.sum(axis=1, keepdims=True)
+
+
+def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Fits the temperature that calibrates a softmax.
+
+  It minimises the negative log-likelihood of softmax(scores / temperature)
+  (Guo et al. 2017, section 4.2).
+
+  Args:
+    scores: f32[n, C], logits of validation images.
+    labels: int32[n].
+
+  Returns:
+    The temperature, between 1/20 and 20.
+  """
+  rows = np.arange(len(labels))
+
+  def loss(log_temperature: float) -> float:
+    logits = scores.astype(np.float64) / np.exp(log_temperature)
+    return float((logsumexp(logits, axis=1) - logits[rows, labels]).mean())
+
+  limit = float(np.log(20))
+  found = optimize.minimize_scalar(loss, bounds=(-limit, limit))
+  return round(float(np.exp(found.x)), 4)
 
 
 def knn(

@@ -218,7 +218,9 @@ def load(
 
   def classify(crops: np.ndarray) -> np.ndarray:
     scores = fitted.scores(*forward(crops))
-    return predictors.softmax(scores) if calibrated else scores
+    if not calibrated:
+      return scores
+    return predictors.softmax(scores / loaded.temperature)
 
   return Predictor(
     loaded.class_names,

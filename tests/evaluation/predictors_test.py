@@ -239,3 +239,15 @@ def test_a_predictor_names_what_it_lacks(monkeypatch, name, message):
   head = LINEAR | {"dense1": {"kernel": np.ones((6, 6), np.float32)}}
   with pytest.raises(UserError, match=message):
     predictors.fit(name, known_of(head=head))
+
+
+def test_the_temperature_makes_logits_calibrated():
+  # Labels are drawn from softmax(logits), so 2.5 * logits are overconfident.
+  logits = 2 * RNG.normal(size=(20_000, 3))
+  noise = RNG.gumbel(size=logits.shape)
+  labels = (logits + noise).argmax(axis=1)
+  found = predictors.fit_temperature(2.5 * logits.astype(np.float32), labels)
+  assert found == pytest.approx(2.5, rel=0.03)
+  # Separable data would be given certainty: the temperature is bounded.
+  certain = 10 * np.eye(3, dtype=np.float32)
+  assert predictors.fit_temperature(certain, np.arange(3)) >= 0.05
