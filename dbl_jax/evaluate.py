@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from scipy import special
 
 from dbl_jax import config as configs
 from dbl_jax.augment import views
@@ -26,7 +27,7 @@ from dbl_jax.evaluation import (
 )
 from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
-from dbl_jax.models.model import Model, gives, make_model
+from dbl_jax.models.model import gives, make_model
 from dbl_jax.runtime import distributed, sharding
 from dbl_jax.runtime.logs import read_rows
 from dbl_jax.runtime.provenance import provenance
@@ -76,11 +77,9 @@ def better_lost(
   Returns:
     The best step according to the history; None if it is `step`.
   """
-  scores = {
-    row["step"]: row[f"val_{checkpoint.METRIC}"]
-    for row in history
-    if row["phase"] == phase and f"val_{checkpoint.METRIC}" in row
-  }
+  key = f"val_{checkpoint.METRIC}"
+  rows = (row for row in history if row["phase"] == phase and key in row)
+  scores = {row["step"]: row[key] for row in rows}
   best = max(scores, key=lambda one: (scores[one], one), default=step)
   return None if scores.get(step) == scores.get(best) else best
 
@@ -275,7 +274,7 @@ class LoadedModel:
     """
     self.require_classifier()
     logits = predictors.logits(len(self.class_names)).scores(*self(images))
-    return predictors.softmax(logits / self.temperature)
+    return special.softmax(logits / self.temperature, axis=1)
 
   def require_classifier(self, hint: str = "") -> None:
     """Raises UserError if the model has no classifier.
@@ -313,20 +312,27 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
   variables, step = checkpoint.load_model(directory, config[phase].keep)
   names, size = tuple(meta["class_names"]), config.data.image_size
   model = make_model(config.model, config[phase].head, len(names))
-  _check_shapes(model, variables, size, directory)
+  expected = jax.eval_shape(
+    lambda: steps.init_variables(model, jax.random.key(0), size)
+  )
+  if differs := first_difference(variables, expected):
+    raise UserError(
+      f"The checkpoint in {directory} does not fit its config: {differs[0]}"
+      f" has shape {differs[1]}, expected {differs[2]}. It is damaged,"
+      " or of another version; train it again."
+    )
   mesh = sharding.make_mesh()
   images = inputs.of_images(config[phase], size, "frozen")
-  eval_step = jit_eval_step(steps.make_eval_step(model, images), mesh)
   return LoadedModel(
     config,
     phase,
     step,
     names,
     variables,
-    eval_step,
+    jit_eval_step(steps.make_eval_step(model, images), mesh),
     mesh,
     meta,
-    _temperature(Path(workdir), phase, step),
+    _temperature(workdir, phase, step),
   )
 
 
@@ -379,7 +385,16 @@ def evaluate_workdir(
       f" {', '.join(dataset.class_names)}. Evaluate it on data with its own"
       " classes."
     )
-  _check_images(dataset, loaded.meta, workdir, data_dir)
+  if not checkpoint.same_images(loaded.meta, dataset.fingerprint):
+    # They may be split otherwise: those trained on, be in test now.
+    message = (
+      f"The run in {workdir} was trained on other images than are there now."
+      " Without a test split of their own, images it was trained on may be"
+      " among those it is tested on."
+    )
+    if data_dir is None:
+      raise UserError(f"{message} To evaluate on them, give --data_dir.")
+    logger.warning(message)
   if external is not None:
     dataset = sources.with_external(dataset, external, config.data)
     split = "external"
@@ -406,7 +421,7 @@ def _config_of(
   config = configs.from_dict(meta["config"])
   if not isinstance(config.get(phase), ConfigDict):
     raise UserError(
-      f"The config kept in {directory} has no phase {phase!r}. Expected the"
+      f"The config stored in {directory} has no phase {phase!r}. Expected the"
       " checkpoints of a run; train it again."
     )
   if predictor is not None:
@@ -416,41 +431,6 @@ def _config_of(
   if not Path(config.data.cache_dir).expanduser().is_dir():
     config.data.cache_dir = ""
   return config
-
-
-def _check_images(
-  dataset: Dataset, meta: Mapping[str, Any], workdir: Path, data_dir: str | None
-) -> None:
-  """Other images may be split otherwise: those trained on, be in test now."""
-  if checkpoint.same_images(meta, dataset.fingerprint):
-    return
-  what = f"The run in {workdir} was trained on other images than are there now"
-  if data_dir is None:
-    raise UserError(
-      f"{what}: files were added, removed or changed. To evaluate on them all"
-      " the same, name them with --data_dir; without a test part of their own,"
-      " images it was trained on may be among those it is tested on."
-    )
-  logger.warning(
-    "%s in --data_dir: without a test part of their own, images it was trained"
-    " on may be among those it is tested on.",
-    what,
-  )
-
-
-def _check_shapes(
-  model: Model, variables: Mapping[str, Any], size: int, directory: Path
-) -> None:
-  """Raises UserError if the parameters do not match the stored config."""
-  expected = jax.eval_shape(
-    lambda: steps.init_variables(model, jax.random.key(0), size)
-  )
-  if differs := first_difference(variables, expected):
-    raise UserError(
-      f"The checkpoint in {directory} does not fit its config: {differs[0]}"
-      f" has shape {differs[1]}, expected {differs[2]}. It is damaged,"
-      " or of another version; train it again."
-    )
 
 
 def fit_context(

@@ -49,14 +49,8 @@ def main(argv: Sequence[str]) -> None:
   split = "external" if _EXTERNAL.value is not None else _SPLIT.value
   name = "_".join(filter(None, [split, _PREDICTOR.value]))
   out = Path(_OUT.value or workdir / "evaluation" / name).expanduser()
-  metrics = evaluate.evaluate_workdir(
-    workdir,
-    _DATA_DIR.value,
-    _SPLIT.value,
-    out,
-    _PREDICTOR.value,
-    _EXTERNAL.value,
-  )
+  given = _DATA_DIR.value, _SPLIT.value, out, _PREDICTOR.value, _EXTERNAL.value
+  metrics = evaluate.evaluate_workdir(workdir, *given)
   for name, row in metrics["per_class"].items():
     recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"
     print(f"  {printable(name):12} recall {recall:>6}  of {row['count']}")

@@ -85,8 +85,7 @@ _DATA = define(
 def main(argv: Sequence[str]) -> None:
   """Trains the systems and writes the table."""
   parse_flags(argv)
-  cuts, seeds = _cuts(), _integers("seeds", _SEEDS.value)
-  _check_names()
+  seeds, cuts = _check_flags()
   from dbl_jax.compare import sweep
   from dbl_jax.compare.table import write
   from dbl_jax.runtime import files
@@ -183,38 +182,26 @@ def _describe_data(changed: Mapping[str, object], name: str) -> str:
   return f"{name} ({', '.join(shown)})" if shown else name
 
 
-def _integers(flag: str, values: Sequence[str]) -> list[int]:
-  """Parses different whole numbers, at least one."""
-  for value in values:
-    if not re.fullmatch("[0-9]+", value.strip()):
+def _check_flags() -> tuple[list[int], list[int] | None]:
+  """The values of --seeds and --cuts, checked with the names of systems."""
+  names, lists = _SYSTEMS.value, {"seeds": _SEEDS.value, "cuts": _CUTS.value}
+  for flag, values in lists.items():
+    for value in values:
+      if not re.fullmatch("[0-9]+", value.strip()):
+        raise UserError(
+          f"--{flag}: {value!r} is not a whole number. Give some, with commas."
+        )
+  seeds, cuts = ([int(value) for value in values] for values in lists.values())
+  for flag, given in (("seeds", seeds), ("systems", names)):
+    if not given or len(set(given)) < len(given):
+      kind = "number" if flag == "seeds" else "name"
       raise UserError(
-        f"--{flag}: {value!r} is not a whole number. Give some, with commas."
+        f"--{flag}={','.join(map(str, given))}: expected one {kind} or more,"
+        " each once."
       )
-  numbers = [int(value) for value in values]
-  if not numbers or len(set(numbers)) < len(numbers):
-    raise UserError(
-      f"--{flag}={','.join(values)}: expected one number or more, each once."
-    )
-  return numbers
-
-
-def _cuts() -> tuple[int, int] | None:
-  if not _CUTS.value:
-    return None
-  cuts = _integers("cuts", _CUTS.value)
-  if len(cuts) != 2 or cuts[0] < cuts[1]:
+  if cuts and (len(cuts) != 2 or cuts[0] < cuts[1]):
     raise UserError(
       f"--cuts={','.join(_CUTS.value)}: expected two numbers, the larger first."
-    )
-  return cuts[0], cuts[1]
-
-
-def _check_names() -> None:
-  """Checks --systems and --reference before any training."""
-  names = _SYSTEMS.value
-  if not names or len(set(names)) < len(names):
-    raise UserError(
-      f"--systems={','.join(names)}: expected one name or more, each once."
     )
   # Without the default reference, a table has no differences.
   if flags.FLAGS["reference"].present and _REFERENCE.value not in names:
@@ -222,6 +209,7 @@ def _check_names() -> None:
       f"--reference={_REFERENCE.value} is not among --systems. Add it there, or"
       f" give one of {', '.join(names)}."
     )
+  return seeds, cuts or None
 
 
 if __name__ == "__main__":

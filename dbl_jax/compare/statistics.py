@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
 TIERS = ("many", "medium", "few")
 
@@ -49,7 +50,7 @@ def default_cuts(train_counts: ArrayLike) -> tuple[int, int]:
   return math.floor(share), math.ceil(share / 3)
 
 
-def tiers(train_counts: ArrayLike, cuts: tuple[int, int]) -> tuple[str, ...]:
+def tiers(train_counts: ArrayLike, cuts: Sequence[int]) -> tuple[str, ...]:
   """Groups classes by their number of training images.
 
   Args:
@@ -90,8 +91,7 @@ def expected_calibration_error(
   labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
   if not labels.size:
     return float("nan")
-  shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-  confidence = 1 / shares.sum(axis=1)
+  confidence = special.softmax(scores, axis=1).max(axis=1)
   correct = scores.argmax(axis=1) == labels
   bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
   gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
@@ -164,7 +164,7 @@ def logit_adjustment_frontier(
   scores: ArrayLike,
   train_counts: ArrayLike,
   strengths: ArrayLike,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
   """Accuracies of a trained classifier under scores - strength * log(prior).
 
   Args:
@@ -174,25 +174,17 @@ def logit_adjustment_frontier(
     strengths: f64[k]; 0 leaves the classifier unchanged, 1 balances it.
 
   Returns:
-    (mean-class accuracy, overall accuracy), each f64[k].
+    f64[2, k]: overall and mean-class accuracy.
 
   Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021,
   eq. (9).
   """
   labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
   counts = np.maximum(np.asarray(train_counts, np.float64), 1)
-  log_prior = np.log(counts / counts.sum())
-  classes, class_of, count = np.unique(
-    labels, return_inverse=True, return_counts=True
-  )
-  share = 1 / (classes.size * count[class_of])
-  correct = np.stack(
-    [
-      np.argmax(scores - strength * log_prior, axis=1) == labels
-      for strength in np.asarray(strengths)
-    ]
-  )
-  return correct @ share, correct.mean(axis=1)
+  shifts = np.multiply.outer(strengths, np.log(counts / counts.sum()))
+  correct = np.stack([(scores - s).argmax(axis=1) == labels for s in shifts])
+  recalls = [correct[:, labels == c].mean(axis=1) for c in np.unique(labels)]
+  return np.stack([correct.mean(axis=1), np.mean(recalls, axis=0)])
 
 
 def _seed_weights(

@@ -34,6 +34,7 @@ TITLE = "Systems compared, as in the paper's Table 1"
 STRENGTHS = np.arange(31) / 20  # of logit adjustment, along its curve
 # Column of table.csv -> value, NaN where there is none.
 Row = dict[str, Any]
+_NO_INTERVAL = dict.fromkeys(("lower", "upper", "p"), math.nan)
 # Columns that `plots.accuracies_figure` draws.
 _POINT = (
   "title",
@@ -54,7 +55,7 @@ def write(
   missing: Sequence[str],
   *,
   reference: str = "basic",
-  cuts: tuple[int, int] | None = None,
+  cuts: Sequence[int] | None = None,
   paper_points: bool = False,
   **about: Any,
 ) -> None:
@@ -113,7 +114,7 @@ def write(
 def make_rows(
   results: Sequence[RunResult],
   reference: str = "basic",
-  cuts: tuple[int, int] | None = None,
+  cuts: Sequence[int] | None = None,
   draws: int = 10_000,
 ) -> list[Row]:
   """Summarises each system over its seeds, in Table 1's order.
@@ -198,10 +199,10 @@ def _gains(
       {result.seed: guesses(result) for result in base},
       draws,
     )
+  unknown = {} if min(len(group), len(base)) > 1 else _NO_INTERVAL
   row: Row = {}
   for name, gain in zip(("mean_class", "overall"), gains, strict=True):
-    if min(len(group), len(base)) < 2:
-      gain = statistics.Gain(gain.difference, *[math.nan] * 3)
+    gain = gain._replace(**unknown)
     row[f"{name}_difference_points"] = _percent(gain.difference)
     row[f"{name}_lower_points"] = _percent(gain.lower)
     row[f"{name}_upper_points"] = _percent(gain.upper)
@@ -222,7 +223,7 @@ def _frontier(
     )
     for run in runs
   ]
-  mean_class, overall = 100 * np.mean(each, axis=0)
+  overall, mean_class = 100 * np.mean(each, axis=0)
   name = f"Logit adjustment of {one_line(title(group[0].system))}, by strength"
   return name, overall, mean_class, STRENGTHS
 
@@ -234,7 +235,7 @@ def facts(
   image_size: int,
   command: str,
   epochs: str = "not known",
-  cuts: tuple[int, int] | None = None,
+  cuts: Sequence[int] | None = None,
 ) -> dict[str, str]:
   """Describes how a table was made: label -> plain text.
 

@@ -95,12 +95,6 @@ def logits(num_classes: int) -> FittedPredictor:
   )
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-  """Softmax of each row, f32[n, C]."""
-  powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-  return powers / powers.sum(axis=1, keepdims=True)
-
-
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
   """Fits the temperature that calibrates a softmax.
 

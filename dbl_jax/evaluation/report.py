@@ -238,14 +238,12 @@ def _interval(lower: Any, upper: Any) -> str:
 
 def _to_json(value: Any) -> Any:
   """Converts nested dicts, sequences, arrays and scalars to JSON's types."""
-  if hasattr(value, "items"):
+  if isinstance(value, Mapping):
     return {str(key): _to_json(item) for key, item in value.items()}
   if hasattr(value, "tolist"):
     value = value.tolist()
   if isinstance(value, list | tuple):
     return [_to_json(item) for item in value]
-  if isinstance(value, float):
-    return value if math.isfinite(value) else None
-  if value is None or isinstance(value, str | int):
-    return value
-  return str(value)
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+from scipy import special
 
 from dbl_jax import evaluate
 from dbl_jax.data import regions, sources
@@ -220,7 +221,7 @@ def load(
     scores = fitted.scores(*forward(crops))
     if not calibrated:
       return scores
-    return predictors.softmax(scores / loaded.temperature)
+    return special.softmax(scores / loaded.temperature, axis=1)
 
   return Predictor(
     loaded.class_names,

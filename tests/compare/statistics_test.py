@@ -245,7 +245,7 @@ def test_frontier_against_a_literal_loop():
   counts = np.array([600, 200, 50])
   scores = rng.normal(0, 1, (85, 3)) + np.eye(3)[labels] + np.log(counts)
   strengths = (0, 0.5, 1, 2)
-  mean_class, overall = statistics.logit_adjustment_frontier(
+  overall, mean_class = statistics.logit_adjustment_frontier(
     labels, scores, counts, strengths
   )
   for k, strength in enumerate(strengths):
@@ -261,7 +261,7 @@ def test_frontier_against_a_literal_loop():
 
 
 def test_frontier_bears_classes_without_training_or_test_images():
-  mean_class, overall = statistics.logit_adjustment_frontier(
+  overall, mean_class = statistics.logit_adjustment_frontier(
     [0, 0, 1], np.eye(3)[[0, 0, 1]] * 9, [50, 50, 0], [0.0, 1.0]
   )
   np.testing.assert_allclose(mean_class, 1)
