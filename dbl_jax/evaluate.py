@@ -180,6 +180,29 @@ def _compiled_views(
   )
 
 
+def make_activation(
+  config: ConfigDict, phase: str, num_classes: int
+) -> Callable[..., jax.Array | None] | None:
+  """Makes the function that computes class activation maps.
+
+  Args:
+    config: resolved config of the run.
+    phase: the phase that trained the model.
+    num_classes: C.
+
+  Returns:
+    A function (variables, images uint8[n, S, S, 3], classes int[n]) -> maps
+    f32[n, h, w] or None, see `activation_maps`; None without a classifier.
+  """
+  if "logits" not in gives(config[phase].head.name):
+    return None
+  model = make_model(config.model, config[phase].head, num_classes)
+  images = inputs.of_images(config[phase], config.data.image_size, "frozen")
+  return lambda variables, rows, classes: activation_maps.class_activation_maps(
+    model, variables, images.plain(rows), classes
+  )
+
+
 def _activation(
   run: TrainedRun,
   variables: Mapping[str, Any],
@@ -187,36 +210,21 @@ def _activation(
   scores: np.ndarray,
   class_names: tuple[str, ...],
 ) -> bytes | None:
-  """Class activation maps, if the head is linear on an averaged map."""
-  config = run.config
-  head = variables["params"]["head"]
-  averaged = config.model.get("pooling", "average") == "average"
-  if set(head) != {"logits"} or "bias" not in head["logits"] or not averaged:
-    return None
-  model = make_model(config.model, config[run.phase].head, len(class_names))
+  """Draws class activation maps of some images, if the model has them."""
+  compute = make_activation(run.config, run.phase, len(class_names))
   predicted = scores.argmax(axis=1)
   shown = min(len(class_names), _MAX_ACTIVATION_CLASSES)
   chosen = activation_maps.examples(part.labels, predicted, shown, 4)
-  images = inputs.of_images(config[run.phase], part.images.shape[1], "frozen")
-  _, found = jax.jit(
-    lambda rows: model.apply(
-      variables, images.plain(rows), train=False, mutable=["intermediates"]
-    )
-  )(part.images[chosen])
-  maps = found.get("intermediates", {}).get("encoder", {}).get("maps", [None])
-  # A map of fewer pixels shows nothing.
-  if maps[0] is None or maps[0].shape[1] * maps[0].shape[2] < 4:
+  if compute is None or not len(chosen):
     return None
-  of_classes = activation_maps.class_activation_maps(
-    np.asarray(maps[0], np.float32), np.asarray(head["logits"]["kernel"])
+  images, truth, classes = (
+    x[chosen] for x in (part.images, part.labels, predicted)
   )
+  maps = jax.jit(compute)(variables, images, classes)
+  if maps is None:
+    return None
   return activation_maps.activation_figure(
-    part.images[chosen],
-    of_classes[np.arange(len(chosen)), predicted[chosen]],
-    part.labels[chosen],
-    predicted[chosen],
-    class_names,
-    "",
+    images, np.asarray(maps), truth, classes, class_names, ""
   )
 
 

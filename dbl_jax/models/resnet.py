@@ -132,6 +132,7 @@ class ResNet18(nn.Module):
           name=name,
         )(x, training(name))
     self.sow("intermediates", "maps", x)
+    x = self.perturb("maps", x)  # for its gradient; by default no change
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
