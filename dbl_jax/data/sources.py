@@ -72,10 +72,16 @@ def load(options: Any) -> Dataset:
     dataset = _read_prepared(Path(options.dir).expanduser(), options)
   else:
     dataset = _prepare(options)
+  labels, classes = dataset.splits["train"].labels, len(dataset.class_names)
   dataset = _split_validation(dataset, options)
-  kind = options.get("long_tail", "")
-  if kind:
-    dataset = splits.cut(dataset, kind, options.imbalance, options.split_seed)
+  if kind := options.get("long_tail", ""):
+    dataset = splits.cut(
+      dataset,
+      kind,
+      options.imbalance,
+      options.split_seed,
+      np.bincount(labels, minlength=classes),
+    )
   for warning in (*dataset.warnings, *_shared_images(dataset, options)):
     log.warning("%s", warning)
   return regions.apply(dataset, options.get("region", "face"))
