@@ -156,7 +156,8 @@ class ResNet18(nn.Module):
           name=name,
         )(x, training(name))
     self.sow("intermediates", "maps", x)
-    x = self.perturb("maps", x)  # for its gradient; by default no change
+    if self.has_variable("perturbations", "maps"):  # for its gradient
+      x = self.perturb("maps", x)
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
