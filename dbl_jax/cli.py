@@ -33,6 +33,7 @@ COMMANDS = {
   "table": "scripts/make_table.py",
   "check-data": "scripts/check_data.py",
   "export": "scripts/export.py",
+  "demo": "dbl_jax/demo.py",
 }
 
 

@@ -174,6 +174,29 @@ def _compiled_views(
   return jax.jit(functools.partial(views.make_views, **options))
 
 
+def make_activation(
+  config: ConfigDict, phase: str, num_classes: int
+) -> Callable[..., jax.Array | None] | None:
+  """Makes the function that computes class activation maps.
+
+  Args:
+    config: resolved config of the run.
+    phase: the phase that trained the model.
+    num_classes: C.
+
+  Returns:
+    A function (variables, images uint8[n, S, S, 3], classes int[n]) -> maps
+    f32[n, h, w] or None, see `activation_maps`; None without a classifier.
+  """
+  if "logits" not in gives(config[phase].head.name):
+    return None
+  model = make_model(config.model, config[phase].head, num_classes)
+  images = inputs.of_images(config[phase], config.data.image_size, "frozen")
+  return lambda variables, rows, classes: activation_maps.class_activation_maps(
+    model, variables, images.plain(rows), classes
+  )
+
+
 def _activation(
   run: TrainedRun,
   variables: Mapping[str, Any],
@@ -181,33 +204,19 @@ def _activation(
   predicted: np.ndarray,
   class_names: tuple[str, ...],
 ) -> bytes | None:
-  """Class activation maps, if the head is linear on an averaged map."""
-  config, head = run.config, variables["params"]["head"]
-  averaged = config.model.get("pooling", "average") == "average"
-  if set(head) != {"logits"} or "bias" not in head["logits"] or not averaged:
-    return None
-  model = make_model(config.model, config[run.phase].head, len(class_names))
+  """Draws class activation maps of some images, if the model has them."""
+  compute = make_activation(run.config, run.phase, len(class_names))
   chosen = activation_maps.examples(part.labels, predicted)
-  labels, predicted = part.labels[chosen], predicted[chosen]
-  images = inputs.of_images(config[run.phase], part.images.shape[1], "frozen")
-  _, found = jax.jit(
-    lambda rows: model.apply(
-      variables, images.plain(rows), train=False, mutable=["intermediates"]
-    )
-  )(part.images[chosen])
-  (maps,) = (
-    found.get("intermediates", {}).get("encoder", {}).get("maps", [None])
-  )
-  # A map of fewer pixels shows nothing.
-  if maps is None or maps.shape[1] * maps.shape[2] < 4:
+  if compute is None or not len(chosen):
     return None
-  of_classes = activation_maps.class_activation_maps(
-    np.asarray(maps, np.float32), np.asarray(head["logits"]["kernel"])
-  )
-  shown = part.images[chosen]
+  shown, labels = part.images[chosen], part.labels[chosen]
+  predicted = predicted[chosen]
+  maps = jax.jit(compute)(variables, shown, predicted)
+  if maps is None:
+    return None
   overlays = [
-    activation_maps.overlay(image, of_class[c])
-    for image, of_class, c in zip(shown, of_classes, predicted, strict=True)
+    activation_maps.overlay(image, one)
+    for image, one in zip(shown, np.asarray(maps), strict=True)
   ]
   pairs = np.concatenate([shown, overlays], axis=2)
   return plots.activation_figure(pairs, labels, predicted, class_names)

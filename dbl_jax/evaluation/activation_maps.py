@@ -1,32 +1,66 @@
 """Class activation maps: where in an image the evidence for a class is.
 
-A linear classifier on features averaged over a map can be applied to each pixel
-of the map instead.
-
-Source: Zhou et al., "Learning deep features for discriminative localization",
-CVPR 2016.
+Zhou et al., "Learning deep features for discriminative localization", CVPR
+2016, apply a linear classifier on averages of a map to each of its pixels. With
+the gradient in place of the classifier's weights this works for any head
+(Selvaraju et al., "Grad-CAM", ICCV 2017), and for any pooling if each pixel has
+its own gradient (Draelos and Carin 2020, "HiResCAM", arXiv 2011.08891).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 from dbl_jax.evaluation.plots import MAX_CLASSES, ORANGE
+from dbl_jax.models.model import Model
 
 
-def class_activation_maps(maps: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-  """Computes M_c(x, y) = sum_k w_kc f_k(x, y), eq. (1) and (2) of the paper.
+def class_activation_maps(
+  model: Model,
+  variables: Mapping[str, Any],
+  images: jax.Array,
+  classes: jax.Array,
+) -> jax.Array | None:
+  """Computes sum_k g_k(x, y) f_k(x, y) over the channels k of the last map f.
+
+  g is the gradient of the class's logit with respect to f (HiResCAM, eq. (3)).
+  If features are averages of f, this is Grad-CAM without its ReLU; if the
+  classifier is linear too, it is the map of Zhou et al. over the number of
+  pixels, and it adds up to the logit minus the bias.
 
   Args:
-    maps: f32[n, h, w, F], f, whose averages over h and w are the features.
-    kernel: f32[F, C], w, of a linear classifier on the features (an `MLPHead`
-      with `hidden` ()).
+    model: its last outputs are logits. Its encoder sows 'maps' and perturbs
+      them (`flax.linen.Module.perturb`).
+    variables: 'params' and 'batch_stats'.
+    images: f32[n, S, S, 3] from 0 to 1.
+    classes: int[n], the class to explain for each image.
 
   Returns:
-    f32[n, C, h, w]. The mean of a map plus the classifier's bias is the logit
-    of its class (the paper's features are sums; averages only scale).
+    f32[n, h, w]; None if the encoder sows no map, or one of fewer than four
+    pixels, which shows nothing.
   """
-  return np.moveaxis(np.asarray(maps, np.float32) @ kernel, -1, 1)
+
+  def run(added: Any) -> tuple[jax.Array, Any]:
+    (_, outputs), sown = model.apply(
+      {**variables, **added}, images, train=False, mutable="intermediates"
+    )
+    maps = sown.get("intermediates", {}).get("encoder", {}).get("maps", [None])
+    kept = outputs.shape[1] - model.head.num_classes
+    logits = jnp.take_along_axis(outputs, kept + classes[:, None], axis=1)
+    return logits.sum(), maps[0]
+
+  maps = jax.eval_shape(lambda: run({})[1])
+  if maps is None or maps.shape[1] * maps.shape[2] < 4:
+    return None
+  zeros = {"encoder": {"maps": jnp.zeros(maps.shape, maps.dtype)}}
+  found, maps = jax.grad(run, has_aux=True)({"perturbations": zeros})
+  gradient = found["perturbations"]["encoder"]["maps"]
+  return jnp.sum(jnp.float32(gradient) * jnp.float32(maps), axis=-1)
 
 
 def examples(

@@ -1,28 +1,72 @@
 """Class activation maps: the formula, the choice of examples, the overlay."""
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from dbl_jax.evaluation import activation_maps
+from dbl_jax.models import model, resnet
+from dbl_jax.models.kernels import conv
+from dbl_jax.training import steps
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
 RNG = np.random.default_rng(0)
 
 
-def test_maps_are_the_formula_and_average_to_the_logit():
-  maps = RNG.standard_normal((5, 4, 3, 8)).astype(np.float32)
-  kernel = RNG.standard_normal((8, 7)).astype(np.float32)
-  activation = activation_maps.class_activation_maps(maps, kernel)
-  assert activation.shape == (5, 7, 4, 3)
-  assert activation.dtype == np.float32
-  np.testing.assert_allclose(
-    activation.mean((2, 3)), maps.mean((1, 2)) @ kernel, rtol=1e-5, atol=1e-5
+AVERAGE = {"name": "dcnn", "pooling": "average", "dtype": "float32"}
+LINEAR = {"name": "mlp", "hidden": ()}
+
+
+@pytest.mark.parametrize(
+  ("encoder", "head"),
+  [
+    (AVERAGE, LINEAR),
+    (AVERAGE, {"name": "joint"}),
+    (AVERAGE, {"name": "mlp", "hidden": (9, 8)}),
+    (AVERAGE | {"pooling": "flatten", "width": 30}, LINEAR),
+    ({"name": "resnet18", "stem": "small", "dtype": "float32"}, LINEAR),
+  ],
+)
+def test_a_map_adds_up_to_the_logit(encoder, head, monkeypatch):
+  """As biases after the map are initially zero, for any pooling and head."""
+  monkeypatch.setattr(conv, "conv2d", conv._lax_conv)  # compiles sooner
+  monkeypatch.setattr(resnet.ResNet18, "blocks", (1,))
+  made = model.make_model(encoder, head, 7)
+  images = RNG.random((2, 16, 16, 3), np.float32)
+  variables = steps.init_variables(made, jax.random.key(0), 16)
+  classes = np.array([1, 6])
+
+  @jax.jit
+  def run():
+    found = activation_maps.class_activation_maps(
+      made, variables, images, classes
+    )
+    (_, outputs), sown = made.apply(
+      variables, images, train=False, mutable="intermediates"
+    )
+    return found, outputs, sown["intermediates"]["encoder"]["maps"][0]
+
+  found, outputs, maps = run()
+  assert found.shape == maps.shape[:3]
+  logits = outputs[:, -7:][np.arange(2), classes]
+  np.testing.assert_allclose(found.sum((1, 2)), logits, atol=1e-5)
+  if encoder.get("pooling") != "flatten" and head == LINEAR:
+    # Zhou et al., eq. (1) and (2).
+    kernel = variables["params"]["head"]["logits"]["kernel"]
+    expected = np.einsum("nhwk,kn->nhw", maps, kernel[:, classes])
+    pixels = maps.shape[1] * maps.shape[2]
+    np.testing.assert_allclose(found, expected / pixels, atol=1e-5)
+
+
+def test_a_map_of_one_pixel_is_none():
+  made = model.make_model(AVERAGE | {"last_pool": True}, LINEAR, 7)
+  images = np.zeros((1, 16, 16, 3), np.float32)
+  variables = steps.init_variables(made, jax.random.key(0), 16)
+  assert None is activation_maps.class_activation_maps(
+    made, variables, images, np.array([0])
   )
-  for n, c, y, x in np.ndindex(2, 7, 4, 3):
-    expected = sum(kernel[k, c] * maps[n, y, x, k] for k in range(8))
-    assert activation[n, c, y, x] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
