@@ -100,10 +100,10 @@ class DataFields:
     download: whether tensorflow-datasets may download and prepare the set.
     image_feature: feature of tfds that holds the image; '' finds it.
     label_feature: feature of tfds that holds the class; '' finds it.
-    train_split: name of the training split in tfds; '' is 'train'.
-    validation_split: of the validation split; '' is 'validation', if there
-      is one.
-    test_split: of the test split; '' is 'test'.
+    train_split: training split of tfds, such as 'train[:80%]', or list of a
+      listed set; '' finds it by its name.
+    validation_split: likewise for validation, which may be missing.
+    test_split: likewise for testing.
     image_size: height and width in pixels; None is that of the data set.
     validation_fraction: share of the training split to validate on, if the
       data set has no validation split.

@@ -16,7 +16,14 @@ from numpy.typing import ArrayLike
 
 from dbl_jax.data import datasets, inspection, regions, splits, synthetic
 from dbl_jax.data.datasets import Dataset, Split
-from dbl_jax.data.formats import expw, fer2013, image_folder, listing, tfds
+from dbl_jax.data.formats import (
+  expw,
+  fer2013,
+  image_folder,
+  listed,
+  listing,
+  tfds,
+)
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.raf_db import reader as raf_db
 from dbl_jax.errors import UserError
@@ -48,6 +55,7 @@ SOURCES: dict[str, Source] = {
   "expw": Source(expw.IMAGE_SIZE, expw.find),
   "fer2013": Source(fer2013.IMAGE_SIZE, fer2013.find),
   "image_folder": Source(image_folder.IMAGE_SIZE, image_folder.find),
+  "listed": Source(listed.IMAGE_SIZE, listed.find),
   "raf_db": Source(raf_db.IMAGE_SIZE, raf_db.find),
   "synthetic_faces": Source(image_size=32),
   "tfds": Source(tfds.IMAGE_SIZE, tfds.find, needs_dir=False),
