@@ -53,6 +53,7 @@ def write(
   history: Sequence[Mapping[str, Any]],
   view_pairs: ViewPairs | None,
   activation: bytes | None = None,
+  extra: Sequence[str] = (),
   title: str,
 ) -> None:
   """Writes `metrics.json`, `confusion_matrix.png` and `report.html`.
@@ -73,6 +74,7 @@ def write(
     view_pairs: (originals uint8[k, H, W, 3], first views f32[k, S, S, 3],
       second views f32[k, S, S, 3] in [0, 1]), or None.
     activation: plot of class activation maps, PNG, or None.
+    extra: HTML of further sections, see `pictures.sections`.
     title: heading of the page, plain text.
 
   Raises:
@@ -111,6 +113,7 @@ def write(
       "Images next to their class activation maps",
       _ACTIVATION_NOTE,
     ),
+    *extra,
     _curves(history),
     page.figure(
       "Augmented views",
