@@ -20,6 +20,7 @@ from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import (
   activation_maps,
+  pictures,
   plots,
   predictions,
   predictors,
@@ -85,7 +86,12 @@ def better_lost(
 
 
 def write(
-  run: TrainedRun, dataset: Dataset, split: str, context: FitContext, out: Path
+  run: TrainedRun,
+  dataset: Dataset,
+  split: str,
+  context: FitContext,
+  out: Path,
+  mistakes: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a split and writes metrics, scores and the report.
 
@@ -95,6 +101,7 @@ def write(
     split: name of the split.
     context: the model, and what a predictor may look at.
     out: output folder; created if missing.
+    mistakes: whether the report shows the most confident mistakes.
 
   Returns:
     The content of `metrics.json`.
@@ -148,6 +155,14 @@ def write(
     history=run.history,
     view_pairs=_view_pairs(run.config, dataset),
     activation=_activation(run, context.variables, part, predicted, names),
+    extra=pictures.sections(
+      part,
+      model_outputs[0],
+      scores,
+      names,
+      fitted.name in predictors.CALIBRATED,
+      mistakes,
+    ),
     title=f"{' + '.join(configs.phases(run.config))} on {dataset.name}",
   )
   return metrics
@@ -363,6 +378,7 @@ def evaluate_workdir(
   out: Path,
   predictor: str | None = None,
   external: str | None = None,
+  mistakes: bool = False,
 ) -> dict[str, Any]:
   """Restores the model of a run and evaluates it.
 
@@ -374,6 +390,7 @@ def evaluate_workdir(
     predictor: name in `predictors.PREDICTORS`, or None for the run's predictor.
     external: a folder or zip of class folders to evaluate on in place of the
       split, or None; see `sources.with_external`.
+    mistakes: whether the report shows the most confident mistakes.
 
   Returns:
     The content of `metrics.json`.
@@ -416,7 +433,7 @@ def evaluate_workdir(
   context = fit_context(
     loaded.eval_step, loaded.variables, dataset, loaded.mesh
   )
-  return write(run, dataset, split, context, out)
+  return write(run, dataset, split, context, out, mistakes)
 
 
 def _config_of(

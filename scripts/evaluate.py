@@ -1,7 +1,7 @@
 """Evaluates a finished run, on its data or another copy.
 
 python scripts/evaluate.py --workdir=runs/dbl [--data_dir=D] [--split=test] \
-  [--external=DIR] [--predictor=logit_adjusted] [--out=DIR]
+  [--external=DIR] [--predictor=logit_adjusted] [--mistakes] [--out=DIR]
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,11 @@ _PREDICTOR = flags.DEFINE_string(
   "Another predictor, such as 'logit_adjusted', fitted on the training split"
   " and selected on validation. Default: that of the run.",
 )
+_MISTAKES = flags.DEFINE_bool(
+  "mistakes",
+  False,
+  "Show the most confident mistakes in the report. They may be people's faces.",
+)
 _OUT = flags.DEFINE_string(
   "out",
   None,
@@ -49,8 +54,15 @@ def main(argv: Sequence[str]) -> None:
   split = "external" if _EXTERNAL.value is not None else _SPLIT.value
   name = "_".join(filter(None, [split, _PREDICTOR.value]))
   out = Path(_OUT.value or workdir / "evaluation" / name).expanduser()
-  given = _DATA_DIR.value, _SPLIT.value, out, _PREDICTOR.value, _EXTERNAL.value
-  metrics = evaluate.evaluate_workdir(workdir, *given)
+  metrics = evaluate.evaluate_workdir(
+    workdir,
+    _DATA_DIR.value,
+    _SPLIT.value,
+    out,
+    _PREDICTOR.value,
+    _EXTERNAL.value,
+    _MISTAKES.value,
+  )
   for name, row in metrics["per_class"].items():
     recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"
     print(f"  {printable(name):12} recall {recall:>6}  of {row['count']}")

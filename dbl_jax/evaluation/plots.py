@@ -57,7 +57,7 @@ _STYLE: dict[str, Any] = {
   "ytick.minor.size": 0,
 }
 # Whatever the user's matplotlibrc contains.
-_styled = style.context(["default", _STYLE])
+styled = style.context(["default", _STYLE])
 
 # Panel, factor, key in metrics.jsonl, label, colour and line style.
 _ACCURACY = ("Validation accuracy (%)", 100)
@@ -76,7 +76,7 @@ def frequency_order(counts: ArrayLike) -> np.ndarray:
   return np.argsort(-np.asarray(counts), kind="stable")
 
 
-@_styled
+@styled
 def confusion_figure(
   matrices: Sequence[tuple[str, np.ndarray]],
   class_names: Sequence[str],
@@ -188,7 +188,7 @@ def draw_heat_map(
   )
 
 
-@_styled
+@styled
 def class_recall_figure(
   confusion: ArrayLike, class_names: Sequence[str], train_counts: ArrayLike
 ) -> bytes:
@@ -237,7 +237,7 @@ def class_recall_figure(
   return to_png(figure)
 
 
-@_styled
+@styled
 def recall_distribution_figure(
   confusion: ArrayLike, train_counts: ArrayLike
 ) -> bytes:
@@ -269,7 +269,7 @@ def recall_distribution_figure(
   return to_png(figure)
 
 
-@_styled
+@styled
 def learning_curves_figure(
   history: Sequence[Mapping[str, Any]], phase: str
 ) -> bytes | None:
@@ -308,7 +308,7 @@ def learning_curves_figure(
   return to_png(figure)
 
 
-@_styled
+@styled
 def view_pairs_figure(
   originals: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> bytes:
@@ -337,7 +337,7 @@ def view_pairs_figure(
   return to_png(figure)
 
 
-@_styled
+@styled
 def activation_figure(
   pairs: np.ndarray,
   truth: np.ndarray,
@@ -373,7 +373,7 @@ def activation_figure(
   return to_png(figure)
 
 
-@_styled
+@styled
 def accuracies_figure(
   points: Sequence[tuple[str, float, float, float, float]],
   frontier: tuple[str, np.ndarray, np.ndarray, np.ndarray] | None = None,

@@ -59,6 +59,7 @@ def write(
   history: Sequence[Mapping[str, Any]],
   view_pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
   activation: bytes | None = None,
+  extra: Sequence[str] = (),
   title: str,
 ) -> None:
   """Writes `metrics.json`, `confusion_matrix.png` and `report.html`.
@@ -79,6 +80,7 @@ def write(
     view_pairs: originals uint8[k, H, W, 3], and first and second views
       f32[k, S, S, 3] in [0, 1].
     activation: plot of class activation maps, PNG, or None.
+    extra: HTML of further sections, see `pictures.sections`.
     title: heading of the page, plain text.
   """
   confusion = np.asarray(metrics["confusion_matrix"], np.int64)
@@ -106,6 +108,7 @@ def write(
       "Images next to their class activation maps",
       _ACTIVATION_NOTE,
     ),
+    *extra,
     _curves(history),
     page.figure(
       "Augmented views",

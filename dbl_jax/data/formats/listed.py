@@ -53,8 +53,8 @@ def find(path: Path, options: Any) -> Listing:
     for i, label in enumerate(rows.labels):
       if label >= len(class_names):
         raise UserError(
-          f"{rows.origin(i)}: class {label}; the training list has the classes 0"
-          f" to {len(class_names) - 1}. Check that the lists belong together."
+          f"{rows.origin(i)}: class {label}; the training list has the classes"
+          f" 0 to {len(class_names) - 1}. Check that the lists belong together."
         )
   return Listing(class_names, splits)
 
