@@ -41,6 +41,15 @@ FREE_FIELDS = (
 # Fields that stored configs of older versions lack, and their values then.
 LATER_FIELDS = {"skip_nonfinite": False}
 _LATER_FIELDS_OF: dict[str, dict[str, Any]] = {
+  "data": {
+    "tfds": "",
+    "download": False,
+    "image_feature": "",
+    "label_feature": "",
+    "train_split": "",
+    "validation_split": "",
+    "test_split": "",
+  },
   "model": {"normalisation": "half"},
   "phase": {"unlabelled": ""},
   "optimizer": {"scaling": "linear", "encoder_rate": 1.0},
@@ -85,7 +94,16 @@ class DataFields:
   Attributes:
     name: name of the data set.
     dir: folder, zip file, .csv file of fer2013 or prepared .npz file; none for
-      synthetic faces.
+      synthetic faces. For tfds its data_dir, or the folder of a prepared set.
+    tfds: the set of tensorflow-datasets, such as 'cifar10', or
+      'name/config:1.0.0'.
+    download: whether tensorflow-datasets may download and prepare the set.
+    image_feature: feature of tfds that holds the image; '' finds it.
+    label_feature: feature of tfds that holds the class; '' finds it.
+    train_split: training split of tfds, such as 'train[:80%]', or list of a
+      listed set; '' finds it by its name.
+    validation_split: likewise for validation, which may be missing.
+    test_split: likewise for testing.
     image_size: height and width in pixels; None is that of the data set.
     validation_fraction: share of the training split to validate on, if the
       data set has no validation split.
@@ -105,6 +123,13 @@ class DataFields:
 
   name: Annotated[str, one_of(sources.SOURCES)] = "synthetic_faces"
   dir: str = ""
+  tfds: str = ""
+  download: bool = False
+  image_feature: str = ""
+  label_feature: str = ""
+  train_split: str = ""
+  validation_split: str = ""
+  test_split: str = ""
   image_size: Annotated[int | None, integer(16, 1024)] = None
   validation_fraction: _Share = 0.1
   test_fraction: _Share = 0.2
@@ -365,6 +390,8 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
     at the values that give the same computation.
   """
   fields = LATER_FIELDS | fields
+  if isinstance(data := fields.get("data"), dict):
+    fields["data"] = _LATER_FIELDS_OF["data"] | data
   encoder = fields.get("model")
   if isinstance(encoder, dict) and "normalisation" not in encoder:
     if encoder.get("name") == "dcnn":  # it had a fourth pooling

@@ -6,6 +6,7 @@ trains on a machine without the original images or TensorFlow.
 """
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +53,17 @@ class Dataset(NamedTuple):
   def image_size(self) -> int:
     """Height and width of the images, in pixels."""
     return self.splits["train"].images.shape[1]
+
+
+def class_name(folder: str) -> str:
+  """Returns the class that a folder or a stored name stands for.
+
+  Names that look alike are one class: composed and decomposed letters, blanks
+  at the ends and characters without a width make no difference.
+  """
+  name = unicodedata.normalize("NFC", folder)
+  # Cf: zero-width spaces and joiners, marks of direction and of byte order.
+  return "".join(c for c in name if unicodedata.category(c) != "Cf").strip()
 
 
 def save(path: Path, dataset: Dataset) -> None:

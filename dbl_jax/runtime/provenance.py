@@ -73,6 +73,26 @@ def describe() -> dict[str, Any]:
   }
 
 
+def available_memory() -> int | None:
+  """Returns the bytes that can still be allocated; None if unknown.
+
+  The least of what the system has left, swap included, and what the limit of a
+  container leaves, where cached files do not count.
+  """
+  meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+  free = [first_value(meminfo, f"{k}:") for k in ("MemAvailable", "SwapFree")]
+  left = [sum(int(value.split()[0]) << 10 for value in free if value)]
+  try:
+    limit, used = (
+      int((group / f"memory.{name}").read_text()) for name in ("max", "current")
+    )
+    stat = (group / "memory.stat").read_text().split()
+    left.append(max(limit - used + int(stat[stat.index("file") + 1]), 0))
+  except (OSError, ValueError):  # no such file, or no limit
+    pass
+  return min(filter(None, left), default=None)
+
+
 def first_value(path: Path, *names: str) -> str:
   """Returns the value of a file's first line 'name: value'; '' without one."""
   lines = path.read_text().splitlines() if path.is_file() else []

@@ -4,9 +4,11 @@ A builder takes an empty folder, writes to it, and returns what to give as
 `data.dir`.
 """
 
+import gzip
 import io
 import os
 import struct
+import tarfile
 import zipfile
 import zlib
 
@@ -127,6 +129,70 @@ def zipped(entries=(), base="", method=zipfile.ZIP_STORED):
   return build
 
 
+def tarred(mode="w", name="d.tar", build=faces):
+  """A data set as a tar; names begin with './', as GNU tar writes them."""
+
+  def both(root):
+    with tarfile.open(root / name, mode) as archive:
+      archive.add(build(root), ".")
+    return root / name
+
+  return both
+
+
+def linked(root):
+  """A tar with a second name of a file, as tar stores a hard link."""
+  path = faces(root)
+  os.link(path / "train/ant/0.png", path / "train/ant/x.png")
+  return tarred(build=lambda _: path)(root)
+
+
+def tar_that_leaves(root):
+  with tarfile.open(root / "d.tar", "w") as archive:
+    archive.addfile(tarfile.TarInfo("../../evil.png"))
+  return root / "d.tar"
+
+
+def tar_with_a_device(root):
+  with tarfile.open(root / "d.tar", "w") as archive:
+    entry = tarfile.TarInfo("train/ant/x.png")
+    entry.type = tarfile.CHRTYPE
+    archive.addfile(entry)
+  return root / "d.tar"
+
+
+def tar_bomb(root):
+  path = root / "d.tar.gz"
+  with gzip.open(path, "wb", 1) as file:
+    for _ in range(200):
+      file.write(bytes(1 << 20))
+  return path
+
+
+def named(name, content):
+  """A file that is no archive of a kind that is read."""
+
+  def build(root):
+    (root / name).write_bytes(content)
+    return root / name
+
+  return build
+
+
+def by_method(number):
+  """A zip whose files say that they are compressed by another method."""
+
+  def build(root):
+    path = samples.zip_folder(faces(root), root / "d.zip")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"PK\1\2")
+    data[place + 10 : place + 12] = number.to_bytes(2, "little")
+    path.write_bytes(data)
+    return path
+
+  return build
+
+
 def bomb(root):
   """An image of 300 MB of zeros in a zip of 300 KB."""
   path = samples.zip_folder(faces(root), root / "d.zip")
@@ -166,11 +232,11 @@ def cut(share):
   return change
 
 
-def fer(edit=lambda text: text, **options):
+def fer(edit=lambda text: text, name="fer2013.csv", **options):
   """FER2013's CSV, edited as bytes."""
 
   def build(root):
-    path = samples.write_fer_csv(root / "fer2013.csv", **options)
+    path = samples.write_fer_csv(root / name, **options)
     path.write_bytes(edit(path.read_bytes()))
     return path
 

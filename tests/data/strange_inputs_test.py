@@ -3,6 +3,7 @@
 Each case is loaded as for training, and inspected by scripts/check_data.py.
 """
 
+import gzip
 import os
 import re
 
@@ -48,6 +49,16 @@ def extra(*parts, content=b"x"):
     file.write_bytes(content)
 
   return change
+
+
+def folder_of(build):
+  """A folder that holds what a builder writes."""
+
+  def both(root):
+    (root / "in").mkdir()
+    return build(root / "in").parent
+
+  return both
 
 
 def nameless(root):
@@ -230,6 +241,62 @@ FOLDER = {
     changed(zipped(), strange.cut(0.5)),
     fails("is not a zip file or is damaged"),
   ),
+  "tar": (strange.tarred(), loads(IMAGES)),
+  "tar.gz": (strange.tarred("w:gz", "d.tar.gz"), loads(IMAGES)),
+  "tgz": (strange.tarred("w:gz", "d.tgz"), loads(IMAGES)),
+  "tar.bz2": (strange.tarred("w:bz2", "d.tar.bz2"), loads(IMAGES)),
+  "tar.xz": (strange.tarred("w:xz", "d.tar.xz"), loads(IMAGES)),
+  "tar with a hard link": (strange.linked, loads(15)),
+  "tar that leaves its folder": (
+    strange.tar_that_leaves,
+    fails("which leads out"),
+  ),
+  "tar with a device": (
+    strange.tar_with_a_device,
+    fails("is a link or no usual file.* Extract it"),
+  ),
+  "tar bomb": (strange.tar_bomb, fails("would grow .* Extract it")),
+  "half a tar.gz": (
+    changed(strange.tarred("w:gz", "d.tar.gz"), strange.cut(0.5)),
+    fails("is damaged or cut off"),
+  ),
+  "half a tar": (
+    changed(strange.tarred(), strange.cut(0.4)),
+    fails("is damaged or cut off"),
+  ),
+  "7z": (
+    strange.named("d.7z", b"7z\xbc\xaf\x27\x1c00"),
+    fails("is a 7z archive; .* Extract it"),
+  ),
+  "RAR": (
+    strange.named("d.rar", b"Rar!\x1a\x07\x01"),
+    fails("is a RAR archive; .* Extract it"),
+  ),
+  "part of a zip": (
+    strange.named("d.zip.001", b"PK\3\4"),
+    fails("is one part of a split archive.* Join and extract"),
+  ),
+  "part of a zip, by WinZip": (
+    strange.named("d.z01", b"PK\7\x08"),
+    fails("is one part of a split archive"),
+  ),
+  "Deflate64": (
+    strange.by_method(9),
+    fails("is compressed by Deflate64, which is not read. Extract it"),
+  ),
+  "zip by another method": (strange.by_method(77), fails("by method 77")),
+  "a photo": (
+    strange.named("x.jpg", picture(kind="JPEG")),
+    fails("is a single image; .* Give the folder"),
+  ),
+  "a compressed table": (
+    strange.named("x.csv.gz", gzip.compress(b"a,b")),
+    fails("is a single compressed file"),
+  ),
+  "HDF5": (
+    strange.named("x.h5", b"\x89HDF\r\n"),
+    fails("is an HDF5 file; .* Save its images"),
+  ),
   "locked zip": (strange.locked, bad_image("locked by a password")),
 }
 FER = {
@@ -283,6 +350,15 @@ FER = {
     fails("train has a folder 'contempt'"),
   ),
   "bomb": (strange.label_bomb, fails("more than 100 times")),
+  "another name": (folder_of(fer(name="faces (1).csv")), loads(28)),
+  "another name, in a tar.gz": (
+    strange.tarred("w:gz", "d.tgz", folder_of(fer(name="faces.csv"))),
+    loads(28),
+  ),
+  "a table without splits": (
+    folder_of(fer(lambda text: b"emotion,pixels\n0,1", "train.csv")),
+    fails(r"train\.csv lacks the column Usage"),
+  ),
   "nothing": (lambda root: root, fails("found: nothing")),
   "another table": (no_table, fails("begins with 'a,b'")),
 }

@@ -13,6 +13,7 @@ a plain image folder has them, neutral would come before sad and surprise.)
 """
 
 import functools
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _SPLITS = {
   b"PrivateTest": "test",
 }
 _CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
+_COLUMNS = ("emotion", "usage", "pixels")
 _SIDE = 48  # of the CSV's images, in pixels
 _EXPECTED = (
   "expected fer2013.csv or icml_face_data.csv, or folders train/ and test/"
@@ -53,12 +55,9 @@ def find(path: Path, _: Any = None) -> Listing:
     files = {path.name: stored.of_path(path)}
   else:
     files = stored.open_tree(path, _EXPECTED)
-  names = (*_CSV_NAMES, path.name)
-  tables = [f for n, f in files.items() if n.rsplit("/", 1)[-1] in names]
-  tables.sort(key=lambda f: names.index(f.origin.rsplit("/", 1)[-1]))
   warnings: list[str] = []
-  if tables:
-    splits, origin = _read_table(tables[0]), tables[0].origin
+  if (table := _find_table(path, files)) is not None:
+    splits, origin = _read_table(table), table.origin
   else:
     (splits, warnings), origin = _read_folders(path, files), str(path)
   found = Listing(CLASS_NAMES, splits)
@@ -67,6 +66,23 @@ def find(path: Path, _: Any = None) -> Listing:
     origin, "train", CLASS_NAMES, counts, ("FER2013", TRAIN_COUNTS)
   )
   return found._replace(warnings=tuple(warnings))
+
+
+def _find_table(path: Path, files: dict[str, StoredFile]) -> StoredFile | None:
+  """The table, by its name or else by its columns; None if there is none."""
+  names = (*_CSV_NAMES, path.name)
+  by_name = [f for n, f in files.items() if n.rsplit("/", 1)[-1] in names]
+  by_name.sort(key=lambda f: names.index(f.origin.rsplit("/", 1)[-1]))
+  others = [f for n, f in files.items() if n.lower().endswith(".csv")]
+  columns = {f.origin: _column_names(f.read().split(b"\n")[0]) for f in others}
+  by_columns = [f for f in others if set(columns[f.origin]) == set(_COLUMNS)]
+  lacking = [f.origin for f in others if "pixels" in columns[f.origin]]
+  if lacking and not by_name and not by_columns:
+    raise UserError(
+      f"{lacking[0]} lacks the column Usage, so its splits are unknown;"
+      f" {_EXPECTED}. Use fer2013.csv or icml_face_data.csv."
+    )
+  return next(iter([*by_name, *by_columns]), None)
 
 
 def _read_folders(
@@ -111,7 +127,8 @@ def _read_table(file: StoredFile) -> dict[str, tuple[Record, ...]]:
     where = f"{file.origin}, line {number}"
     split, label, pixels = _parse_row(line, columns, where)
     read = functools.partial(_image, pixels, where)
-    image = StoredFile(where, file.size, file.stamp, read)
+    crc = zlib.crc32(pixels)
+    image = StoredFile(where, file.size, file.stamp, read, crc)
     splits[split].append(Record(f"{number:05}", label, image))
   for usage, split in _SPLITS.items():
     if not splits[split]:
@@ -124,17 +141,21 @@ def _read_table(file: StoredFile) -> dict[str, tuple[Record, ...]]:
 
 def _columns(header: bytes, origin: str) -> tuple[int, int, int]:
   """Finds the columns of emotion, Usage and pixels."""
-  text = header.decode("utf-8-sig", "replace")
-  names = [name.strip().strip('"').lower() for name in text.split(",")]
-  wanted = ("emotion", "usage", "pixels")
-  if sorted(names) != sorted(wanted):
+  names = _column_names(header)
+  if sorted(names) != sorted(_COLUMNS):
+    text = header.decode("utf-8-sig", "replace")
     raise UserError(
       f"{origin} begins with {text.strip()[:80]!r}; expected the columns"
       " emotion, pixels and Usage. Use fer2013.csv or icml_face_data.csv:"
       " train.csv and test.csv lack one of them."
     )
-  emotion, usage, pixels = map(names.index, wanted)
+  emotion, usage, pixels = map(names.index, _COLUMNS)
   return emotion, usage, pixels
+
+
+def _column_names(header: bytes) -> list[str]:
+  text = header.decode("utf-8-sig", "replace")
+  return [name.strip().strip('"').lower() for name in text.split(",")]
 
 
 def _parse_row(

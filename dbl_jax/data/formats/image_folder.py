@@ -1,24 +1,26 @@
 """Any folder of class folders, with or without splits of its own.
 
-Two layouts, in a folder or a zip:
+Two layouts, in a folder, zip or tar:
 
-  train/CLASS/any.jpg, test/CLASS/any.jpg, and perhaps validation/ (or val/,
-  valid/): the splits as they are.
+  train/CLASS/any.jpg, test/CLASS/any.jpg, and perhaps validation/: the splits
+  as they are. Usual names of splits are known, such as training_set/, val/,
+  seg_test/ and seg_test/seg_test/.
   CLASS/any.jpg: the images are split here, stratified by class; the test
   split gets `data.test_fraction` of each class, drawn by `data.split_seed`.
 
-The classes are the names of the folders, sorted. Images may lie deeper than
-their class folder. Without a validation split, one is split off the training
-split as for every data set.
+The classes are the names of the folders, sorted; see `datasets.class_name`.
+Images may lie deeper than their class folder. Without a validation split, one
+is split off the training split as for every data set.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dbl_jax.data.datasets import SPLITS
+from dbl_jax.data.datasets import SPLITS, class_name
 from dbl_jax.data.formats import stored
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import StoredFile, few
@@ -26,19 +28,33 @@ from dbl_jax.data.splits import TEST, split_off
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 100
-_FOLDERS = {
+_KINDS = {
   "train": "train",
   "training": "train",
   "val": "validation",
   "valid": "validation",
   "validation": "validation",
+  "dev": "validation",
   "test": "test",
   "testing": "test",
 }
+# A word for a split in the name of a folder, and what is before and after it.
+_SPLIT_NAME = re.compile(
+  rf"(?:(.+)[ _.-])?({'|'.join(sorted(_KINDS, reverse=True))})"
+  r"(?:[ _.-](.+)|(\d.*|sets?|images|data))?",
+  re.IGNORECASE,
+)
+# What the known names of splits have before and after the word.
+_BEFORE = {"", "seg"}
+_AFTER = {"", "set", "sets", "data", "images", "imgs", "split"}
+# Folders that hold the images of a split and are no class.
+_NO_CLASS = {"images", "image", "imgs", "img", "jpegimages"}
 _IMAGE = re.compile(
   r".*\.(jpe?g|jpe|jfif|png|bmp|gif|webp|tiff?|p[gnp]m)",
   re.IGNORECASE | re.DOTALL,
 )
+# Files that hold labels in the formats of other data sets.
+_LABELS = re.compile(r".*\.(npy|txt|csv|json|xml|mat|lst)", re.I | re.DOTALL)
 _EXPECTED = (
   "expected train/ and test/ (and perhaps validation/) with a folder of"
   " images for each class, or one folder of such class folders"
@@ -56,7 +72,7 @@ def find(path: Path, options: Any) -> Listing:
       `split_seed` are used.
   """
   tree, warnings = read_tree(path)
-  class_names = _class_names(tree, path)
+  class_names, lacking = _class_names(tree, path)
   splits = {
     split: tuple(
       Record(name, label, file)
@@ -75,7 +91,7 @@ def find(path: Path, options: Any) -> Listing:
       "train": tuple(whole[i] for i in train),
       "test": tuple(whole[i] for i in test),
     }
-  return Listing(class_names, splits, tuple(warnings))
+  return Listing(class_names, splits, (*warnings, *lacking))
 
 
 def find_images(path: Path) -> dict[str, StoredFile]:
@@ -95,49 +111,62 @@ def find_images(path: Path) -> dict[str, StoredFile]:
 def read_tree(
   path: Path, files: dict[str, StoredFile] | None = None
 ) -> tuple[_Tree, list[str]]:
-  """Sorts the files of a folder or zip by split and class.
+  """Sorts the files of a folder or archive by split and class.
 
   Args:
-    path: the folder or zip.
-    files: all files in it; found here by default.
+    path: the folder or archive.
+    files: all files in it, see `stored.open_tree`; found here by default.
 
   Returns:
     Split -> class -> name -> file, where the only split is '' if there are
     none; and warnings about what is left out.
 
   Raises:
-    UserError: if there are no class folders, or a split is missing or double.
+    UserError: if there are no class folders, a split is missing or double, or
+      folders may be splits or classes.
   """
   if files is None:
     files = stored.open_tree(path, _EXPECTED)
-  names = {name: tuple(name.split("/")) for name in files if is_image(name)}
-  others = [name for name in files if name not in names]
-  warnings = []
-  if others:
-    warnings.append(
-      f"{path}: {len(others)} files have no image's name and are left out:"
-      f" {few(others)}"
-    )
-  # The folder that a zip often has around everything.
-  while len(tops := {n[0] for n in names.values()}) == 1 and all(
-    len(n) > 2 and n[0].lower() not in _FOLDERS for n in names.values()
-  ):
-    names = {name: parts[1:] for name, parts in names.items()}
-  folders = _split_folders(sorted(tops), path)
+  images = [name for name in files if is_image(name)]
+  others = [n for n in files if not is_image(n) and not n.endswith("/")]
+  places = _without_wrappers({name: tuple(name.split("/")) for name in files})
+  inside = _subfolders(places[name] for name in images)
+  folders = _split_folders(inside, path, others)
+  shared = [] if folders else sorted(_shared(inside))
   depth = 1 if folders else 0
   present = [split for split in SPLITS if split in folders.values()]
   tree: _Tree = {split: {} for split in present or [""]}
-  astray = []
-  for name, parts in names.items():
-    split = folders.get(parts[0]) if folders else ""
-    if split is None or len(parts) < depth + 2:
-      astray.append(name)
+  spellings: dict[str, set[str]] = {}
+  empty, astray = set(), []
+  for name, place in places.items():
+    split = folders.get(place[0]) if folders else ""
+    if split is None or len(place) < depth + 2:
+      astray += [name] if is_image(name) else []
+    elif is_image(name):
+      of_class = class_name(place[depth]) or place[depth]
+      spellings.setdefault(of_class, set()).add(place[depth])
+      tree[split].setdefault(of_class, {})[name] = files[name]
     else:
-      tree[split].setdefault(parts[depth], {})[name] = files[name]
-  if astray:
+      empty.add(place[: depth + 1])
+  empty -= {places[name][: depth + 1] for name in images}
+  left_out = {
+    "files have no image's name and are left out": others,
+    "images lie in no class folder and are left out": astray,
+    "folders hold no image and give no class": sorted(map("/".join, empty)),
+  }
+  warnings = [
+    f"{path}: {len(names)} {what}: {few(names)}"
+    for what, names in left_out.items()
+    if names
+  ]
+  for folders_of_class in spellings.values():
+    if len(folders_of_class) > 1:
+      shown = ", ".join(map(ascii, sorted(folders_of_class)))
+      warnings.append(f"{path}: folders spelt alike are one class: {shown}")
+  if len(shared) > 1:
     warnings.append(
-      f"{path}: {len(astray)} images lie in no class folder and are left out:"
-      f" {few(astray)}"
+      f"{path}: the classes are {few(sorted(inside))}, although each of these"
+      f" folders holds {few(shared)}"
     )
   for split, classes in tree.items():
     if not classes:
@@ -149,18 +178,99 @@ def read_tree(
   return tree, warnings
 
 
+def _without_wrappers(
+  places: dict[str, tuple[str, ...]],
+) -> dict[str, tuple[str, ...]]:
+  """Removes folders that hold all images, and splits inside a split.
+
+  A zip often has a folder around everything; Kaggle's have train/train.
+  """
+
+  def tops() -> dict[str, set[str]]:
+    return _subfolders(place for n, place in places.items() if is_image(n))
+
+  while len(inside := tops()) == 1:
+    ((top, below),) = inside.items()
+    of_images = [p for n, p in places.items() if is_image(n) and p[0] == top]
+    deep = all(len(place) > 2 for place in of_images)
+    if _split_of(top) or not (deep or len(below) > 1):
+      break
+    places = {n: p[1:] if p[0] == top else p for n, p in places.items()}
+  for top, below in inside.items():
+    if split := _split_of(top):
+      inner = [f for f in below if len(below) == 1 and _split_of(f) == split]
+      wrapped = {
+        n: (top, *p[2:])
+        for n, p in places.items()
+        if p[:2] in [(top, f) for f in inner]
+      }
+      if all(len(p) > 2 for n, p in wrapped.items() if is_image(n)):
+        places = places | wrapped
+  return places
+
+
+def _shared(inside: dict[str, set[str]]) -> set[str]:
+  """Folders that are in each of two and more folders."""
+  return set.intersection(*inside.values()) if len(inside) > 1 else set()
+
+
+def _subfolders(places: Iterable[tuple[str, ...]]) -> dict[str, set[str]]:
+  """Folders that hold images, and the folders in them that do."""
+  found: dict[str, set[str]] = {}
+  for place in places:
+    if len(place) > 1:
+      found.setdefault(place[0], set()).update(place[1:2] if place[2:] else ())
+  return found
+
+
 def is_image(name: str) -> bool:
   """Returns whether a file has the name of an image that can be read."""
   return bool(_IMAGE.fullmatch(name))
 
 
-def _split_folders(folders: list[str], path: Path) -> dict[str, str]:
-  """Maps folders that are splits to their names; empty if none is."""
-  found = {f: _FOLDERS[f.lower()] for f in folders if f.lower() in _FOLDERS}
+def _named_split(folder: str) -> tuple[str, str, str] | None:
+  """Split, and what is before and after the word, of a folder named like one.
+
+  The folder 'faces_train2017' gives ('train', 'faces', '2017').
+  """
+  if (match := _SPLIT_NAME.fullmatch(folder)) is None:
+    return None
+  before, word, after, joined = match.groups(default="")
+  return _KINDS[word.lower()], before.lower(), (after or joined).lower()
+
+
+def _split_of(folder: str) -> str:
+  """The split that a folder with a usual name is, or ''."""
+  split, before, after = _named_split(folder) or ("", "", "")
+  return split if before in _BEFORE and after in _AFTER else ""
+
+
+def _split_folders(
+  inside: dict[str, set[str]], path: Path, others: list[str]
+) -> dict[str, str]:
+  """Maps folders that are splits to their names; empty if none is.
+
+  Args:
+    inside: folders with images -> the folders in them that hold images.
+    path: the data set, for messages.
+    others: files that are no images.
+
+  Raises:
+    UserError: if a split is missing, double or without class folders; or if
+      folders of other names look like splits.
+  """
+  found = {f: split for f in sorted(inside) if (split := _split_of(f))}
+  flat = [f for f in inside if not inside[f]]
+  if not found or (len(flat) == len(inside) > len(found)):
+    _check_not_splits(inside, path)
+    return {}
   splits = list(found.values())
   double = [f for f in found if splits.count(found[f]) > 1]
+  unlabelled = [f for f in found if {s.lower() for s in inside[f]} <= _NO_CLASS]
+  if unlabelled and not double:
+    raise UserError(_no_labels(unlabelled, found, path, others))
   missing = [split for split in ("train", "test") if split not in splits]
-  if found and (double or missing):
+  if double or missing:
     what = f"no {' and no '.join(missing)}" if missing else "one split twice"
     held_out = [f for f in found if found[f] == "validation"]
     advice = (
@@ -176,22 +286,70 @@ def _split_folders(folders: list[str], path: Path) -> dict[str, str]:
   return found
 
 
-def _class_names(tree: _Tree, path: Path) -> tuple[str, ...]:
+def _check_not_splits(inside: dict[str, set[str]], path: Path) -> None:
+  """Raises UserError if the class folders look like splits."""
+  named = [split for f in inside if (split := _named_split(f))]
+  kinds, rests = {split[0] for split in named}, {split[1:] for split in named}
+  alike = len(named) == len(inside) and len(rests) == 1 and len(kinds) > 1
+  if "train" in kinds and (alike or len(_shared(inside)) > 1):
+    raise UserError(
+      f"{path}: the folders {few(sorted(inside))} may be splits or classes;"
+      f" {_EXPECTED}. Rename them to train, validation and test if they are"
+      " splits, or to names without these words if they are classes."
+    )
+
+
+def _no_labels(
+  folders: list[str], splits: dict[str, str], path: Path, others: list[str]
+) -> str:
+  """A message about splits whose images lie in no class folders."""
+  message = (
+    f"{path}: {', '.join(folders)} hold images, but no class folders, so their"
+    f" labels are unknown; {_EXPECTED}."
+  )
+  if labels := [name for name in others if _LABELS.fullmatch(name)]:
+    message += f" Labels in other files are not read ({few(labels, 2)})."
+  train = [f for f, split in splits.items() if split == "train"]
+  if train and train[0] not in folders:
+    return (
+      f"{message} Set --config.data.dir={path / train[0]} to have a test split"
+      " split off; scripts/predict.py classifies images without labels."
+    )
+  return (
+    f"{message} Sort the images into class folders; images without labels are"
+    " for --config.pretrain.unlabelled."
+  )
+
+
+def _class_names(tree: _Tree, path: Path) -> tuple[tuple[str, ...], list[str]]:
+  """Names of the classes, and a warning for each split that lacks some."""
   names = sorted(tree.get("train", tree.get("", {})))
   if len(names) < 2:
     raise UserError(
       f"{path} has a single class, {names[0]}; {_EXPECTED}. Check"
-      " --config.data.dir: it may be one folder too deep."
+      " --config.data.dir: it may be one folder too deep. Images without labels"
+      " are for --config.pretrain.unlabelled."
     )
+  warnings = []
   for split in tree:
     extra = sorted(set(tree[split]) - set(names))
-    # A rare class may have no image to spare for validation.
-    lacking = sorted(set(names) - set(tree[split])) if split == "test" else []
-    if extra or lacking:
+    lacking = sorted(set(names) - set(tree[split]))
+    if extra:
       raise UserError(
         f"{path}: train and {split} have different classes: only train has"
-        f" {few(lacking) or 'none'}, only {split} has {few(extra) or 'none'};"
-        " expected the same folders, spelt alike, with images in each. Rename,"
-        " remove or fill them."
+        f" {_shown(lacking)}, only {split} has {_shown(extra)}; expected the"
+        " same folders, spelt alike. Rename them, or move them elsewhere."
       )
-  return tuple(names)
+    if lacking:
+      use = (
+        "the best checkpoint is chosen without them"
+        if split == "validation"
+        else "they do not count in its mean-class accuracy"
+      )
+      warnings.append(f"{path}: {split} has no {few(lacking)}, so {use}")
+  return tuple(names), warnings
+
+
+def _shown(names: list[str]) -> str:
+  """Lists names, with code points where letters may only look alike."""
+  return few(n if n.isascii() else f"{n} ({n!a})" for n in names) or "none"

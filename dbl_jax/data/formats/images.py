@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dbl_jax.errors import UserError
 
@@ -144,29 +144,51 @@ def to_rgb(image: Image.Image, origin: str) -> Image.Image:
   # Viewers show an intact image in spite of broken EXIF.
   with contextlib.suppress(Exception):
     ImageOps.exif_transpose(image, in_place=True)
-  if image.mode == "F":
-    raise UserError(
-      f"{origin} has numbers with fractions for pixels; expected 8 or 16 bits a"
-      " channel. Save it as an 8-bit image."
-    )
-  if image.mode.startswith("I"):
+  if image.mode.startswith(("I", "F")):
     image = _to_8_bit(image, origin)
   if image.has_transparency_data:
+    bitmap = image.format == "BMP"
     image = image.convert("RGBA")
+    # Programs that know no transparency leave the fourth byte 0.
+    if bitmap and image.getchannel("A").getextrema() == (0, 0):
+      return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
     image = Image.alpha_composite(white, image)
+  if image.mode == "LAB":  # Pillow converts it by a profile alone
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    assert converted is not None  # it is, unless inPlace
+    return converted
   return image.convert("RGB")
 
 
+# Bits of a channel that files store in 16 or 32: of cameras and scanners.
+_BIT_DEPTHS = (8, 10, 12, 14, 16)
+
+
 def _to_8_bit(image: Image.Image, origin: str) -> Image.Image:
-  # Pillow's own conversion clips 16 bits at 255: nearly all turns white.
-  values = np.asarray(image).astype(np.int64)
-  if values.min() < 0 or values.max() > 65535:
+  """Converts one channel of 16 or 32 bits, or of fractions, to 8 bits.
+
+  Pillow's own conversion clips at 255. The white point is the least that holds
+  the values: 1 for fractions, else the maximum of a usual number of bits.
+
+  Raises:
+    UserError: if the values are negative, not finite or of more than 16 bits.
+  """
+  values = np.asarray(image).astype(np.float64)
+  fractions = image.mode == "F"
+  low, high = values.min(), values.max()
+  white = next((2**n - 1 for n in _BIT_DEPTHS if high < 2**n), None)
+  if fractions and high <= 1:
+    white = 1
+  # Written so that values that are not a number fail, too.
+  if not (low >= 0 and white):
     raise UserError(
-      f"{origin} has values from {values.min()} to {values.max()}; expected"
-      " 8 or 16 bits a channel. Save it as an 8-bit image."
+      f"{origin} has values from {low:g} to {high:g}; expected 8 to 16 bits a"
+      " channel, or fractions from 0 to 1. Save it as an 8-bit image."
     )
-  return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+  scaled = np.floor(np.minimum(values / white, 1) * 255 + 0.5)
+  return Image.fromarray(scaled.astype(np.uint8))
 
 
 def _too_large(origin: str, size: str) -> UserError:

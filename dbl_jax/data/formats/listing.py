@@ -4,9 +4,10 @@ Each reader gives a `Listing`; hashing, decoding and checking it are the same
 for all data sets.
 """
 
+import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,12 +40,14 @@ class Listing(NamedTuple):
   Attributes:
     class_names: in the order of the labels.
     splits: 'train' and 'test', and 'validation' if the data set has its own.
+      Records may be read when they are indexed; then the reader computes the
+      fingerprint.
     warnings: lines for the user.
     fingerprint: if the reader computes its own, see `fingerprint`.
   """
 
   class_names: tuple[str, ...]
-  splits: dict[str, tuple[Record, ...]]
+  splits: Mapping[str, Sequence[Record]]
   warnings: tuple[str, ...] = ()
   fingerprint: str = ""
 
@@ -89,34 +92,58 @@ def decode(
   Raises:
     UserError: if images cannot be read, with the first and their number.
   """
-  records = [r for split in listing.splits.values() for r in split]
-  decoded = np.empty((len(records), image_size, image_size, 3), np.uint8)
+  total = sum(map(len, listing.splits.values()))
+  splits: dict[str, Split] = {}
+  bad: list[UserError] = []
+  for split, records in listing.splits.items():
+    done = sum(len(one.labels) for one in splits.values())
+    show = functools.partial(_show, progress, done, total)
+    splits[split], errors = _decode_split(records, image_size, show)
+    bad += errors
+  if len(bad) > 1:
+    raise UserError(
+      f"{len(bad)} of {total} images cannot be read; the first: {bad[0]}"
+      " scripts/check_data.py lists them all."
+    ) from bad[0]
+  if bad:
+    raise bad[0]
+  return Dataset(
+    name, listing.class_names, splits, fingerprint(listing), listing.warnings
+  )
+
+
+def _decode_split(
+  records: Sequence[Record],
+  image_size: int,
+  progress: Callable[[int, int], None],
+) -> tuple[Split, list[UserError]]:
+  """Decodes records; returns them, and what is wrong with some."""
+  shape = (len(records), image_size, image_size, 3)
+  split = Split(np.empty(shape, np.uint8), np.empty(shape[:1], np.int32))
 
   def decode_one(index: int) -> UserError | None:
-    _, _, file, box = records[index]
     try:
-      decoded[index] = images.decode(file.read(), image_size, file.origin, box)
+      _, split.labels[index], file, box = records[index]
+      split.images[index] = images.decode(
+        file.read(), image_size, file.origin, box
+      )
     except UserError as error:
       return error
     return None
 
   errors = images.in_threads(decode_one, range(len(records)), progress)
-  bad = [error for error in errors if error is not None]
-  if len(bad) > 1:
-    raise UserError(
-      f"{len(bad)} of {len(records)} images cannot be read; the first:"
-      f" {bad[0]} scripts/check_data.py lists them all."
-    ) from bad[0]
-  if bad:
-    raise bad[0]
-  splits, start = {}, 0
-  for split, inside in listing.splits.items():
-    labels = np.array([record.label for record in inside], np.int32)
-    splits[split] = Split(decoded[start : start + len(inside)], labels)
-    start += len(inside)
-  return Dataset(
-    name, listing.class_names, splits, fingerprint(listing), listing.warnings
-  )
+  return split, [error for error in errors if error is not None]
+
+
+def _show(
+  progress: Callable[[int, int], None] | None,
+  before: int,
+  total: int,
+  done: int,
+  _: int,
+) -> None:
+  if progress is not None:
+    progress(before + done, total)
 
 
 def counts(listing: Listing) -> dict[str, list[int]]:

@@ -1,6 +1,8 @@
 """Folders of class folders, in every form users have them in."""
 
 import logging
+import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import samples
 import tiny
 from dbl_jax import config as configs
 from dbl_jax.data import sources
-from dbl_jax.data.formats import image_folder, images, listing
+from dbl_jax.data.formats import image_folder, images, listing, stored
 from dbl_jax.errors import UserError
 
 CLASSES = {"cat": 12, "ant": 9, "bee": 3}
@@ -152,14 +154,13 @@ def rename(old, new):
   ("change", "message"),
   [
     (rename("test/bee", "test/wasp"), "only train has bee, only test has wasp"),
-    (rename("test/bee", "bee"), "only train has bee, only test has none"),
     (rename("test", "val"), "has train, val, but no test"),
     (rename("test", "tests"), "has train, but no test"),
     (rename("train", "val"), "has test, val, but no train"),
     (lambda root: write(root / "training", CLASSES), "but one split twice"),
     (
       lambda root: write(root / "val", {"wasp": 1}),
-      "only train has none, only validation has wasp",
+      "only validation has wasp; expected the same folders",
     ),
   ],
 )
@@ -168,6 +169,177 @@ def test_parts_that_do_not_match_are_refused(parted, change, message):
   with pytest.raises(UserError, match=message) as caught:
     image_folder.find(parted, None)
   assert str(parted) in str(caught.value)
+
+
+def files(root, *names):
+  """Images, tables and empty folders, by path."""
+  for i, name in enumerate(names):
+    place = root / name
+    (place if name.endswith("/") else place.parent).mkdir(
+      parents=True, exist_ok=True
+    )
+    if not name.endswith("/"):
+      place.write_bytes(samples.image_bytes(i, "RGB", "PNG"))
+  return root
+
+
+def grid(*folders, classes=("ant", "bee"), count=3):
+  return [
+    f"{f}/{c}/{i}.png" for f in folders for c in classes for i in range(count)
+  ]
+
+
+FLAT = [f"{p}/{i}.png" for p in ("train", "test") for i in range(3)]
+SPLIT = {"train": 6, "test": 6}
+# Files -> images of each split, or the message.
+LAYOUTS = {
+  "Kaggle's cats and dogs": (
+    grid("training_set/training_set", "test_set/test_set"),
+    SPLIT,
+  ),
+  "Intel's scenes": (
+    [*grid("seg_train/seg_train", "seg_test/seg_test"), "seg_pred/1.png"],
+    SPLIT,
+  ),
+  "one folder around": (
+    grid("archive/Train", "archive/Val", "archive/Test"),
+    SPLIT | {"validation": 6},
+  ),
+  "a picture next to it": (["cover.png", *grid("a/train", "a/test")], SPLIT),
+  "dev": (grid("train", "dev", "test"), SPLIT | {"validation": 6}),
+  "sets": (grid("train-images", "test-images"), SPLIT),
+  "AffectNet": (
+    [
+      "train_set/images/0.png",
+      "train_set/annotations/0_exp.npy",
+      "val_set/images/1.png",
+      "val_set/annotations/1_exp.npy",
+    ],
+    r"train_set, val_set hold images, but no class folders.*0_exp\.npy",
+  ),
+  "YOLO": (
+    [
+      "train/images/0.png",
+      "train/labels/0.txt",
+      "valid/images/1.png",
+      "test/images/2.png",
+    ],
+    r"hold images, but no class folders.*train/labels/0\.txt",
+  ),
+  "YOLO, turned": (
+    ["images/train/0.png", "images/val/0.png", "labels/train/0.txt"],
+    r"train, val hold images, but no class folders.*labels/train/0\.txt",
+  ),
+  "Kaggle's test without labels": (
+    [*grid("train"), "test/1.png", "test/2.png"],
+    r"test hold images.*data\.dir=.*/train to have a test split",
+  ),
+  "nothing labelled": (FLAT, "Sort the images into class folders"),
+  "years": (grid("train2017", "val2017"), "may be splits or classes"),
+  "words around": (grid("my_train", "my_test"), "may be splits or classes"),
+  "flat, words around": (
+    ["train_2019/1.png", "test_2019/1.png"],
+    "may be splits or classes",
+  ),
+  "one word": (grid("training_v2", "holdout"), "may be splits or classes"),
+  "classes named like splits": (
+    [f"{c}/{i}.png" for c in ("train", "valid", "test_tube") for i in range(5)],
+    {"train": 12, "test": 3},
+  ),
+  "classes named like splits, in splits": (
+    grid("train", "test", classes=("train", "valid", "test_tube")),
+    {"train": 9, "test": 9},
+  ),
+  "a train and a bus": (
+    [f"{c}/{i}.png" for c in ("train", "bus", "car") for i in range(5)],
+    {"train": 12, "test": 3},
+  ),
+  "two tests": (
+    [f"{c}/{i}.png" for c in ("test_tube", "test_strip") for i in range(5)],
+    {"train": 8, "test": 2},
+  ),
+  "other words": (
+    [f"{c}/{i}.png" for c in ("contest", "trainer") for i in range(5)],
+    {"train": 8, "test": 2},
+  ),
+}
+
+
+@pytest.mark.parametrize("archive", ["folder", "zip"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folders_of_splits_are_known_or_asked_about(tmp_path, layout, archive):
+  names, expected = LAYOUTS[layout]
+  root = files(tmp_path / "d", *names)
+  if archive == "zip":
+    root = samples.zip_folder(root, tmp_path / "d.zip")
+  options = get_options(root, tmp_path)
+  if isinstance(expected, str):
+    with pytest.raises(UserError, match=expected):
+      image_folder.find(root, options)
+  else:
+    found = image_folder.find(root, options).splits
+    assert {k: len(rows) for k, rows in found.items()} == expected
+
+
+# Further files -> the warning, in a data set of the classes ant and bee.
+LEFT_OUT = {
+  "empty": (["train/cow/"], "1 folders hold no image .*: train/cow"),
+  "hidden files": (["train/cow/.x.png"], "folders hold no image .*train/cow"),
+  "other files": (["train/cow/a.heic"], "folders hold no image .*train/cow"),
+  "no part": (["cow/"], None),
+  "none in test": (["train/cow/1.png"], "test has no cow, so they do not"),
+  "none in val": (
+    grid("val", classes=("ant",)),
+    "validation has no bee, so the best check",
+  ),
+  "trailing blank": (
+    ["train/ant /1.png"],
+    "alike are one class: 'ant', 'ant '",
+  ),
+  "zero width": (["test/a\u200bnt/1.png"], r"'ant', 'a\\u200bnt'"),
+  "decomposed": (
+    ["train/\u00e9/1.png", "test/e\u0301/2.png"],
+    r"'e\\u0301', '\\xe9'",
+  ),
+}
+
+
+@pytest.mark.parametrize("archive", ["folder", "zip"])
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_what_is_left_out_or_lacking_is_a_warning(tmp_path, what, archive):
+  more, expected = LEFT_OUT[what]
+  root = files(tmp_path / "d", *grid("train", "test"), *more)
+  if archive == "zip":
+    root = samples.zip_folder(root, tmp_path / "d.zip")
+  warnings = image_folder.find(root, None).warnings
+  if expected is None or (archive == "zip" and what == "empty"):
+    assert warnings == ()
+  else:
+    assert re.search(expected, "\n".join(warnings))
+
+
+def test_letters_that_only_look_alike_are_shown(tmp_path):
+  root = files(tmp_path, *grid("train", "test"), "test/\u0430nt/1.png")
+  with pytest.raises(UserError, match=r"only test has \u0430nt \('\\u0430nt'"):
+    image_folder.find(root, None)
+
+
+def test_folders_of_the_system_are_left_out(tmp_path, caplog):
+  """Those that may not be read are not entered."""
+  system = ("@eaDir", "lost+found", "System Volume Information", "$RECYCLE.BIN")
+  inside = [f"{place}{s}/1.png" for s in system for place in ("", "train/ant/")]
+  root = files(tmp_path, *grid("train", "test"), *inside, ".trash/1.png")
+  found = stored._walk
+
+  def walk(root, ignored):
+    for name, file in found(root, ignored):
+      assert not any(f"{s}/1.png" in name for s in (*system, ".trash"))
+      yield name, file
+
+  with mock.patch.object(stored, "_walk", walk):
+    splits = image_folder.find(root, None).splits
+  assert {k: len(rows) for k, rows in splits.items()} == SPLIT
+  assert "are left out: $RECYCLE.BIN, @eaDir, System Volume" in caplog.text
 
 
 def test_no_images_no_folder_and_one_class_are_refused(tmp_path):

@@ -122,15 +122,54 @@ def test_16_bit_grey_is_scaled_not_clipped(image_format):
 
 
 @pytest.mark.parametrize(
-  ("values", "message"),
+  ("dtype", "values", "expected"),
   [
-    (np.array([[0, 70000]], np.int32), r"a\.tif has values from 0 to 70000"),
-    (np.array([[0, 0.7]], np.float32), r"a\.tif has numbers with fractions"),
+    (np.int32, [0, 100, 255], [0, 100, 255]),  # 8 bits in 32
+    (np.int32, [0, 2048, 4095], [0, 128, 255]),  # 12 bits
+    (np.int32, [0, 32768, 65535], [0, 128, 255]),
+    (np.uint16, [0, 100, 255], [0, 100, 255]),
+    (np.uint16, [0, 2048, 4095], [0, 128, 255]),
+    (np.float32, [0, 0.5, 1], [0, 128, 255]),
+    (np.float32, [0, 100, 255], [0, 100, 255]),
+    (np.int32, [0, 70000], "has values from 0 to 70000"),
+    (np.int32, [-1, 100], "has values from -1 to 100"),
+    (np.float32, [-0.5, 0.5], "has values from -0.5 to 0.5"),
+    (np.float32, [0, 1e9], r"has values from 0 to 1e\+09"),
+    (np.float32, [0, np.nan], "has values from nan to nan"),
+    (np.float32, [0, np.inf], "has values from 0 to inf"),
   ],
 )
-def test_pixels_of_more_than_16_bits_are_refused(values, message):
-  with pytest.raises(UserError, match=message):
-    images.decode(encode(Image.fromarray(values), "TIFF"), 2, "a.tif")
+def test_wide_channels_are_scaled_by_their_range_or_refused(
+  dtype, values, expected
+):
+  size = len(values)
+  image = Image.fromarray(np.array([values] * size, dtype))
+  data = encode(image, "TIFF")
+  if isinstance(expected, str):
+    with pytest.raises(UserError, match=f"a.tif {expected}; expected 8 to 16"):
+      images.decode(data, size, "a.tif")
+  else:
+    decoded = images.decode(data, size, "a.tif")
+    np.testing.assert_array_equal(decoded[0], np.transpose([expected] * 3))
+
+
+def test_a_bitmap_whose_fourth_byte_is_unused_is_opaque():
+  """Of versions 4 and 5, which Pillow reads and does not write."""
+  expected = pixels((4, 4, 3))
+  rgb = np.ascontiguousarray(expected[::-1, :, ::-1])
+  rows = np.concatenate([rgb, np.zeros((4, 4, 1), np.uint8)], axis=-1)
+  masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+  header = struct.pack("<IiiHHIIiiII", 108, 4, 4, 1, 32, 3, 64, 0, 0, 0, 0)
+  header += struct.pack("<4I4s", *masks, b"BGRs") + bytes(48)
+  data = struct.pack("<2sIII", b"BM", 14 + 108 + 64, 0, 14 + 108)
+  data += header + rows.tobytes()
+  np.testing.assert_array_equal(images.decode(data, 4, "a.bmp"), expected)
+
+
+def test_lab_becomes_rgb():
+  red = Image.new("LAB", (4, 4), (136, 208, 195))  # sRGB red
+  found = images.decode(encode(red, "TIFF"), 4, "a.tif")[0, 0]
+  np.testing.assert_allclose(found, [255, 0, 0], atol=12)
 
 
 def test_palette_becomes_its_colours():
