@@ -60,7 +60,7 @@ def clone(tmp_path, monkeypatch):
   shutil.copytree(mains.ROOT / "configs", tmp_path / "configs")
   images, labels = synthetic.make_split("train", 90, 48, 1)
   names = ("happy", "neutral", "sad")
-  for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+  for image, label in zip(images, labels, strict=True):
     folder = tmp_path / "photos" / names[label % 3]
     folder.mkdir(parents=True, exist_ok=True)
     number = len(list(folder.iterdir())) + 1
