@@ -41,7 +41,7 @@ _MODULES = {
   "losses.feature_losses": ("center", "locality_preserving"),
   "models.dcnn": ("DCNN",),
   "models.heads": ("JointHead", "MLPHead", "ProjectionHead"),
-  "models.resnet": ("ResNet18", "ResNet34", "ResNet50"),
+  "models.resnet": ("ResNet18", "ResNet32", "ResNet34", "ResNet50"),
   "train": ("train_and_evaluate",),
 }
 _HOME = {name: home for home, names in _MODULES.items() for name in names}

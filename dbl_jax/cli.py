@@ -22,6 +22,41 @@ from dbl_jax.runtime import environment
 
 _T = TypeVar("_T")
 
+# Folders of programs and configs: in a clone they lie next to the package, in
+# an installed wheel inside of it.
+_HOMES = Path(__file__).parents[1], Path(__file__).parent
+# Commands of `dbl-jax`, and their programs.
+COMMANDS = {
+  "train": "dbl_jax/main.py",
+  "evaluate": "scripts/evaluate.py",
+  "predict": "scripts/predict.py",
+  "table": "scripts/make_table.py",
+  "check-data": "scripts/check_data.py",
+  "export": "scripts/export.py",
+  "demo": "dbl_jax/demo.py",
+}
+
+
+def run_command() -> None:
+  """Entry point of `dbl-jax COMMAND FLAGS`; without COMMAND it trains."""
+  program, *arguments = sys.argv
+  command = "train"
+  if arguments and not arguments[0].startswith("-"):
+    command, *arguments = arguments
+  if command not in COMMANDS or len(sys.argv) == 1:
+    _exit_with(
+      f"Which command? Expected dbl-jax and one of {', '.join(COMMANDS)}. Each"
+      " has --help."
+    )
+  sys.argv = [f"{program} {command}", *arguments]
+  runpy.run_path(str(shipped(COMMANDS[command])), run_name="__main__")
+
+
+def shipped(path: str) -> Path:
+  """Returns the path of a program or config of this project."""
+  here, package = (home / path for home in _HOMES)
+  return here if here.is_file() else package
+
 
 def run_main(main: Callable[[Sequence[str]], None]) -> None:
   """Runs `main(argv)`; a user's error ends it with one line and status 2."""
@@ -115,6 +150,7 @@ def parse_flags(argv: Sequence[str], positional: bool = False) -> Sequence[str]:
       _check_path(argument)
     if (path := _config_path(argv)) is not None:
       load_config(path)
+      argv = _with_config_file(argv, path)
     rest = flags.FLAGS(argv)
   except flags.Error as error:
     raise UserError(f"{_message(error)}. See --help.") from error
@@ -177,6 +213,27 @@ def _config_path(argv: Sequence[str]) -> str | None:
   return found
 
 
+def _with_config_file(argv: Sequence[str], path: str) -> list[str]:
+  """The command line with the config's name replaced by its file."""
+  name, colon, variant = path.partition(":")
+  file = f"{_config_file(name)}{colon}{variant}"
+  given = {
+    f"{flag}={path}": f"{flag}={file}" for flag in ("--config", "-config")
+  }
+  return [
+    file if before in ("--config", "-config") else given.get(argument, argument)
+    for before, argument in zip(("", *argv), argv, strict=False)
+  ]
+
+
+def _config_file(name: str) -> str:
+  """The file of a config; a bare name is one in configs/, or a shipped one."""
+  if os.path.isfile(name) or os.path.basename(name) != name:
+    return name
+  here = os.path.join("configs", f"{name}.py")
+  return here if os.path.isfile(here) else str(shipped(here))
+
+
 def _unknown_field(argv: Sequence[str]) -> str:
   """A message that names the unknown field, and fields with similar names."""
   from dbl_jax import config as configs
@@ -199,21 +256,23 @@ def _unknown_field(argv: Sequence[str]) -> str:
 
 
 def load_config(path: str) -> Any:
-  """Loads a config, not resolved, from a path such as 'configs/x.py:variant'.
+  """Loads a config, not resolved.
 
-  What follows ':' is the argument of the file's `get_config`.
+  Args:
+    path: a file, or the name of one in configs/ of the working directory or of
+      this project: 'configs/dbl.py', 'dbl'. What follows a ':' is the argument
+      of its `get_config`: 'dbl:sup_con'.
 
   Raises:
     UserError: if there is no such file or variant, or the file is broken.
   """
   file, *argument = path.split(":", 1)
+  file = _config_file(file)
   if not os.path.isfile(file):
-    near = ", ".join(sorted(map(str, Path("configs").glob("*.py"))))
+    there = shipped("configs/dbl.py").parent.glob("[!_]*.py")
     raise UserError(
-      f"--config={path}: no such file. There are {near}."
-      if near
-      else f"--config={path}: no such file. There is no folder configs/ here:"
-      " run from the project's root, or give the path of your own config file."
+      f"--config={path}: no such file. Give the path of a config file, or the"
+      f" name of one: {', '.join(sorted(one.stem for one in there))}."
     )
   try:
     get_config = runpy.run_path(file).get("get_config")

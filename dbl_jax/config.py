@@ -41,6 +41,16 @@ FREE_FIELDS = (
 # Fields that stored configs of older versions lack, and their values then.
 LATER_FIELDS = {"skip_nonfinite": False}
 _LATER_FIELDS_OF: dict[str, dict[str, Any]] = {
+  "data": {
+    "tfds": "",
+    "download": False,
+    "image_feature": "",
+    "label_feature": "",
+    "train_split": "",
+    "validation_split": "",
+    "test_split": "",
+    "groups": "",
+  },
   "model": {"normalisation": "half"},
   "phase": {"unlabelled": ""},
   "optimizer": {"scaling": "linear", "encoder_rate": 1.0},
@@ -85,11 +95,23 @@ class DataFields:
   Attributes:
     name: name of the data set.
     dir: folder, zip file, .csv file of fer2013 or prepared .npz file; none for
-      synthetic faces.
+      synthetic faces. For tfds its data_dir, or the folder of a prepared set.
+    tfds: the set of tensorflow-datasets, such as 'cifar10', or
+      'name/config:1.0.0'.
+    download: whether tensorflow-datasets may download and prepare the set.
+    image_feature: feature of tfds that holds the image; '' finds it.
+    label_feature: feature of tfds that holds the class; '' finds it.
+    train_split: training split of tfds, such as 'train[:80%]', or list of a
+      listed set; '' finds it by its name.
+    validation_split: likewise for validation, which may be missing.
+    test_split: likewise for testing.
     image_size: height and width in pixels; None is that of the data set.
     validation_fraction: share of the training split to validate on, if the
       data set has no validation split.
     test_fraction: share to test on, if it has no test split.
+    groups: keeps images of a group, such as a person, in one split where the
+      splits are made here: 'folder', for the folders in the class folders, or a
+      text file with a line 'path group' for each image.
     split_seed: seed of the splits, apart from `seed`: all seeds are compared
       on the same splits.
     region: region to which aligned faces are cut.
@@ -105,9 +127,17 @@ class DataFields:
 
   name: Annotated[str, one_of(sources.SOURCES)] = "synthetic_faces"
   dir: str = ""
+  tfds: str = ""
+  download: bool = False
+  image_feature: str = ""
+  label_feature: str = ""
+  train_split: str = ""
+  validation_split: str = ""
+  test_split: str = ""
   image_size: Annotated[int | None, integer(16, 1024)] = None
   validation_fraction: _Share = 0.1
   test_fraction: _Share = 0.2
+  groups: str = ""
   split_seed: _Seed = 0
   region: Annotated[str, one_of(regions.REGIONS)] = "face"
   cache_dir: str = ""
@@ -365,6 +395,8 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
     at the values that give the same computation.
   """
   fields = LATER_FIELDS | fields
+  if isinstance(data := fields.get("data"), dict):
+    fields["data"] = _LATER_FIELDS_OF["data"] | data
   encoder = fields.get("model")
   if isinstance(encoder, dict) and "normalisation" not in encoder:
     if encoder.get("name") == "dcnn":  # it had a fourth pooling
@@ -416,7 +448,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for name, one in model.ENCODERS.items()
     if "stem" not in options.of(one)
   ):
-    del config.model.stem  # left open by `base`, for encoders that have one
+    with config.unlocked():  # left open by `base`, for encoders that have one
+      del config.model.stem
   known = _declared(config)
   _check_names(config, known)
   for path in ("data.name", "init_from"):

@@ -2,16 +2,16 @@
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from matplotlib import style
 from ml_collections import ConfigDict
+from scipy import special
 
 from dbl_jax import config as configs
 from dbl_jax.augment import views
@@ -20,6 +20,7 @@ from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import (
   activation_maps,
+  pictures,
   plots,
   predictions,
   predictors,
@@ -27,7 +28,7 @@ from dbl_jax.evaluation import (
 )
 from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
-from dbl_jax.models.model import Model, gives, make_model
+from dbl_jax.models.model import gives, make_model
 from dbl_jax.runtime import distributed, sharding
 from dbl_jax.runtime.logs import read_rows
 from dbl_jax.runtime.provenance import provenance
@@ -35,7 +36,6 @@ from dbl_jax.training import checkpoint, inputs, steps
 from dbl_jax.training.state import first_difference
 
 logger = logging.getLogger(__name__)
-_MAX_ACTIVATION_CLASSES = 20
 
 
 class TrainedRun(NamedTuple):
@@ -78,18 +78,20 @@ def better_lost(
   Returns:
     The best step according to the history; None if it is `step`.
   """
-  scores = {
-    row["step"]: row[f"val_{checkpoint.METRIC}"]
-    for row in history
-    if row["phase"] == phase and f"val_{checkpoint.METRIC}" in row
-  }
+  key = f"val_{checkpoint.METRIC}"
+  rows = (row for row in history if row["phase"] == phase and key in row)
+  scores = {row["step"]: row[key] for row in rows}
   best = max(scores, key=lambda one: (scores[one], one), default=step)
   return None if scores.get(step) == scores.get(best) else best
 
 
-@style.context("default")  # whatever the user's matplotlibrc says
 def write(
-  run: TrainedRun, dataset: Dataset, split: str, context: FitContext, out: Path
+  run: TrainedRun,
+  dataset: Dataset,
+  split: str,
+  context: FitContext,
+  out: Path,
+  mistakes: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a split and writes metrics, scores and the report.
 
@@ -99,27 +101,35 @@ def write(
     split: name of the split.
     context: the model, and what a predictor may look at.
     out: output folder; created if missing.
+    mistakes: whether the report shows the most confident mistakes.
 
   Returns:
     The content of `metrics.json`.
   """
-  part, names = dataset.splits[split], dataset.class_names
+  part, names, phase = dataset.splits[split], dataset.class_names, run.phase
   # All hosts take part in every forward pass.
-  fitted = predictors.fit(run.config[run.phase].predictor, context)
+  fitted = predictors.fit(run.config[phase].predictor, context)
   model_outputs = context.forward(part.images)
   result, scores = evaluate(fitted, model_outputs, part.labels, names)
   validation = fitted.scores(*context.validation)
-  metrics = {"dataset": dataset.name, "split": split} | result
-  metrics |= {
-    "phase": run.phase,
+  temperature = None
+  if fitted.name in predictors.CALIBRATED:
+    labels = context.validation_labels
+    temperature = predictors.fit_temperature(validation, labels)
+  best = run.config[phase].keep == "best"
+  lost = better_lost(run.history, phase, run.step) if best else None
+  metrics = {
+    "dataset": dataset.name,
+    "split": split,
+    **result,
+    "temperature": temperature,
+    "phase": phase,
     "checkpoint_step": run.step,
     "made_by": run.made_by,
     "seed": run.config.seed,
     "data_fingerprint": dataset.fingerprint,
     "skipped_steps": skipped_steps(run.history),
-    "better_checkpoint_lost": better_lost(run.history, run.phase, run.step)
-    if run.config[run.phase].keep == "best"
-    else None,
+    "better_checkpoint_lost": lost,
     "config": run.config.to_dict(),
   }
   if not distributed.is_main():
@@ -137,13 +147,22 @@ def write(
       fitted.name in predictors.CALIBRATED,
     ),
   )
+  predicted = scores.argmax(axis=1)
   report.write(
     out,
     metrics,
     train_counts=counts.tolist(),
     history=run.history,
     view_pairs=_view_pairs(run.config, dataset),
-    activation=_activation(run, context.variables, part, scores, names),
+    activation=_activation(run, context.variables, part, predicted, names),
+    extra=pictures.sections(
+      part,
+      model_outputs[0],
+      scores,
+      names,
+      fitted.name in predictors.CALIBRATED,
+      mistakes,
+    ),
     title=f"{' + '.join(configs.phases(run.config))} on {dataset.name}",
   )
   return metrics
@@ -154,23 +173,42 @@ def _view_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """One training image of each class and two augmented views of it."""
   images, labels = dataset.splits["train"]
-  _, first = np.unique(labels, return_index=True)
-  first = first[: plots.MAX_VIEW_PAIRS]
-  family = config[configs.phases(config)[0]].augment.items()
-  draw = _compiled_views(dataset.image_size, tuple(family))
-  ids = jnp.asarray(first, jnp.int32)
-  pair = draw(jax.random.key(config.seed), ids, jnp.asarray(images[first]))
-  return images[first], np.asarray(pair[0]), np.asarray(pair[1])
+  _, ids = np.unique(labels, return_index=True)
+  ids = ids[: plots.MAX_VIEW_PAIRS].astype(np.int32)
+  augment = config[configs.phases(config)[0]].augment.items()
+  draw = _compiled_views(dataset.image_size, tuple(augment))
+  first, second = draw(jax.random.key(config.seed), ids, images[ids])
+  return images[ids], np.asarray(first), np.asarray(second)
 
 
 @functools.lru_cache(maxsize=4)  # compiling takes seconds
 def _compiled_views(
-  out_size: int, family: tuple[tuple[str, Any], ...]
+  size: int, augment: tuple[tuple[str, Any], ...]
 ) -> Callable[..., jax.Array]:
-  return jax.jit(
-    functools.partial(
-      views.make_views, num_views=2, out_size=out_size, **dict(family)
-    )
+  options = {"num_views": 2, "out_size": size} | dict(augment)
+  return jax.jit(functools.partial(views.make_views, **options))
+
+
+def make_activation(
+  config: ConfigDict, phase: str, num_classes: int
+) -> Callable[..., jax.Array | None] | None:
+  """Makes the function that computes class activation maps.
+
+  Args:
+    config: resolved config of the run.
+    phase: the phase that trained the model.
+    num_classes: C.
+
+  Returns:
+    A function (variables, images uint8[n, S, S, 3], classes int[n]) -> maps
+    f32[n, h, w] or None, see `activation_maps`; None without a classifier.
+  """
+  if "logits" not in gives(config[phase].head.name):
+    return None
+  model = make_model(config.model, config[phase].head, num_classes)
+  images = inputs.of_images(config[phase], config.data.image_size, "frozen")
+  return lambda variables, rows, classes: activation_maps.class_activation_maps(
+    model, variables, images.plain(rows), classes
   )
 
 
@@ -178,40 +216,25 @@ def _activation(
   run: TrainedRun,
   variables: Mapping[str, Any],
   part: Split,
-  scores: np.ndarray,
+  predicted: np.ndarray,
   class_names: tuple[str, ...],
 ) -> bytes | None:
-  """Class activation maps, if the head is linear on an averaged map."""
-  config = run.config
-  head = variables["params"]["head"]
-  averaged = config.model.get("pooling", "average") == "average"
-  if set(head) != {"logits"} or "bias" not in head["logits"] or not averaged:
+  """Draws class activation maps of some images, if the model has them."""
+  compute = make_activation(run.config, run.phase, len(class_names))
+  chosen = activation_maps.examples(part.labels, predicted)
+  if compute is None or not len(chosen):
     return None
-  model = make_model(config.model, config[run.phase].head, len(class_names))
-  predicted = scores.argmax(axis=1)
-  shown = min(len(class_names), _MAX_ACTIVATION_CLASSES)
-  chosen = activation_maps.examples(part.labels, predicted, shown, 4)
-  images = inputs.of_images(config[run.phase], part.images.shape[1], "frozen")
-  _, found = jax.jit(
-    lambda rows: model.apply(
-      variables, images.plain(rows), train=False, mutable=["intermediates"]
-    )
-  )(part.images[chosen])
-  maps = found.get("intermediates", {}).get("encoder", {}).get("maps", [None])
-  # A map of fewer pixels shows nothing.
-  if maps[0] is None or maps[0].shape[1] * maps[0].shape[2] < 4:
+  shown, labels = part.images[chosen], part.labels[chosen]
+  predicted = predicted[chosen]
+  maps = jax.jit(compute)(variables, shown, predicted)
+  if maps is None:
     return None
-  of_classes = activation_maps.class_activation_maps(
-    np.asarray(maps[0], np.float32), np.asarray(head["logits"]["kernel"])
-  )
-  return activation_maps.activation_figure(
-    part.images[chosen],
-    of_classes[np.arange(len(chosen)), predicted[chosen]],
-    part.labels[chosen],
-    predicted[chosen],
-    class_names,
-    "",
-  )
+  overlays = [
+    activation_maps.overlay(image, one)
+    for image, one in zip(shown, np.asarray(maps), strict=True)
+  ]
+  pairs = np.concatenate([shown, overlays], axis=2)
+  return plots.activation_figure(pairs, labels, predicted, class_names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +250,8 @@ class LoadedModel:
     eval_step: compiled forward pass, (variables, images) -> features, outputs.
     mesh: the devices.
     meta: what the checkpoint stores about the run.
+    temperature: fitted on validation when the run ended, see
+      `predictors.fit_temperature`; 1 before.
   """
 
   config: ConfigDict
@@ -237,6 +262,7 @@ class LoadedModel:
   eval_step: Any
   mesh: jax.sharding.Mesh
   meta: Mapping[str, Any]
+  temperature: float = 1.0
 
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Runs encoder and head.
@@ -259,7 +285,7 @@ class LoadedModel:
     return make_forward(self.eval_step, self.variables, self.mesh)(images)
 
   def predict(self, images: np.ndarray) -> np.ndarray:
-    """Class probabilities by the softmax of the head's logits.
+    """Calibrated class probabilities: the softmax of logits / temperature.
 
     Args:
       images: as in `__call__`.
@@ -271,9 +297,8 @@ class LoadedModel:
       UserError: if the model has no classifier, such as that of SimCLR alone.
     """
     self.require_classifier()
-    return predictors.softmax(
-      predictors.logits(len(self.class_names)).scores(*self(images))
-    )
+    logits = predictors.logits(len(self.class_names)).scores(*self(images))
+    return special.softmax(logits / self.temperature, axis=1)
 
   def require_classifier(self, hint: str = "") -> None:
     """Raises UserError if the model has no classifier.
@@ -311,13 +336,39 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
   variables, step = checkpoint.load_model(directory, config[phase].keep)
   names, size = tuple(meta["class_names"]), config.data.image_size
   model = make_model(config.model, config[phase].head, len(names))
-  _check_shapes(model, variables, size, directory)
+  expected = jax.eval_shape(
+    lambda: steps.init_variables(model, jax.random.key(0), size)
+  )
+  if differs := first_difference(variables, expected):
+    raise UserError(
+      f"The checkpoint in {directory} does not fit its config: {differs[0]}"
+      f" has shape {differs[1]}, expected {differs[2]}. It is damaged,"
+      " or of another version; train it again."
+    )
   mesh = sharding.make_mesh()
   images = inputs.of_images(config[phase], size, "frozen")
-  eval_step = jit_eval_step(steps.make_eval_step(model, images), mesh)
   return LoadedModel(
-    config, phase, step, names, variables, eval_step, mesh, meta
+    config,
+    phase,
+    step,
+    names,
+    variables,
+    jit_eval_step(steps.make_eval_step(model, images), mesh),
+    mesh,
+    meta,
+    _temperature(workdir, phase, step),
   )
+
+
+def _temperature(workdir: Path, phase: str, step: int) -> float:
+  """The temperature of a run's model, if the run has measured it."""
+  try:
+    metrics = json.loads((workdir / "metrics.json").read_bytes())
+    if (metrics["phase"], metrics["checkpoint_step"]) == (phase, step):
+      return float(metrics["temperature"])
+  except (OSError, ValueError, TypeError, KeyError):
+    pass  # unfinished, of an earlier version, or with another predictor
+  return 1.0
 
 
 def evaluate_workdir(
@@ -327,6 +378,7 @@ def evaluate_workdir(
   out: Path,
   predictor: str | None = None,
   external: str | None = None,
+  mistakes: bool = False,
 ) -> dict[str, Any]:
   """Restores the model of a run and evaluates it.
 
@@ -338,6 +390,7 @@ def evaluate_workdir(
     predictor: name in `predictors.PREDICTORS`, or None for the run's predictor.
     external: a folder or zip of class folders to evaluate on in place of the
       split, or None; see `sources.with_external`.
+    mistakes: whether the report shows the most confident mistakes.
 
   Returns:
     The content of `metrics.json`.
@@ -358,7 +411,18 @@ def evaluate_workdir(
       f" {', '.join(dataset.class_names)}. Evaluate it on data with its own"
       " classes."
     )
-  _check_images(dataset, loaded.meta, workdir, data_dir)
+  if not checkpoint.same_images(
+    loaded.meta, dataset.fingerprint, dataset.former
+  ):
+    # They may be split otherwise: those trained on, be in test now.
+    message = (
+      f"The run in {workdir} was trained on other images than are there now."
+      " Without a test split of their own, images it was trained on may be"
+      " among those it is tested on."
+    )
+    if data_dir is None:
+      raise UserError(f"{message} To evaluate on them, give --data_dir.")
+    logger.warning(message)
   if external is not None:
     dataset = sources.with_external(dataset, external, config.data)
     split = "external"
@@ -371,7 +435,7 @@ def evaluate_workdir(
   context = fit_context(
     loaded.eval_step, loaded.variables, dataset, loaded.mesh
   )
-  return write(run, dataset, split, context, out)
+  return write(run, dataset, split, context, out, mistakes)
 
 
 def _config_of(
@@ -385,7 +449,7 @@ def _config_of(
   config = configs.from_dict(meta["config"])
   if not isinstance(config.get(phase), ConfigDict):
     raise UserError(
-      f"The config kept in {directory} has no phase {phase!r}. Expected the"
+      f"The config stored in {directory} has no phase {phase!r}. Expected the"
       " checkpoints of a run; train it again."
     )
   if predictor is not None:
@@ -395,41 +459,6 @@ def _config_of(
   if not Path(config.data.cache_dir).expanduser().is_dir():
     config.data.cache_dir = ""
   return config
-
-
-def _check_images(
-  dataset: Dataset, meta: Mapping[str, Any], workdir: Path, data_dir: str | None
-) -> None:
-  """Other images may be split otherwise: those trained on, be in test now."""
-  if checkpoint.same_images(meta, dataset.fingerprint):
-    return
-  what = f"The run in {workdir} was trained on other images than are there now"
-  if data_dir is None:
-    raise UserError(
-      f"{what}: files were added, removed or changed. To evaluate on them all"
-      " the same, name them with --data_dir; without a test part of their own,"
-      " images it was trained on may be among those it is tested on."
-    )
-  logger.warning(
-    "%s in --data_dir: without a test part of their own, images it was trained"
-    " on may be among those it is tested on.",
-    what,
-  )
-
-
-def _check_shapes(
-  model: Model, variables: Mapping[str, Any], size: int, directory: Path
-) -> None:
-  """Raises UserError if the parameters do not match the stored config."""
-  expected = jax.eval_shape(
-    lambda: steps.init_variables(model, jax.random.key(0), size)
-  )
-  if differs := first_difference(variables, expected):
-    raise UserError(
-      f"The checkpoint in {directory} does not fit its config: {differs[0]}"
-      f" has shape {differs[1]}, expected {differs[2]}. It is damaged,"
-      " or of another version; train it again."
-    )
 
 
 def fit_context(

@@ -18,7 +18,7 @@ _CONFIG = define(
   config_flags.DEFINE_config_file,
   "config",
   None,
-  "The system to train: a file in configs/.",
+  "The system to train: a config file, or the name of one in configs/.",
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -73,10 +73,5 @@ def main(argv: Sequence[str]) -> None:
   )
 
 
-def run() -> None:
-  """Entry point of the command `dbl-jax`."""
-  run_main(main)
-
-
 if __name__ == "__main__":
-  run()
+  run_main(main)

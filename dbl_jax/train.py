@@ -92,6 +92,7 @@ def _run(
           "config": config.to_dict(),
           "class_names": dataset.class_names,
           "fingerprint": dataset.fingerprint,
+          "former": dataset.former,
           "phase": name,
           "start": checkpoint.array_checksum(variables) if cached else None,
         }

@@ -1,7 +1,7 @@
 """Evaluates a finished run, on its data or another copy.
 
 python scripts/evaluate.py --workdir=runs/dbl [--data_dir=D] [--split=test] \
-  [--external=DIR] [--predictor=logit_adjusted] [--out=DIR]
+  [--external=DIR] [--predictor=logit_adjusted] [--mistakes] [--out=DIR]
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,11 @@ _PREDICTOR = flags.DEFINE_string(
   None,
   "Another predictor, such as 'logit_adjusted', fitted on the training split"
   " and selected on validation. Default: that of the run.",
+)
+_MISTAKES = flags.DEFINE_bool(
+  "mistakes",
+  False,
+  "Show the most confident mistakes in the report. They may be people's faces.",
 )
 _OUT = flags.DEFINE_string(
   "out",
@@ -56,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
     out,
     _PREDICTOR.value,
     _EXTERNAL.value,
+    _MISTAKES.value,
   )
   for name, row in metrics["per_class"].items():
     recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"

@@ -85,8 +85,7 @@ _DATA = define(
 def main(argv: Sequence[str]) -> None:
   """Trains the systems and writes the table."""
   parse_flags(argv)
-  cuts, seeds = _cuts(), _integers("seeds", _SEEDS.value)
-  _check_names()
+  seeds, cuts = _check_flags()
   from dbl_jax.compare import sweep
   from dbl_jax.compare.table import write
   from dbl_jax.runtime import files
@@ -118,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
   results = sweep.results(plan)
   if failed and not results:
     raise UserError(failure)
-  config = next(iter(plan.values())).config
+  data_config = next(iter(plan.values()))[0].config.data
   write(
     out,
     results,
@@ -126,8 +125,8 @@ def main(argv: Sequence[str]) -> None:
     reference=_REFERENCE.value,
     cuts=cuts,
     paper_points=_PAPER_POINTS.value,
-    dataset=_describe_data(data, config.data.name),
-    image_size=config.data.image_size,
+    dataset=_describe_data(data, data_config.name),
+    image_size=data_config.image_size,
     epochs=epochs_text,
     command=shlex.join(["python", *sys.argv]),
   )
@@ -142,14 +141,13 @@ def _systems(data: Mapping[str, object]) -> dict[str, ConfigDict]:
 
   systems = {
     name: sweep.with_budget(
-      load_config(f"configs/{file}.py{colon}{variant}"),
+      load_config(name),
       data,
       _EPOCHS.value,
       _HEAD_EPOCHS.value,
       _BATCH_SIZE.value,
     )
     for name in _SYSTEMS.value
-    for file, colon, variant in [name.partition(":")]
   }
   for text in _SET.value:
     _set_field(systems, text)
@@ -184,38 +182,26 @@ def _describe_data(changed: Mapping[str, object], name: str) -> str:
   return f"{name} ({', '.join(shown)})" if shown else name
 
 
-def _integers(flag: str, values: Sequence[str]) -> list[int]:
-  """Parses different whole numbers, at least one."""
-  for value in values:
-    if not re.fullmatch("[0-9]+", value.strip()):
+def _check_flags() -> tuple[list[int], list[int] | None]:
+  """The values of --seeds and --cuts, checked with the names of systems."""
+  names, lists = _SYSTEMS.value, {"seeds": _SEEDS.value, "cuts": _CUTS.value}
+  for flag, values in lists.items():
+    for value in values:
+      if not re.fullmatch("[0-9]+", value.strip()):
+        raise UserError(
+          f"--{flag}: {value!r} is not a whole number. Give some, with commas."
+        )
+  seeds, cuts = ([int(value) for value in values] for values in lists.values())
+  for flag, given in (("seeds", seeds), ("systems", names)):
+    if not given or len(set(given)) < len(given):
+      kind = "number" if flag == "seeds" else "name"
       raise UserError(
-        f"--{flag}: {value!r} is not a whole number. Give some, with commas."
+        f"--{flag}={','.join(map(str, given))}: expected one {kind} or more,"
+        " each once."
       )
-  numbers = [int(value) for value in values]
-  if not numbers or len(set(numbers)) < len(numbers):
-    raise UserError(
-      f"--{flag}={','.join(values)}: expected one number or more, each once."
-    )
-  return numbers
-
-
-def _cuts() -> tuple[int, int] | None:
-  if not _CUTS.value:
-    return None
-  cuts = _integers("cuts", _CUTS.value)
-  if len(cuts) != 2 or cuts[0] < cuts[1]:
+  if cuts and (len(cuts) != 2 or cuts[0] < cuts[1]):
     raise UserError(
       f"--cuts={','.join(_CUTS.value)}: expected two numbers, the larger first."
-    )
-  return cuts[0], cuts[1]
-
-
-def _check_names() -> None:
-  """Checks --systems and --reference before any training."""
-  names = _SYSTEMS.value
-  if not names or len(set(names)) < len(names):
-    raise UserError(
-      f"--systems={','.join(names)}: expected one name or more, each once."
     )
   # Without the default reference, a table has no differences.
   if flags.FLAGS["reference"].present and _REFERENCE.value not in names:
@@ -223,6 +209,7 @@ def _check_names() -> None:
       f"--reference={_REFERENCE.value} is not among --systems. Add it there, or"
       f" give one of {', '.join(names)}."
     )
+  return seeds, cuts or None
 
 
 if __name__ == "__main__":

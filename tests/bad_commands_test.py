@@ -137,7 +137,7 @@ MAIN = [
   ("", "Which system"),
   ("--wokdir=x", "Unknown command line flag 'wokdir'"),
   ("--flagfile=/no/file", "/no/file"),
-  ("--config=configs/dlb.py", "configs/basic.py, "),
+  ("--config=configs/dlb.py", "basic, center_loss, "),
   (
     "--config=configs/basic.py --config.pretrain.epochs=3",
     "no field 'pretrain.epochs'",
@@ -197,7 +197,7 @@ OTHERS = {
   "make_table": [
     ("--systems=", "expected one name or more"),
     ("--systems=basic,basic", "each once"),
-    ("--systems=basic,nope", "configs/nope.py: no such file"),
+    ("--systems=basic,nope", "--config=nope: no such file"),
     ("--systems=../setup", "no such file"),
     ("--systems=decoupling:x", "has no variant 'x'"),
     ("--seeds=", "expected one number or more"),
@@ -270,7 +270,7 @@ def test_main(command, message, tmp_path):
 
 def test_a_config_elsewhere(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  check("main", DBL, "run from the project's root")
+  check("main", DBL, "no such file. Give .* name of one: .*, dbl, ")
   assert not list(tmp_path.iterdir())
 
 

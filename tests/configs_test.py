@@ -29,6 +29,7 @@ VARIANTS = [
   "balanced_softmax",
   "basic",
   "center_loss",
+  "cifar_lt",
   "dbl",
   "dbl:balanced_contrastive",
   "dbl:fine_tuned",
@@ -66,6 +67,8 @@ def command(name, cache):
   file, colon, variant = name.partition(":")
   config = f"{FOLDER / file}.py{colon}{variant}"
   fields = {
+    "data.name": "synthetic_faces",
+    "data.long_tail": "",
     "data.num_train": 60,
     "data.num_test": 20,
     "data.image_size": 16,
@@ -76,7 +79,7 @@ def command(name, cache):
   fields["model.name"] = "tiny"
   for phase in configs.phases(given):
     fields[f"{phase}.batch_size"] = 16
-    if given[phase].epochs is None:
+    if given[phase].epochs is None or name.startswith("cifar_lt"):
       fields[f"{phase}.epochs"] = 1
   if name == "dbl:fine_tuned":
     fields["classify.trained"] = ("encoder/norm", "head")
@@ -118,10 +121,14 @@ def _trains_and_scores(name, cache, tmp_path):
   assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["dbl", "dbl_plus", "regions"])
+@pytest.mark.parametrize(
+  "name", ["cifar_lt:dbl", "cifar_lt:ldam_drw", "dbl", "dbl_plus", "regions"]
+)
 def test_the_config_s_own_encoder_fits_its_phases(name, cache):
-  config = cli.load_config(f"{FOLDER / name}.py")
+  file, _, variant = name.partition(":")
+  config = cli.load_config(f"{FOLDER / file}.py:{variant}".rstrip(":"))
   config.data.update(num_train=300, num_test=20, cache_dir=cache)
+  config.data.update(name="synthetic_faces", long_tail="")
   config = configs.resolve(config)
   dataset = sources.load(config.data)
   mesh = sharding.make_mesh(jax.devices()[:1])

@@ -24,6 +24,7 @@ ROOMS = [
   "train",
   "cli",
   "compare",
+  "demo",
   "main",
 ]
 

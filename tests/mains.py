@@ -16,7 +16,7 @@ from dbl_jax import cli
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {
-  "main": ROOT / "dbl_jax" / "main.py",
+  **{name: ROOT / "dbl_jax" / f"{name}.py" for name in ("main", "demo")},
   **{path.stem: path for path in (ROOT / "scripts").glob("*.py")},
 }
 

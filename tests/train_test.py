@@ -1,9 +1,11 @@
 """Runs from start to report, as a user starts them."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
@@ -406,29 +408,76 @@ def test_an_encoder_of_another_architecture_is_refused(
     train.train_and_evaluate(config, tmp_path)
 
 
-def test_a_machine_without_tensorflow_trains_too(cache, tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+  """A folder into which the project's wheel is installed, without the clone."""
+  clone, site = (
+    tmp_path_factory.mktemp("clone"),
+    tmp_path_factory.mktemp("site"),
+  )
+  for name in ("pyproject.toml", "README.md", "LICENSE"):
+    shutil.copy(ROOT / name, clone)
+  for name in ("dbl_jax", "configs", "scripts"):
+    shutil.copytree(ROOT / name, clone / name)
+  build = "from setuptools.build_meta import build_wheel; build_wheel('.')"
+  subprocess.run(
+    [sys.executable, "-c", build], cwd=clone, check=True, capture_output=True
+  )
+  with zipfile.ZipFile(*clone.glob("*.whl")) as built:
+    built.extractall(site)
+  return site
+
+
+def test_the_wheel_has_all_that_the_package_has(wheel):
+  def files(*folders):
+    return {
+      str(path.relative_to(folder.parent))
+      for folder in folders
+      for path in folder.rglob("*")
+      if path.is_file() and path.suffix != ".pyc"
+    }
+
+  inside = {f"dbl_jax/{name}" for name in files(ROOT / "configs")} | {
+    f"dbl_jax/{path.relative_to(ROOT)}" for path in ROOT.glob("scripts/*.py")
+  }
+  assert files(wheel / "dbl_jax") == files(ROOT / "dbl_jax") | inside
+
+
+def test_the_wheel_trains_without_tensorflow(wheel, cache, tmp_path):
   program = """
 import sys
+import zipfile
 for name in ("tensorflow", "tensorflow_datasets", "tensorboard", "clu"):
   sys.modules[name] = None
-from dbl_jax.main import run
-run()
+from dbl_jax.cli import run_command
+run_command()
 """
-  arguments = [
-    "--config=tests/tiny.py", f"--workdir={tmp_path}",
+
+  def command(*arguments):
+    return subprocess.run(
+      [sys.executable, "-P", "-c", program, *arguments],
+      cwd=tmp_path,
+      env=os.environ | {"PYTHONPATH": str(wheel)},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  shutil.copy(ROOT / "tests" / "tiny.py", tmp_path)
+  done = command(
+    "train", "--config=tiny.py", "--workdir=run",
     f"--config.data.cache_dir={cache}", "--config.tensorboard=True",
-  ]  # fmt: skip
-  done = subprocess.run(
-    [sys.executable, "-c", program, *arguments],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert "No TensorBoard files" in done.stderr
-  assert (tmp_path / "metrics.jsonl").exists()
-  assert (tmp_path / "report.html").exists()
+  assert (tmp_path / "run" / "metrics.jsonl").exists()
+  assert (tmp_path / "run" / "report.html").exists()
+  shipped = command("--config=dbl:sup_con", "--config.data.name=raf_db")
+  assert "raf_db needs --config.data.dir" in shipped.stderr
+  unknown = command("train", "--config=dlb")
+  assert "no such file" in unknown.stderr
+  assert "basic, center_loss" in unknown.stderr
+  assert "predict, table" in command("prodict").stderr
 
 
 def test_a_test_set_from_elsewhere(finished, tmp_path, caplog):

@@ -1,17 +1,14 @@
 """Statistics over systems: tiers, calibration, paired differences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from dbl_jax.errors import UserError
+from scipy import special
 
 TIERS = ("many", "medium", "few")
-# None where undefined.
-MeanStd = tuple[float | None, float | None]
 
 
 class Gain(NamedTuple):
@@ -23,19 +20,20 @@ class Gain(NamedTuple):
   p: float
 
 
-def mean_std(values: Sequence[float | None]) -> MeanStd:
-  """Mean and sample standard deviation (divisor s - 1) over s seeds.
+def mean_std(values: Sequence[float | None]) -> tuple[float, float]:
+  """Mean and sample standard deviation (divisor s - 1) of s known values.
 
   Args:
-    values: one for each seed; None, for an unknown value, is left out.
+    values: one for each seed; None and NaN, for unknown values, are left out.
 
   Returns:
-    The mean, None without values; the deviation, None below two values.
+    The mean, NaN without values; the deviation, NaN below two values.
   """
-  known = [value for value in values if value is not None]
+  known = np.array(values, np.float64)
+  known = known[~np.isnan(known)]
   return (
-    float(np.mean(known)) if known else None,
-    float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    float(known.mean()) if known.size else math.nan,
+    float(known.std(ddof=1)) if known.size > 1 else math.nan,
   )
 
 
@@ -52,7 +50,7 @@ def default_cuts(train_counts: ArrayLike) -> tuple[int, int]:
   return math.floor(share), math.ceil(share / 3)
 
 
-def tiers(train_counts: ArrayLike, cuts: tuple[int, int]) -> tuple[str, ...]:
+def tiers(train_counts: ArrayLike, cuts: Sequence[int]) -> tuple[str, ...]:
   """Groups classes by their number of training images.
 
   Args:
@@ -62,41 +60,14 @@ def tiers(train_counts: ArrayLike, cuts: tuple[int, int]) -> tuple[str, ...]:
   Returns:
     C names: 'many' above `many` images, 'few' below `few`, else 'medium'.
 
-  Raises:
-    UserError: `many` is below `few`.
-
   Source: Liu et al., "Large-scale long-tailed recognition in an open world",
   CVPR 2019, which cuts at 100 and 20.
   """
   many, few = cuts
-  if many < few:
-    raise UserError(
-      f"found the cuts {many} and {few}; expected 'many' (the first) not "
-      "below 'few' (the second): exchange them"
-    )
   return tuple(
     "many" if count > many else "few" if count < few else "medium"
     for count in np.asarray(train_counts)
   )
-
-
-def tier_recall(
-  recall: Sequence[float | None], names: Sequence[str]
-) -> dict[str, float | None]:
-  """Mean recall of each tier.
-
-  Args:
-    recall: C recalls, None for a class without test images.
-    names: C tiers, as returned by `tiers`.
-
-  Returns:
-    Tier -> mean over its classes with test images, None without any.
-  """
-  members = list(zip(recall, names, strict=True))
-  return {
-    tier: mean_std([value for value, name in members if name == tier])[0]
-    for tier in TIERS
-  }
 
 
 def expected_calibration_error(
@@ -120,8 +91,7 @@ def expected_calibration_error(
   labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
   if not labels.size:
     return float("nan")
-  shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-  confidence = 1 / shares.sum(axis=1)
+  confidence = special.softmax(scores, axis=1).max(axis=1)
   correct = scores.argmax(axis=1) == labels
   bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
   gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
@@ -130,13 +100,9 @@ def expected_calibration_error(
 
 def paired_bootstrap(
   labels: ArrayLike,
-  a_predictions: ArrayLike,
-  b_predictions: ArrayLike,
+  a: Mapping[int, ArrayLike],
+  b: Mapping[int, ArrayLike],
   draws: int = 10_000,
-  seed: int = 0,
-  *,
-  a_seeds: Sequence[int] | None = None,
-  b_seeds: Sequence[int] | None = None,
 ) -> tuple[Gain, Gain]:
   """Percentile bootstrap of the difference in accuracy of systems a and b.
 
@@ -147,39 +113,20 @@ def paired_bootstrap(
   seed of a system the interval covers the sampling of images only.
 
   Args:
-    labels: int[n], true classes.
-    a_predictions: int[n], or int[s, n] for s seeds.
-    b_predictions: int[n], or int[t, n] for t seeds.
+    labels: int[n], true classes; n > 0.
+    a: training seed -> predictions int[n].
+    b: training seed -> predictions int[n].
     draws: number of bootstrap samples.
-    seed: seed of the draws.
-    a_seeds: s different seeds, 0 to s - 1 by default.
-    b_seeds: t different seeds, 0 to t - 1 by default.
 
   Returns:
     a - b in mean-class and in overall accuracy, each averaged over seeds. p is
     twice the smaller share of draws at or beyond 0, counting one draw more,
     and at most 1.
-
-  Raises:
-    ValueError: shapes or numbers of seeds do not match, or there is no image.
   """
+  rng = np.random.default_rng(0)
   labels = np.asarray(labels)
-  a, b = np.atleast_2d(a_predictions), np.atleast_2d(b_predictions)
-  if not labels.size or {a.shape[1:], b.shape[1:]} != {labels.shape}:
-    raise ValueError(
-      f"found labels {labels.shape} and predictions {a.shape} and {b.shape}; "
-      "expected [n], n > 0, and [seeds, n]"
-    )
-  rng = np.random.default_rng(seed)
-  correct = np.concatenate([a == labels, b == labels]).T
-  weights = _seed_weights(
-    rng,
-    range(len(a)) if a_seeds is None else a_seeds,
-    range(len(b)) if b_seeds is None else b_seeds,
-    draws,
-  )
-  if len(weights[0]) != correct.shape[1]:
-    raise ValueError("the number of seeds differs from that of predictions")
+  correct = np.stack([*a.values(), *b.values()], axis=1) == labels[:, None]
+  weights = _seed_weights(rng, [*a], [*b], draws)
   observed = np.repeat((1 / len(a), -1 / len(b)), (len(a), len(b)))
   classes = np.unique(labels)
   totals = np.zeros((2, draws + 1))
@@ -198,13 +145,13 @@ def paired_bootstrap(
   return _gain(totals[0]), _gain(totals[1])
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-  """Adjusts p for the number of comparisons; None is left out.
+def holm(p_values: Sequence[float]) -> list[float]:
+  """Adjusts p for the number of comparisons; NaN is left out.
 
   Source: Holm, "A simple sequentially rejective multiple test procedure",
   Scandinavian Journal of Statistics 6, 1979.
   """
-  known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+  known = sorted((p, i) for i, p in enumerate(p_values) if p == p)
   adjusted, largest = list(p_values), 0.0
   for rank, (p, i) in enumerate(known):
     largest = max(largest, min(1.0, (len(known) - rank) * p))
@@ -217,7 +164,7 @@ def logit_adjustment_frontier(
   scores: ArrayLike,
   train_counts: ArrayLike,
   strengths: ArrayLike,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
   """Accuracies of a trained classifier under scores - strength * log(prior).
 
   Args:
@@ -227,38 +174,25 @@ def logit_adjustment_frontier(
     strengths: f64[k]; 0 leaves the classifier unchanged, 1 balances it.
 
   Returns:
-    (mean-class accuracy, overall accuracy), each f64[k].
+    f64[2, k]: overall and mean-class accuracy.
 
   Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021,
   eq. (9).
   """
   labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
   counts = np.maximum(np.asarray(train_counts, np.float64), 1)
-  log_prior = np.log(counts / counts.sum())
-  classes, class_of, count = np.unique(
-    labels, return_inverse=True, return_counts=True
-  )
-  share = 1 / (classes.size * count[class_of])
-  correct = np.stack(
-    [
-      np.argmax(scores - strength * log_prior, axis=1) == labels
-      for strength in np.asarray(strengths)
-    ]
-  )
-  return correct @ share, correct.mean(axis=1)
+  shifts = np.multiply.outer(strengths, np.log(counts / counts.sum()))
+  correct = np.stack([(scores - s).argmax(axis=1) == labels for s in shifts])
+  recalls = [correct[:, labels == c].mean(axis=1) for c in np.unique(labels)]
+  return np.stack([correct.mean(axis=1), np.mean(recalls, axis=0)])
 
 
 def _seed_weights(
-  rng: np.random.Generator,
-  a_seeds: Sequence[int],
-  b_seeds: Sequence[int],
-  draws: int,
+  rng: np.random.Generator, a: list[int], b: list[int], draws: int
 ) -> np.ndarray:
   """f64[draws, s + t]: weights of a's drawn seeds, and minus those of b's."""
-  every = np.unique([*a_seeds, *b_seeds])
-  columns = [np.searchsorted(every, seeds) for seeds in (a_seeds, b_seeds)]
-  if any(np.unique(column).size < column.size for column in columns):
-    raise ValueError("found a seed twice; expected different seeds")
+  every = np.unique([*a, *b])
+  columns = [np.searchsorted(every, seeds) for seeds in (a, b)]
   equal = np.full(every.size, 1 / every.size)
   drawn = rng.multinomial(every.size, equal, size=draws)
   # A draw needs a seed of each system.

@@ -43,16 +43,21 @@ class Stage(NamedTuple):
   Attributes:
     config: resolved, with this phase only.
     workdir: its own folder.
-    parent: the stage it starts from.
+    parent: workdir of the stage it starts from.
   """
 
   config: ConfigDict
   workdir: Path
-  parent: "Stage | None"
+  parent: Path | None
 
 
-# (system, seed) -> the last stage, which has the result.
-Sweep = dict[tuple[str, int], Stage]
+# (system, seed) -> its stages in training order; the last one has the result.
+Sweep = dict[tuple[str, int], list[Stage]]
+
+
+def is_done(workdir: Path) -> bool:
+  """Whether a stage has its results."""
+  return all((workdir / name).exists() for name in _RESULTS)
 
 
 def plan(
@@ -68,33 +73,27 @@ def plan(
   Raises:
     UserError: a config is invalid.
   """
-  sweep = {}
-  for seed in seeds:
-    for system, config in systems.items():
-      config = config.copy_and_resolve_references()
-      config.seed = seed
-      config = configs.with_dtype(configs.resolve(config))
-      sweep[system, seed] = _last_stage(config, out)
+  sweep: Sweep = {}
+  for seed, (system, config) in itertools.product(seeds, systems.items()):
+    config = config.copy_and_resolve_references()
+    config.seed = seed
+    config = configs.with_dtype(configs.resolve(config))
+    parent, chain = None, sweep.setdefault((system, seed), [])
+    for name in configs.phases(config):
+      single = config.copy_and_resolve_references()
+      with single.unlocked():
+        for other in configs.phases(config):
+          if other != name:
+            del single[other]
+        if parent is not None:
+          single.init_from = str(parent)
+      chain.append(Stage(single, _workdir(single, name, parent, out), parent))
+      parent = chain[-1].workdir
   return sweep
 
 
-def _last_stage(config: ConfigDict, out: Path) -> Stage:
-  stage: Stage | None = None
-  for name in configs.phases(config):
-    single = config.copy_and_resolve_references()
-    with single.unlocked():
-      for other in configs.PHASES:
-        if other != name and other in single:
-          del single[other]
-      if stage is not None:
-        single.init_from = str(stage.workdir)
-    stage = Stage(single, _workdir(single, name, stage, out), stage)
-  assert stage is not None  # a resolved config has a phase
-  return stage
-
-
 def _workdir(
-  config: ConfigDict, phase: str, parent: Stage | None, out: Path
+  config: ConfigDict, phase: str, parent: Path | None, out: Path
 ) -> Path:
   """A folder named by a hash of everything that affects the result."""
   content = config.to_dict()
@@ -106,46 +105,31 @@ def _workdir(
       del content[field]
   content["phase"] = content.pop(phase)
   if parent is not None:
-    content["init_from"] = parent.workdir.name
+    content["init_from"] = parent.name
   text = json.dumps(content, sort_keys=True, default=str)
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
   prefix = f"seed{config.seed}-{'+'.join(config[phase].losses)}-"
   named = out.resolve() / f"{prefix}{digest}"
-  return named if named.is_dir() else _former_workdir(config, prefix, named)
-
-
-def _former_workdir(config: ConfigDict, prefix: str, named: Path) -> Path:
-  """The folder an earlier version gave a stage with this config, or `named`."""
-  siblings = named.parent.iterdir() if named.parent.is_dir() else ()
-  for folder in sorted(siblings):
-    if folder.name.startswith(prefix):
-      try:
-        stored = json.loads((folder / "config.json").read_text())
-        changed = configs.differences(configs.migrate(stored), config.to_dict())
-      except (OSError, ValueError, TypeError):
-        continue
-      if all(change.startswith(configs.FREE_FIELDS) for change in changed):
-        return folder
+  if named.is_dir():
+    return named
+  for folder in sorted(named.parent.glob(f"{prefix}*")):
+    # An earlier version may have given the same config another hash.
+    try:
+      stored = json.loads((folder / "config.json").read_text())
+      changed = configs.differences(configs.migrate(stored), config.to_dict())
+    except (OSError, ValueError, TypeError):
+      continue
+    if all(change.startswith(configs.FREE_FIELDS) for change in changed):
+      return folder
   return named
-
-
-def _chain(stage: Stage | None) -> list[Stage]:
-  """The stage and those it depends on, in training order."""
-  return [] if stage is None else [*_chain(stage.parent), stage]
 
 
 def stages(sweep: Sweep) -> list[Stage]:
   """All stages, each once, parents first."""
   found: dict[Path, Stage] = {}
-  for last in sweep.values():
-    for stage in _chain(last):
-      found.setdefault(stage.workdir, stage)
+  for stage in itertools.chain.from_iterable(sweep.values()):
+    found.setdefault(stage.workdir, stage)
   return list(found.values())
-
-
-def is_done(stage: Stage) -> bool:
-  """Whether a stage has its results."""
-  return all((stage.workdir / name).exists() for name in _RESULTS)
 
 
 def run(sweep: Sweep) -> dict[Path, str]:
@@ -164,9 +148,11 @@ def run(sweep: Sweep) -> dict[Path, str]:
   Raises:
     UserError: phases, data and devices of a system do not fit together.
   """
-  _check({key: last for key, last in sweep.items() if not is_done(last)})
+  _check({key: c for key, c in sweep.items() if not is_done(c[-1].workdir)})
   every = stages(sweep)
-  todo = collections.deque(stage for stage in every if not is_done(stage))
+  todo = collections.deque(
+    stage for stage in every if not is_done(stage.workdir)
+  )
   total, started, waiting = len(todo), time.monotonic(), 0
   print_line(
     f"sweep: {len(sweep)} results, {len(every) - total} stages done,"
@@ -175,13 +161,13 @@ def run(sweep: Sweep) -> dict[Path, str]:
   failed: dict[Path, str] = {}
   while todo:
     stage = todo.popleft()
-    if is_done(stage):  # by another process
+    if is_done(stage.workdir):  # by another process
       continue
-    parent = stage.parent
-    if parent is not None and parent.workdir in failed:
-      failed[stage.workdir] = f"needs {parent.workdir.name}, which failed"
+    if stage.parent in failed:
+      failed[stage.workdir] = f"needs {stage.parent.name}, which failed"
       continue
-    if _is_blocked(stage):
+    untrained = stage.parent is not None and not is_done(stage.parent)
+    if untrained or workdirs.is_held(stage.workdir):
       todo.append(stage)
       waiting += 1
       if waiting == len(todo):
@@ -190,10 +176,14 @@ def run(sweep: Sweep) -> dict[Path, str]:
         time.sleep(_POLL_SECONDS)
       continue
     waiting = 0
-    left = sum(not is_done(one) for one in (stage, *todo))
+    left = sum(not is_done(one.workdir) for one in (stage, *todo))
+    per_stage = (time.monotonic() - started) / max(total - left, 1)
+    rest = f", about {clock(per_stage * left)} left" if left < total else ""
+    users = [system for (system, _), chain in sweep.items() if stage in chain]
     print_line(
-      f"sweep: {_progress(total, left, started)}: seed {stage.config.seed},"
-      f" for {', '.join(_users(stage, sweep))}\n  {stage.workdir}"
+      f"sweep: stage {total - left + 1} of {total}{rest}: seed"
+      f" {stage.config.seed}, for {', '.join(sorted(set(users)))}\n "
+      f" {stage.workdir}"
     )
     try:
       _train(stage)
@@ -206,41 +196,16 @@ def run(sweep: Sweep) -> dict[Path, str]:
   return failed
 
 
-def _is_blocked(stage: Stage) -> bool:
-  """Whether another process is training a stage or its parent."""
-  waits = stage.parent is not None and not is_done(stage.parent)
-  return waits or workdirs.is_held(stage.workdir)
-
-
-def _progress(total: int, left: int, started: float) -> str:
-  """The number of the next stage, and the expected time left."""
-  per_stage = (time.monotonic() - started) / max(total - left, 1)
-  time_left = f", about {clock(per_stage * left)} left" if left < total else ""
-  return f"stage {total - left + 1} of {total}{time_left}"
-
-
-def _users(stage: Stage, sweep: Sweep) -> list[str]:
-  """The systems that need a stage."""
-  return sorted(
-    {
-      system
-      for (system, _), last in sweep.items()
-      if any(one.workdir == stage.workdir for one in _chain(last))
-    }
-  )
-
-
 def _check(sweep: Sweep) -> None:
   """Traces all phases of each system, with one of its seeds."""
   mesh, data, dataset = sharding.make_mesh(), None, None
-  for system, last in {system: s for (system, _), s in sweep.items()}.items():
+  for system, chain in {name: c for (name, _), c in sweep.items()}.items():
+    first, start = chain[0].config, None
     try:
-      if dataset is None or data != last.config.data.to_dict():
-        data = last.config.data.to_dict()
-        dataset = sources.load(last.config.data)
-      chain, start = _chain(last), None
-      if chain[0].config.init_from:
-        start, _ = train.load_start(chain[0].config)
+      if dataset is None or data != first.data.to_dict():
+        data, dataset = first.data.to_dict(), sources.load(first.data)
+      if first.init_from:
+        start, _ = train.load_start(first)
       with jax.set_mesh(mesh):
         for stage in chain:
           images, _ = train.add_unlabelled(stage.config, dataset)
@@ -286,55 +251,50 @@ def results(sweep: Sweep) -> list[RunResult]:
     UserError: scores are damaged, or stages of a run saw different images.
   """
   found = []
-  for (system, seed), last in sweep.items():
-    if not is_done(last):
-      continue
-    seconds, hardware = zip(*map(_cost, _chain(last)), strict=True)
-    found.append(
-      RunResult(
-        system,
-        seed,
-        predictions.load(last.workdir / _SCORES),
-        sum(seconds) or None,
-        # Systems on a region can be compared with those on the whole face.
-        regions.whole(_fingerprint(last)),
-        tuple(itertools.chain.from_iterable(hardware)),
+  for (system, seed), chain in sweep.items():
+    if is_done(chain[-1].workdir):
+      seconds, hardware = zip(*map(_cost, chain), strict=True)
+      found.append(
+        RunResult(
+          system,
+          seed,
+          predictions.load(chain[-1].workdir / _SCORES),
+          sum(seconds) or None,
+          # Systems on a region can be compared with those on the whole face.
+          regions.whole(_fingerprint(chain)),
+          tuple(itertools.chain.from_iterable(hardware)),
+        )
       )
-    )
   return found
 
 
-def _fingerprint(last: Stage) -> str:
-  """Fingerprint of the images that a stage and its ancestors saw."""
-  found = {}
-  for stage in _chain(last):
+def _fingerprint(chain: Sequence[Stage]) -> str:
+  """Fingerprint of the images that all stages of a system saw."""
+  found = []
+  for stage in chain:
     path = stage.workdir / "metrics.json"
     try:
-      text = path.read_text()
-      found[stage.workdir] = str(json.loads(text)["data_fingerprint"])
+      found.append(str(json.loads(path.read_text())["data_fingerprint"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{path} cannot be read or is damaged ({error!r}). If it is damaged,"
         " move it away and run the same command again: it is written again from"
         " the checkpoint."
       ) from error
-  if len(set(found.values())) > 1:
+  if len(set(found)) > 1:
     raise UserError(
       "Stages of one system saw different images, as the data changed between"
-      f" them: {', '.join(map(str, found))}. Train them again in another --out."
+      f" them: {', '.join(str(stage.workdir) for stage in chain)}. Train them"
+      " again in another --out."
     )
-  return found[last.workdir]
+  return found[0]
 
 
 def encoder_epochs(sweep: Sweep) -> dict[str, float]:
   """System -> epochs in which its encoder, or a part of it, is trained."""
   epochs: dict[str, float] = {}
-  for (system, _), last in sweep.items():
-    phases = [
-      stage.config[name]
-      for stage in _chain(last)
-      for name in configs.phases(stage.config)
-    ]
+  for (system, _), chain in sweep.items():
+    phases = [c[name] for c, *_ in chain for name in configs.phases(c)]
     epochs[system] = sum(
       phase.epochs
       for phase in phases
@@ -346,9 +306,9 @@ def encoder_epochs(sweep: Sweep) -> dict[str, float]:
 def missing(sweep: Sweep, failed: Mapping[Path, str]) -> list[str]:
   """A line for each run without result, with the reason."""
   return [
-    f"{system}, seed {seed}: {failed.get(last.workdir, 'not finished')}"
-    for (system, seed), last in sweep.items()
-    if not is_done(last)
+    f"{system}, seed {seed}: {failed.get(chain[-1].workdir, 'not finished')}"
+    for (system, seed), chain in sweep.items()
+    if not is_done(chain[-1].workdir)
   ]
 
 

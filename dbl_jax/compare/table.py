@@ -5,45 +5,57 @@ System and class names are untrusted input, which each format escapes.
 """
 
 import csv
+import functools
 import io
 import math
+import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import style
 
-from dbl_jax.compare import plots, statistics
+from dbl_jax.compare import statistics
 from dbl_jax.compare.records import (
   TABLE_1,
   RunResult,
   by_system,
-  facts,
+  confusion,
   guesses,
-  summary,
+  title,
 )
-from dbl_jax.evaluation import page
+from dbl_jax.evaluation import metrics, page, plots
 from dbl_jax.evaluation.plots import one_line
 from dbl_jax.runtime import files
 
 DASH = "–"
 TITLE = "Systems compared, as in the paper's Table 1"
-# Column of table.csv -> value, None where there is none.
+STRENGTHS = np.arange(31) / 20  # of logit adjustment, along its curve
+# Column of table.csv -> value, NaN where there is none.
 Row = dict[str, Any]
+_NO_INTERVAL = dict.fromkeys(("lower", "upper", "p"), math.nan)
+# Columns that `plots.accuracies_figure` draws.
+_POINT = (
+  "title",
+  "overall_accuracy_percent",
+  "mean_class_accuracy_percent",
+  "mean_class_accuracy_sd_percent",
+  "overall_accuracy_sd_percent",
+)
 # A heading, a text for each row, and the rows to print bold.
 _Column = tuple[str, Sequence[str], set[int]]
+# Heading, names of columns, lines of cells, (line, column) of bold cells, note.
+_Table = tuple[str, list[str], list[tuple[str, ...]], set[tuple[int, int]], str]
 
 
-@style.context("default")  # whatever the user's matplotlibrc says
 def write(
   out: Path,
   results: Sequence[RunResult],
   missing: Sequence[str],
   *,
   reference: str = "basic",
-  cuts: tuple[int, int] | None = None,
+  cuts: Sequence[int] | None = None,
   paper_points: bool = False,
   **about: Any,
 ) -> None:
@@ -58,17 +70,29 @@ def write(
     reference: system that the others are compared with.
     cuts: (many, few) training images of the tiers; None: by the data.
     paper_points: whether to draw the paper's accuracies next to ours.
-    **about: `dataset`, `image_size`, `command` and `epochs`, see
-      `records.facts`.
+    **about: `dataset`, `image_size`, `command` and `epochs`, see `facts`.
 
   Raises:
     UserError: the runs cannot be compared, see `records.by_system`.
   """
   rows = make_rows(results, reference, cuts)
   made_by = facts(results, cuts=cuts, **about)
-  base = by_system(results).get(reference, ())
-  accuracies = plots.accuracies(rows, base, paper_points=paper_points)
-  matrices = plots.confusion_matrices(results)
+  groups, run = by_system(results), results[0].predictions
+  paper = {
+    name: (overall, average)
+    for name, average, overall in TABLE_1.values()
+    if not math.isnan(average)
+  }
+  accuracies = plots.accuracies_figure(
+    list(map(operator.itemgetter(*_POINT), rows)),
+    _frontier(groups.get(reference, ())),
+    paper if paper_points else None,
+  )
+  matrices = plots.confusion_figure(
+    [(title(system), confusion(group)) for system, group in groups.items()],
+    run.class_names,
+    run.train_counts,
+  )
   pictures = {
     "Mean-class against overall accuracy": accuracies,
     "Confusion matrices": matrices,
@@ -90,7 +114,7 @@ def write(
 def make_rows(
   results: Sequence[RunResult],
   reference: str = "basic",
-  cuts: tuple[int, int] | None = None,
+  cuts: Sequence[int] | None = None,
   draws: int = 10_000,
 ) -> list[Row]:
   """Summarises each system over its seeds, in Table 1's order.
@@ -103,115 +127,174 @@ def make_rows(
 
   Returns:
     For each system its name, seeds, the paper's accuracies, ours (mean and
-    standard deviation), differences to the reference, recall by tier and by
-    class, calibration error (None without probabilities) and training time.
+    standard deviation), differences to the reference, recall by tier, the
+    calibration error (NaN without probabilities), training time and recall by
+    class.
 
   Raises:
     UserError: the runs cannot be compared, see `records.by_system`.
   """
   groups = by_system(results)
+  run = results[0].predictions
+  names, counts = run.class_names, run.train_counts
+  tiers = statistics.tiers(counts, cuts or statistics.default_cuts(counts))
   rows = []
   for system, group in groups.items():
-    base = None if system == reference else groups.get(reference)
-    name, average, overall = TABLE_1.get(system, (system, None, None))
-    rows.append(
-      {
-        "system": system,
-        "title": name,
-        "seeds": " ".join(str(result.seed) for result in group),
-        "paper_average_percent": average,
-        "paper_overall_percent": overall,
-        **_accuracies(group),
-        **_gains(group, base, draws),
-        **_recalls(group, cuts),
-      }
-    )
+    name, average, overall = TABLE_1.get(system, (system, math.nan, math.nan))
+    row: Row = {
+      "system": system,
+      "title": name,
+      "seeds": " ".join(str(result.seed) for result in group),
+      "paper_average_percent": average,
+      "paper_overall_percent": overall,
+    }
+    each = [metrics.summarise(confusion([r]), names) for r in group]
+    for accuracy in ("mean_class_accuracy", "overall_accuracy"):
+      row |= _mean_sd(f"{accuracy}_percent", [one[accuracy] for one in each])
+    base = () if system == reference else groups.get(reference, ())
+    row |= _gains(group, base, draws)
+    recalls = {
+      name: [one["per_class"][name]["recall"] for one in each] for name in names
+    }
+    for tier in statistics.TIERS:
+      own = [n for n, t in zip(names, tiers, strict=True) if t == tier]
+      means = [statistics.mean_std(recalls[n])[0] for n in own]
+      row[f"{tier}_recall_percent"] = _percent(statistics.mean_std(means)[0])
+    errors = [
+      statistics.expected_calibration_error(run.labels, run.scores)
+      if run.calibrated
+      else math.nan
+      for run in (result.predictions for result in group)
+    ]
+    row["expected_calibration_error_percent"] = _percent(float(np.mean(errors)))
+    seconds = [result.seconds for result in group]
+    row["training_seconds"] = statistics.mean_std(seconds)[0]
+    for n, values in recalls.items():
+      row |= _mean_sd(f"recall_percent: {n}", values)
+    rows.append(row)
   return rows
 
 
-def _accuracies(group: Sequence[RunResult]) -> Row:
-  """Mean and standard deviation of the accuracies over seeds."""
-  row = {}
-  for name in ("mean_class_accuracy", "overall_accuracy"):
-    mean, sd = statistics.mean_std([summary(result)[name] for result in group])
-    row[f"{name}_percent"], row[f"{name}_sd_percent"] = map(
-      _percent, (mean, sd)
-    )
-  return row
+def _mean_sd(column: str, values: Sequence[float | None]) -> Row:
+  """Mean and standard deviation of fractions, in per cent."""
+  mean, sd = statistics.mean_std(values)
+  return {column: _percent(mean), _sd(column): _percent(sd)}
+
+
+def _sd(column: str) -> str:
+  """The column with the standard deviation of a percentage."""
+  start, _, end = column.partition("_percent")
+  return f"{start}_sd_percent{end}"
 
 
 def _gains(
-  group: Sequence[RunResult], base: Sequence[RunResult] | None, draws: int
+  group: Sequence[RunResult], base: Sequence[RunResult], draws: int
 ) -> Row:
   """Differences to the reference; no interval and p with one seed."""
-  row: Row = {}
-  gains: Sequence[Any] = (None, None)
+  gains = [statistics.Gain(*[math.nan] * 4)] * 2
   if base:
-    gains = statistics.paired_bootstrap(
+    gains[:] = statistics.paired_bootstrap(
       group[0].predictions.labels,
-      np.stack([guesses(result) for result in group]),
-      np.stack([guesses(result) for result in base]),
+      {result.seed: guesses(result) for result in group},
+      {result.seed: guesses(result) for result in base},
       draws,
-      a_seeds=[result.seed for result in group],
-      b_seeds=[result.seed for result in base],
     )
-  several = base is not None and min(len(group), len(base)) > 1
+  unknown = {} if min(len(group), len(base)) > 1 else _NO_INTERVAL
+  row: Row = {}
   for name, gain in zip(("mean_class", "overall"), gains, strict=True):
-    row[f"{name}_difference_points"] = gain and _percent(gain.difference)
-    row[f"{name}_lower_points"] = _percent(gain.lower) if several else None
-    row[f"{name}_upper_points"] = _percent(gain.upper) if several else None
-    row[f"{name}_p"] = gain.p if several else None
+    gain = gain._replace(**unknown)
+    row[f"{name}_difference_points"] = _percent(gain.difference)
+    row[f"{name}_lower_points"] = _percent(gain.lower)
+    row[f"{name}_upper_points"] = _percent(gain.upper)
+    row[f"{name}_p"] = gain.p
   return row
 
 
-def _recalls(group: Sequence[RunResult], cuts: tuple[int, int] | None) -> Row:
-  """Recall by tier and by class; between them, calibration and time."""
+def _frontier(
+  group: Sequence[RunResult],
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray] | None:
+  """The curve of `plots.accuracies_figure`, if there are probabilities."""
   runs = [result.predictions for result in group]
-  counts = runs[0].train_counts
-  each = [summary(result)["per_class"] for result in group]
-  recall = {
-    name: statistics.mean_std([one[name]["recall"] for one in each])
-    for name in runs[0].class_names
-  }
-  tiers = statistics.tier_recall(
-    [mean for mean, _ in recall.values()],
-    statistics.tiers(counts, cuts or statistics.default_cuts(counts)),
+  if not runs or not all(run.calibrated for run in runs):
+    return None
+  each = [
+    statistics.logit_adjustment_frontier(
+      run.labels, run.scores, run.train_counts, STRENGTHS
+    )
+    for run in runs
+  ]
+  overall, mean_class = 100 * np.mean(each, axis=0)
+  name = f"Logit adjustment of {one_line(title(group[0].system))}, by strength"
+  return name, overall, mean_class, STRENGTHS
+
+
+def facts(
+  results: Sequence[RunResult],
+  *,
+  dataset: str,
+  image_size: int,
+  command: str,
+  epochs: str = "not known",
+  cuts: Sequence[int] | None = None,
+) -> dict[str, str]:
+  """Describes how a table was made: label -> plain text.
+
+  Args:
+    results: the runs of the table.
+    dataset: name of the data set.
+    image_size: height and width in pixels.
+    command: the command that makes the table.
+    epochs: epochs of encoder training of each system.
+    cuts: (many, few) training images of the tiers; None: by the data.
+  """
+  first = results[0].predictions
+  names, trained = first.class_names, first.train_counts
+  tested = np.bincount(first.labels, minlength=len(names))
+  hardware = [machine for result in results for machine in result.hardware]
+  many, few = cuts or statistics.default_cuts(trained)
+  tier_of = statistics.tiers(trained, (many, few))
+  limits = (
+    f"more than {many:,} training images",
+    "the rest",
+    f"fewer than {few:,}",
   )
-  error = None
-  if all(run.calibrated for run in runs):
-    error = statistics.mean_std(
-      [
-        statistics.expected_calibration_error(run.labels, run.scores)
-        for run in runs
-      ]
-    )[0]
-  row = {f"{tier}_recall_percent": _percent(x) for tier, x in tiers.items()}
-  row["expected_calibration_error_percent"] = _percent(error)
-  seconds = [result.seconds for result in group]
-  row["training_seconds"] = statistics.mean_std(seconds)[0]
-  for name, (mean, sd) in recall.items():
-    row[f"recall_percent: {name}"] = _percent(mean)
-    row[f"recall_sd_percent: {name}"] = _percent(sd)
-  return row
+  tiers = []
+  for tier, limit in zip(statistics.TIERS, limits, strict=True):
+    own = [n for n, t in zip(names, tier_of, strict=True) if t == tier]
+    tiers.append(f"{tier} ({limit}): {', '.join(own) or 'none'}")
+  return {
+    "Data set": dataset,
+    "Image size": f"{image_size} × {image_size} pixels",
+    "Test images": str(len(first.labels)),
+    "Class order (training / test images)": "; ".join(
+      f"{i} {name} ({trained[i]:,} / {tested[i]:,})"
+      for i, name in enumerate(names)
+    ),
+    "Tiers": "; ".join(tiers),
+    "Seeds": ", ".join(map(str, sorted({r.seed for r in results}))),
+    "Encoder epochs": epochs,
+    "Choice of checkpoints": (
+      "the latest, or the best on validation images where a config says so;"
+      " each run was evaluated on the test images once, at its end"
+    ),
+    "Hardware": "; ".join(dict.fromkeys(hardware)) or "not known",
+    "Command": command,
+  }
 
 
 def as_markdown(
-  rows: Sequence[Row],
-  made_by: Mapping[str, str],
-  missing: Sequence[str] = (),
+  rows: Sequence[Row], made_by: Mapping[str, str], missing: Sequence[str] = ()
 ) -> str:
   """The tables in GitHub's Markdown, best values bold."""
   parts = [f"# {TITLE}"]
   if missing:
     parts.append("**Missing**, not finished:")
     parts.append("\n".join(f"- {_markdown(item)}" for item in missing))
-  for heading, columns, note in _tables(rows):
-    head, *cells = [
-      list(map(_markdown, line)) for line in _cells(rows, columns)
-    ]
-    for i, j in _bold(columns):
-      cells[i][j] = f"**{cells[i][j]}**"
-    lines = [head, ["---", *(["---:"] * len(columns))], *cells]
+  for heading, head, cells, bold, note in _tables(rows):
+    lines = [[_markdown(cell) for cell in line] for line in (head, *cells)]
+    for i, j in bold:
+      lines[i + 1][j] = f"**{lines[i + 1][j]}**"
+    lines.insert(1, ["---", *["---:"] * (len(head) - 1)])
     parts.append(f"## {_markdown(heading)}")
     parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     parts.append(note)
@@ -235,9 +318,8 @@ def as_html(
   if missing:
     items = "".join(f"<li>{page.text(item)}</li>" for item in missing)
     sections.append(page.section("Missing, not finished", f"<ul>{items}</ul>"))
-  for heading, columns, note in _tables(rows):
-    head, *cells = _cells(rows, columns)
-    table = page.table(head, cells, _bold(columns))
+  for heading, head, cells, bold, note in _tables(rows):
+    table = page.table(head, cells, bold)
     sections.append(page.section(heading, table, page.note(note)))
   for heading, png in (figures or {}).items():
     alt = f"{heading}; the tables on this page have the numbers"
@@ -257,9 +339,7 @@ def as_html(
 
 
 def as_csv(
-  rows: Sequence[Row],
-  made_by: Mapping[str, str],
-  missing: Sequence[str] = (),
+  rows: Sequence[Row], made_by: Mapping[str, str], missing: Sequence[str] = ()
 ) -> str:
   """One line for each system, the facts repeated in its last columns.
 
@@ -270,36 +350,38 @@ def as_csv(
     for key, value in made_by.items()
   }
   shared["missing"] = "; ".join(missing)
-  lines = [row | shared | row for row in rows]
   text = io.StringIO()
+  lines = [row | shared | row for row in rows]
   writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
   writer.writeheader()
-  writer.writerows(lines)
+  for line in lines:  # NaN, which differs from itself, is an empty cell
+    writer.writerow({k: v if v == v else "" for k, v in line.items()})
   return text.getvalue()
 
 
-def _tables(rows: Sequence[Row]) -> list[tuple[str, list[_Column], str]]:
-  """Heading, columns and note of the printed tables."""
-  reference = [row for row in rows if row["overall_difference_points"] is None]
-  tested = sum(row["overall_p"] is not None for row in rows)
-  seconds = [row["training_seconds"] for row in rows]
-  minutes = [DASH if x is None else f"{x / 60:.1f}" for x in seconds]
-  classes = [key for key in rows[0] if key.startswith("recall_percent: ")]
-  tables = [
-    (
-      "Accuracy (%)",
-      [
-        _numbers(rows, "Paper: average", "paper_average_percent", 2),
-        _numbers(rows, "Paper: overall", "paper_overall_percent", 2),
-        _numbers(rows, "Mean-class", "mean_class_accuracy_percent", 2),
-        _numbers(rows, "Overall", "overall_accuracy_percent", 2),
-        ("Seeds", [row["seeds"].replace(" ", ", ") for row in rows], set()),
-      ],
-      "Mean-class accuracy, the paper's average accuracy, is the mean of "
-      "recall over classes. Mean ± standard deviation over seeds. The paper's "
-      "numbers are of RAF-DB and one run each.",
-    ),
-    (
+def _tables(rows: Sequence[Row]) -> Iterator[_Table]:
+  """The printed tables."""
+  column = functools.partial(_column, rows)
+  reference = [r for r in rows if math.isnan(r["overall_difference_points"])]
+  tested = sum(not math.isnan(row["overall_p"]) for row in rows)
+  seeds = [row["seeds"].replace(" ", ", ") for row in rows]
+  yield _table(
+    rows,
+    "Accuracy (%)",
+    [
+      column("Paper: average", "paper_average_percent", 2),
+      column("Paper: overall", "paper_overall_percent", 2),
+      column("Mean-class", "mean_class_accuracy_percent", 2),
+      column("Overall", "overall_accuracy_percent", 2),
+      ("Seeds", seeds, set()),
+    ],
+    "Mean-class accuracy, the paper's average accuracy, is the mean of recall "
+    "over classes. Mean ± standard deviation over seeds. The paper's numbers "
+    "are of RAF-DB and one run each.",
+  )
+  if len(reference) < len(rows):
+    yield _table(
+      rows,
       f"Difference to {one_line(reference[0]['title'], 40)} (points)",
       [*_differences(rows, "Mean-class"), *_differences(rows, "Overall")],
       "With 95% intervals and two-sided p by a paired bootstrap over images "
@@ -307,105 +389,100 @@ def _tables(rows: Sequence[Row]) -> list[tuple[str, list[_Column], str]]:
       "does not show how much runs differ. p is adjusted for the number of "
       f"comparisons in its column, {tested} (Holm); intervals and table.csv "
       "are not.",
-    ),
-    (
-      "Recall by class (%)",
-      [
-        _numbers(rows, one_line(key.partition(": ")[2], 40), key, 1)
-        for key in classes
-      ],
-      "Mean ± standard deviation over seeds.",
-    ),
-    (
-      "Recall by tier (%)",
-      [
-        _numbers(rows, tier.title(), f"{tier}_recall_percent", 1)
-        for tier in statistics.TIERS
-      ],
-      "Mean over the classes with many, a medium number of and few training "
-      f"images, and over seeds; {DASH} for a tier without classes.",
-    ),
-    (
-      "Calibration and cost",
-      [
-        _numbers(rows, "ECE (%)", "expected_calibration_error_percent", 1, min),
-        ("Training (min)", minutes, _best(seconds, min)),
-      ],
-      "ECE: expected calibration error in 15 bins, mean over seeds. Training "
-      "time: minutes for all stages of a system, mean over seeds; for a killed "
-      "run, since its last start.",
-    ),
-  ]
-  # Without a reference, no row has a difference.
-  return tables if len(reference) < len(rows) else tables[:1] + tables[2:]
+    )
+  yield _table(
+    rows,
+    "Recall by class (%)",
+    [
+      column(one_line(key.partition(": ")[2], 40), key, 1)
+      for key in rows[0]
+      if key.startswith("recall_percent: ")
+    ],
+    "Mean ± standard deviation over seeds.",
+  )
+  yield _table(
+    rows,
+    "Recall by tier (%)",
+    [
+      column(tier.title(), f"{tier}_recall_percent", 1)
+      for tier in statistics.TIERS
+    ],
+    "Mean over the classes with many, a medium number of and few training "
+    f"images, and over seeds; {DASH} for a tier without classes.",
+  )
+  yield _table(
+    rows,
+    "Calibration and cost",
+    [
+      column("ECE (%)", "expected_calibration_error_percent", 1, min),
+      column("Training (min)", "training_seconds", 1, min, scale=1 / 60),
+    ],
+    "ECE: expected calibration error in 15 bins, mean over seeds. Training "
+    "time: minutes for all stages of a system, mean over seeds; for a killed "
+    "run, since its last start.",
+  )
 
 
-def _numbers(
+def _table(
+  rows: Sequence[Row], heading: str, columns: Sequence[_Column], note: str
+) -> _Table:
+  """A table with the systems' names as its first column."""
+  names = [row["title"] for row in rows]
+  cells = zip(names, *(texts for _, texts, _ in columns), strict=True)
+  bold = {(i, j) for j, (_, _, best) in enumerate(columns, 1) for i in best}
+  head = ["System", *(name for name, _, _ in columns)]
+  return heading, head, list(cells), bold, note
+
+
+def _column(
   rows: Sequence[Row],
   heading: str,
   key: str,
   digits: int,
   best: Callable[..., float] = max,
+  scale: float = 1,
 ) -> _Column:
   """Numbers ± deviation, the best bold; equal in print, equally good."""
+  values = [scale * row[key] for row in rows]
   texts = []
-  for row in rows:
-    mean, sd = row[key], row.get(key.replace("_percent", "_sd_percent", 1))
-    text = DASH if mean is None else f"{mean:.{digits}f}"
-    texts.append(text if sd is None else f"{text} ± {sd:.{digits}f}")
-  return heading, texts, _best([row[key] for row in rows], best, digits)
+  for row, value in zip(rows, values, strict=True):
+    text = DASH if math.isnan(value) else f"{value:.{digits}f}"
+    sd = row.get(_sd(key), math.nan)
+    texts.append(text if math.isnan(sd) else f"{text} ± {sd:.{digits}f}")
+  return heading, texts, _best(values, best, digits)
 
 
 def _differences(rows: Sequence[Row], heading: str) -> list[_Column]:
   """Differences with intervals, and adjusted p; the reference counts as 0."""
   name = heading.lower().replace("-", "_")
-  texts, values = [], []
-  for row in rows:
-    gain, lower, upper = (
-      row[f"{name}_{field}_points"]
-      for field in ("difference", "lower", "upper")
-    )
-    text = "reference" if gain is None else f"{gain:+.2f}"
-    if lower is not None:
+  gains = [row[f"{name}_difference_points"] for row in rows]
+  texts = []
+  for row, gain in zip(rows, gains, strict=True):
+    lower, upper = (row[f"{name}_{end}_points"] for end in ("lower", "upper"))
+    text = "reference" if math.isnan(gain) else f"{gain:+.2f}"
+    if not math.isnan(lower):
       text += f" ({lower:.2f} to {upper:.2f})"
     texts.append(text.replace("-", "−"))
-    values.append(gain or 0.0)
-  p = statistics.holm([row[f"{name}_p"] for row in rows])
-  return [(heading, texts, _best(values, max, 2)), ("p", [*map(_p, p)], set())]
+  ps = [
+    DASH if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+    for p in statistics.holm([row[f"{name}_p"] for row in rows])
+  ]
+  best = _best(np.nan_to_num(gains).tolist(), max, 2)
+  return [(heading, texts, best), ("p", ps, set())]
 
 
 def _best(
-  values: Sequence[float | None],
-  best: Callable[..., float],
-  digits: int = 6,
+  values: Sequence[float], best: Callable[..., float], digits: int
 ) -> set[int]:
   """Indices of the best of several values, rounded; of one, none."""
-  rounded = [None if x is None else round(x, digits) for x in values]
-  known = [x for x in rounded if x is not None]
-  chosen = best(known) if len(known) > 1 else math.nan
-  return {i for i, x in enumerate(rounded) if x == chosen}
+  known = {i: round(x, digits) for i, x in enumerate(values) if x == x}
+  if len(known) < 2:
+    return set()
+  return {i for i, x in known.items() if x == best(known.values())}
 
 
-def _cells(
-  rows: Sequence[Row], columns: Sequence[_Column]
-) -> list[Sequence[str]]:
-  """The lines of a table, the headings first."""
-  names = [row["title"] for row in rows]
-  lines = zip(names, *(texts for _, texts, _ in columns), strict=True)
-  return [["System", *(heading for heading, _, _ in columns)], *lines]
-
-
-def _bold(columns: Sequence[_Column]) -> set[tuple[int, int]]:
-  """(row, column) of the best values; column 0 has the systems."""
-  return {(i, j) for j, (_, _, best) in enumerate(columns, 1) for i in best}
-
-
-def _percent(fraction: float | None) -> float | None:
-  return None if fraction is None else round(100 * fraction, 6)
-
-
-def _p(p: float | None) -> str:
-  return DASH if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+def _percent(fraction: float) -> float:
+  return round(100 * fraction, 6)
 
 
 def _markdown(value: object) -> str:

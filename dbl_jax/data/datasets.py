@@ -112,8 +112,8 @@ def load(path: Path) -> Dataset:
     if "meta" not in found:
       arrays = [f"{n} {list(a.shape)} of {a.dtype}" for n, a in found.items()]
       raise ValueError(
-        f"it holds {', '.join(arrays) or 'nothing'}; a prepared file holds meta,"
-        " train_images, train_labels and those of its other splits"
+        f"it holds {', '.join(arrays) or 'nothing'}; a prepared file holds"
+        " meta, train_images, train_labels and those of its other splits"
       )
     return _dataset(_meta(found["meta"].tobytes()), found)
   except ValueError as error:

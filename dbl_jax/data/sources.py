@@ -19,7 +19,14 @@ from numpy.typing import ArrayLike
 
 from dbl_jax.data import datasets, inspection, regions, splits, synthetic
 from dbl_jax.data.datasets import Dataset, Split
-from dbl_jax.data.formats import expw, fer2013, image_folder, listing
+from dbl_jax.data.formats import (
+  expw,
+  fer2013,
+  image_folder,
+  listed,
+  listing,
+  tfds,
+)
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.raf_db import reader as raf_db
 from dbl_jax.errors import UserError
@@ -40,18 +47,22 @@ class Source:
     find: data.dir, `config.data` -> the labelled image files, none of them
       read; raises UserError if files are missing, malformed or contradictory.
       None for the synthetic faces, which have no files.
+    needs_dir: whether data.dir has no default.
   """
 
   image_size: int
   find: Callable[[Path, Any], Listing] | None = None
+  needs_dir: bool = True
 
 
 SOURCES: dict[str, Source] = {
   "expw": Source(expw.IMAGE_SIZE, expw.find),
   "fer2013": Source(fer2013.IMAGE_SIZE, fer2013.find),
   "image_folder": Source(image_folder.IMAGE_SIZE, image_folder.find),
+  "listed": Source(listed.IMAGE_SIZE, listed.find),
   "raf_db": Source(raf_db.IMAGE_SIZE, raf_db.find),
   "synthetic_faces": Source(image_size=32),
+  "tfds": Source(tfds.IMAGE_SIZE, tfds.find, needs_dir=False),
 }
 
 
@@ -73,10 +84,16 @@ def load(options: Any) -> Dataset:
     dataset = _read_prepared(Path(options.dir).expanduser(), options)
   else:
     dataset = _prepare(options)
+  labels, classes = dataset.splits["train"].labels, len(dataset.class_names)
   dataset = _split_validation(dataset, options)
-  kind = options.get("long_tail", "")
-  if kind:
-    dataset = splits.cut(dataset, kind, options.imbalance, options.split_seed)
+  if kind := options.get("long_tail", ""):
+    dataset = splits.cut(
+      dataset,
+      kind,
+      options.imbalance,
+      options.split_seed,
+      np.bincount(labels, minlength=classes),
+    )
   for warning in (*dataset.warnings, *_shared_images(dataset, options)):
     log.warning("%s", warning)
   return regions.apply(dataset, options.get("region", "face"))
@@ -95,15 +112,15 @@ def find(options: Any) -> Listing:
   Raises:
     UserError: if there is no such data set, or its files are not in order.
   """
-  find_files = SOURCES[options.name].find
-  if find_files is None or options.dir.endswith(".npz"):
+  source = SOURCES[options.name]
+  if source.find is None or options.dir.endswith(".npz"):
     return inspection.listing_of(load(options))
-  if not options.dir:
+  if source.needs_dir and not options.dir:
     raise UserError(
       f"data.name={options.name} needs --config.data.dir: the folder or zip"
       " that holds the images, or a prepared .npz file."
     )
-  return find_files(Path(options.dir).expanduser(), options)
+  return source.find(Path(options.dir).expanduser(), options)
 
 
 def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
@@ -433,6 +450,11 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
     train, validation = splits.split_off(
       whole.labels, fraction, seed, splits.VALIDATION, groups
     )
+    if not len(validation):
+      raise UserError(
+        f"data.groups={how}: each group has more images than"
+        f" data.validation_fraction={fraction} of its class. Set it higher."
+      )
   else:
     train, validation = splits.stratified_split(whole.labels, fraction, seed)
   return splits.take(dataset, {"train": train, "validation": validation})

@@ -34,8 +34,9 @@ def stratified_split(
     Sorted int64 indices of the remaining part, and of the part split off.
   """
   taken = np.zeros(len(labels), bool)
-  for label, share in enumerate(_shares(labels, fraction)):
-    members = np.flatnonzero(labels == label)
+  shares = _shares(labels, fraction)
+  for label, members in enumerate(_members(labels, len(shares))):
+    share = shares[label]
     order = philox(seed, _BY_CLASS, label).permutation(members)
     taken[order[:share]] = True
   return np.flatnonzero(~taken), np.flatnonzero(taken)
@@ -88,6 +89,13 @@ def split_off(
   return np.flatnonzero(~split), np.flatnonzero(split)
 
 
+def _members(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+  """Returns the sorted indices of the images of each class."""
+  counts = np.bincount(labels, minlength=num_classes)
+  order = np.argsort(labels, kind="stable")
+  return np.split(order, np.cumsum(counts))[:-1]
+
+
 def _shares(labels: np.ndarray, fraction: float) -> list[int]:
   """Returns the number of images that each class gives."""
   sizes = np.bincount(labels)
@@ -95,7 +103,13 @@ def _shares(labels: np.ndarray, fraction: float) -> list[int]:
   return np.maximum(shares, 0).astype(int).tolist()
 
 
-def cut(dataset: Dataset, kind: str, imbalance: float, seed: int) -> Dataset:
+def cut(
+  dataset: Dataset,
+  kind: str,
+  imbalance: float,
+  seed: int,
+  whole_counts: np.ndarray | None = None,
+) -> Dataset:
   """Removes training images until each class has its target number.
 
   A class that has fewer to begin with keeps all. Of two cuts with one seed,
@@ -104,11 +118,12 @@ def cut(dataset: Dataset, kind: str, imbalance: float, seed: int) -> Dataset:
   Args:
     dataset: with a split 'train'.
     kind: 'raf_db' cuts each of the seven expressions to the number of training
-      images of RAF-DB; 'exponential' gives the class j-th in size
-      n_max * imbalance^(-j / (C - 1)) (Cui et al. 2019, section 5.1), at
-      least 1.
+      images of RAF-DB; 'exponential' is the cut of CIFAR-LT, see
+      `exponential_counts`.
     imbalance: largest class over smallest; for 'exponential'.
     seed: picks the images.
+    whole_counts: int[C], images per class before a validation split was taken
+      away, from which 'exponential' counts; None is those of 'train'.
 
   Returns:
     The data set with fewer training images in the same order, and a
@@ -117,17 +132,18 @@ def cut(dataset: Dataset, kind: str, imbalance: float, seed: int) -> Dataset:
   Raises:
     UserError: if the classes are not those of RAF-DB, for 'raf_db'.
   """
-  images, labels = dataset.splits["train"]
+  labels = dataset.splits["train"].labels
   counts = np.bincount(labels, minlength=len(dataset.class_names))
   if kind == "raf_db":
     targets = _raf_db_counts(dataset)
     what = kind
   else:
-    targets = exponential_counts(counts, imbalance)
-    what = f"{kind} {imbalance:g}"
+    whole = counts if whole_counts is None else whole_counts
+    targets = exponential_counts(whole, imbalance)
+    what = f"{kind} {imbalance:g} of {whole.max()}, rounded down"
   taken = []
-  for label, target in enumerate(targets):
-    members = np.flatnonzero(labels == label)
+  for label, members in enumerate(_members(labels, len(counts))):
+    target = targets[label]
     taken += [philox(seed, _LONG_TAIL, label).permutation(members)[:target]]
   kept = np.sort(np.concatenate(taken))
   short = [
@@ -247,14 +263,20 @@ def _read_groups(path: Path) -> dict[str, str]:
 def exponential_counts(counts: np.ndarray, imbalance: float) -> np.ndarray:
   """Returns the target numbers of 'exponential', int64[C].
 
+  The class j-th in size gets n_max * imbalance^(-j / (C - 1)), rounded down, at
+  least 1 (Cao et al. 2019, section 4.1, and their code).
+
   Args:
-    counts: int[C], images per class; the classes keep their order of size.
+    counts: int[C], images per class; the classes keep their order of size,
+      those of equal size their order.
     imbalance: largest class over smallest.
   """
   rank = np.empty(len(counts), np.int64)
   rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
   share = imbalance ** (-rank / max(len(counts) - 1, 1))
-  return np.maximum(np.rint(counts.max() * share), 1).astype(np.int64)
+  # Rounding errors must not take an image: 5000 / 100 is 50.
+  exact = np.floor(counts.max() * share + 1e-9)
+  return np.maximum(exact, 1).astype(np.int64)
 
 
 def _raf_db_counts(dataset: Dataset) -> np.ndarray:

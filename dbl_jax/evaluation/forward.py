@@ -11,11 +11,12 @@ from dbl_jax.evaluation import metrics
 from dbl_jax.evaluation.predictors import FittedPredictor
 from dbl_jax.runtime import sharding
 
+Step = Callable[..., tuple[jax.Array, ...]]
 _BATCH_SIZE = 256
 
 
 def make_forward(
-  eval_step: Callable[..., tuple[jax.Array, ...]],
+  eval_step: Step,
   variables: Any,
   mesh: jax.sharding.Mesh,
   on_progress: Callable[[int], None] = lambda done: None,
@@ -54,9 +55,7 @@ def make_forward(
   return forward
 
 
-def jit_eval_step(
-  eval_step: Callable[..., tuple[jax.Array, ...]], mesh: jax.sharding.Mesh
-) -> Callable[..., tuple[jax.Array, ...]]:
+def jit_eval_step(eval_step: Step, mesh: jax.sharding.Mesh) -> Step:
   """Compiles a step for `make_forward`, with outputs on every device."""
   return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
 

@@ -29,13 +29,23 @@ def confusion_matrix(
     ValueError: the arrays differ in length, are not vectors of integers, or
       hold a class out of range.
   """
-  truth = _classes("labels", labels, num_classes)
-  guess = _classes("predictions", predictions, num_classes)
-  if truth.shape != guess.shape:
+  pair = np.asarray(labels), np.asarray(predictions)
+  for name, values in zip(("labels", "predictions"), pair, strict=True):
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+      raise ValueError(
+        f"{name} are {values.dtype}{list(values.shape)}; expected integers [n]"
+      )
+    if values.size and not 0 <= values.min() <= values.max() < num_classes:
+      raise ValueError(
+        f"{name} run from {values.min()} to {values.max()}; expected 0 to "
+        f"{num_classes - 1}"
+      )
+  if pair[0].size != pair[1].size:
     raise ValueError(
-      f"found {truth.size} labels but {guess.size} predictions; "
+      f"found {pair[0].size} labels but {pair[1].size} predictions; "
       "expected one prediction for each label"
     )
+  truth, guess = (values.astype(np.int64) for values in pair)
   cells = np.bincount(truth * num_classes + guess, minlength=num_classes**2)
   return cells.reshape(num_classes, num_classes).astype(np.int64)
 
@@ -65,12 +75,12 @@ def summarise(
     UserError: two classes share a name.
     ValueError: the matrix is not [C, C] for C names.
   """
-  confusion = _square(confusion)
+  confusion = np.asarray(confusion, np.int64)
   names = [str(name) for name in class_names]
-  if len(names) != len(confusion):
+  if confusion.shape != (len(names), len(names)):
     raise ValueError(
-      f"found {len(names)} class names for a confusion matrix of "
-      f"{len(confusion)} classes"
+      f"found {len(names)} class names for a confusion matrix "
+      f"{list(confusion.shape)}; expected a row and a column for each"
     )
   repeated = [name for name, n in Counter(names).items() if n > 1]
   if repeated:
@@ -79,13 +89,24 @@ def summarise(
       "expected different names: rename one of the classes"
     )
   correct, count = np.diagonal(confusion), confusion.sum(axis=1)
-  images = int(count.sum())
-  recall = _ratio(correct, count)[count > 0]
+  predicted, images = confusion.sum(axis=0), int(count.sum())
+  recall = _ratio(correct, count)
+  precision = _ratio(correct, predicted)
+  f1 = _ratio(2 * correct, count + predicted)
+  per_class = {
+    name: {
+      "recall": float(recall[i]) if count[i] else None,
+      "precision": float(precision[i]),
+      "f1": float(f1[i]),
+      "count": int(count[i]),
+    }
+    for i, name in enumerate(names)
+  }
   return {
     "images": images,
     "overall_accuracy": float(correct.sum() / images) if images else None,
-    "mean_class_accuracy": float(recall.mean()) if images else None,
-    "per_class": dict(zip(names, _per_class(confusion), strict=True)),
+    "mean_class_accuracy": float(recall[count > 0].mean()) if images else None,
+    "per_class": per_class,
     "confusion_matrix": confusion.tolist(),
     "class_names": names,
   }
@@ -125,12 +146,9 @@ def mean_class_interval(
   """Interval for mean-class accuracy, the mean of independent proportions.
 
   The distances from each class's recall to its Wilson limits take the place of
-  its standard error and add in quadrature. For one class the result is Wilson's
-  interval. Unlike a bootstrap within classes, it does not shrink to a point for
-  a small class with recall 0 or 1.
-
-  The interval covers the sampling of test images only, not the variation
-  between training seeds.
+  its standard error and add in quadrature. Unlike a bootstrap within classes,
+  the interval does not shrink to a point for a small class with recall 0 or 1.
+  It covers the sampling of test images only, not the variation between seeds.
 
   Args:
     confusion: int[C, C], rows are the truth; classes without images are left
@@ -143,63 +161,16 @@ def mean_class_interval(
   Source: Zou, Huang and Zhang, "A note on confidence interval estimation for a
   linear function of binomial proportions", CSDA 53, 2009.
   """
-  confusion = _square(confusion)
-  count = confusion.sum(axis=1)
-  occurs = count > 0
-  if not occurs.any():
+  count = np.sum(confusion, axis=1)
+  correct, count = np.diagonal(confusion)[count > 0], count[count > 0]
+  if not count.size:
     return None
-  correct, count = np.diagonal(confusion)[occurs], count[occurs]
   recall = correct / count
   lower, upper = wilson_interval(correct, count, confidence)
   mean = recall.mean()
   below = np.sqrt(np.square(recall - lower).sum()) / recall.size
   above = np.sqrt(np.square(upper - recall).sum()) / recall.size
   return float(max(mean - below, 0.0)), float(min(mean + above, 1.0))
-
-
-def _per_class(confusion: np.ndarray) -> list[dict[str, float | int | None]]:
-  """The row of each class in `summarise`, in index order."""
-  correct = np.diagonal(confusion)
-  count, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-  recall = _ratio(correct, count)
-  precision = _ratio(correct, predicted)
-  f1 = _ratio(2 * correct, count + predicted)
-  return [
-    {
-      "recall": float(recall[i]) if count[i] else None,
-      "precision": float(precision[i]),
-      "f1": float(f1[i]),
-      "count": int(count[i]),
-    }
-    for i in range(len(count))
-  ]
-
-
-def _classes(name: str, values: ArrayLike, num_classes: int) -> np.ndarray:
-  """Returns int64[n] after checking that all are classes."""
-  values = np.asarray(values)
-  if values.ndim != 1:
-    raise ValueError(f"{name} have shape {values.shape}; expected [n]")
-  if values.size == 0:
-    return np.zeros(0, np.int64)
-  if not np.issubdtype(values.dtype, np.integer):
-    raise ValueError(f"{name} are {values.dtype}; expected integers")
-  low, high = int(values.min()), int(values.max())
-  if low < 0 or high >= num_classes:
-    raise ValueError(
-      f"{name} run from {low} to {high}; expected 0 to {num_classes - 1}"
-    )
-  return values.astype(np.int64)
-
-
-def _square(confusion: ArrayLike) -> np.ndarray:
-  """Returns int64[C, C] after checking the shape."""
-  confusion = np.asarray(confusion, np.int64)
-  if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-    raise ValueError(
-      f"the confusion matrix has shape {confusion.shape}; expected [C, C]"
-    )
-  return confusion
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

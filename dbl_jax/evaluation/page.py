@@ -102,11 +102,6 @@ def picture(png: bytes, alt: str, caption: str = "") -> str:
   )
 
 
-def pictures(*figures: str) -> str:
-  """Pictures next to each other, stacked where the page is narrow."""
-  return f'<div class="pictures">{"".join(figures)}</div>'
-
-
 def details(summary: str, code: str) -> str:
   """A collapsed card around a listing, both plain text."""
   return (

@@ -1,8 +1,8 @@
-"""Plots of an evaluation, each returned as a PNG file.
+"""Plots of evaluations and comparisons, each returned as a PNG file.
 
 Figures use matplotlib's object interface, which has no global state and needs
-no display. Class names are untrusted input: every text that may hold one is
-drawn with `parse_math=False`, so that a dollar sign is not read as TeX.
+no display. Class and system names are untrusted input: `text.parse_math` is
+off, so that a dollar sign is not read as TeX.
 """
 
 import io
@@ -13,7 +13,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
@@ -32,6 +32,32 @@ INK, FAINT, GRID = "#24292f", "#6e7781", "#dfe3e8"
 MAX_CLASSES = 30
 MAX_VIEW_PAIRS = 8
 _HEAT_MAP_CELLS = 400  # in a row, at most
+WHITE_TEXT = 0.67  # on cells of a greater share white is easier to read
+_STYLE: dict[str, Any] = {
+  "axes.axisbelow": True,
+  "axes.edgecolor": FAINT,
+  "axes.labelcolor": INK,
+  "axes.spines.right": False,
+  "axes.spines.top": False,
+  "axes.titlelocation": "left",
+  "axes.titlesize": 10,
+  "font.size": 9,
+  "grid.color": GRID,
+  "legend.frameon": False,
+  "savefig.bbox": "tight",
+  "savefig.dpi": DPI,
+  "savefig.pad_inches": 0.06,
+  "text.color": INK,
+  "text.parse_math": False,
+  "xtick.labelcolor": FAINT,
+  "xtick.major.size": 0,
+  "xtick.minor.size": 0,
+  "ytick.labelcolor": FAINT,
+  "ytick.major.size": 0,
+  "ytick.minor.size": 0,
+}
+# Whatever the user's matplotlibrc contains.
+styled = style.context(["default", _STYLE])
 
 # Panel, factor, key in metrics.jsonl, label, colour and line style.
 _ACCURACY = ("Validation accuracy (%)", 100)
@@ -50,82 +76,86 @@ def frequency_order(counts: ArrayLike) -> np.ndarray:
   return np.argsort(-np.asarray(counts), kind="stable")
 
 
-def confusion_matrix_figure(
-  confusion: ArrayLike,
+@styled
+def confusion_figure(
+  matrices: Sequence[tuple[str, np.ndarray]],
   class_names: Sequence[str],
-  title: str,
-  train_counts: Sequence[int] | None = None,
+  train_counts: ArrayLike,
 ) -> bytes:
-  """Draws a confusion matrix in per cent of each row (the paper's fig. 3).
+  """Draws confusion matrices in per cent of each row (the paper's fig. 3).
 
   Args:
-    confusion: int[C, C], rows are the true classes.
+    matrices: titles and int[C, C], rows are the true classes.
     class_names: C names.
-    title: text above the matrix; may be empty.
-    train_counts: C training images per class, which order the classes of a
-      heat map; None orders them by the images of the evaluated split.
+    train_counts: int[C], training images per class, which order the classes
+      of a heat map.
 
   Returns:
-    A PNG file: numbers in cells up to `MAX_CLASSES` classes, a heat map beyond.
-    The row of a class without images is grey, with dashes for numbers.
+    A PNG file with a panel for each matrix: numbers in cells up to
+    `MAX_CLASSES` classes, a heat map beyond. The row of a class without images
+    is grey.
   """
-  confusion = np.asarray(confusion)
-  size, count = len(confusion), confusion.sum(axis=1)
-  cell = 0.7 if size <= 8 else max(0.4, 5.6 / size)
-  side = cell * size if size <= MAX_CLASSES else 7.0
-  figure = Figure(figsize=(side, side))
-  axes = figure.add_axes((0, 0, 1, 1))
-  if size <= MAX_CLASSES:
-    draw_confusion(axes, confusion, cell, digits=1 if size <= 12 else 0)
-    names = [one_line(name) for name in class_names]
-    rows = [f"{name}  ({n:,})" for name, n in zip(names, count, strict=True)]
-    tilt = max(map(len, names)) * 0.073 > cell
-    name_classes(axes, rows, names, 40 if tilt else 0)
-    axes.set_xlabel("Predicted class", size=10, color=INK, labelpad=8)
-    axes.set_ylabel("True class (images)", size=10, color=INK, labelpad=8)
+  names = [one_line(name, 18) for name in class_names]
+  many, one = len(names) > MAX_CLASSES, len(matrices) == 1
+  if many:
+    side = 7.0 if one else 4.0
+  elif one:  # 0.4 inch for a cell holds three legible digits
+    side = len(names) * max(0.4, min(0.7, 5.6 / len(names)))
   else:
-    order = frequency_order(count if train_counts is None else train_counts)
-    image = draw_heat_map(axes, confusion, order)
-    axes.set_xlabel("Predicted class, by frequency rank", size=10, color=INK)
-    axes.set_ylabel("True class, by frequency rank", size=10, color=INK)
-    bar = figure.colorbar(image, cax=figure.add_axes((1.03, 0, 0.025, 1)))
+    side = min(max(0.36 * len(names), 1.8), 7)
+  columns = min(len(matrices), 3 if len(matrices) <= 9 else 4)
+  lines = math.ceil(len(matrices) / columns)
+  figure, grid = _panels(lines, columns, (side, side), 0.4)
+  kind = "class, by frequency rank" if many else "class"
+  for i, (title, confusion) in enumerate(matrices):
+    axes = grid.flat[i]
+    axes.set_title(one_line(title, 80 if one else 26), loc="center")
+    axes.set_facecolor("#f2f2f2")  # classes without images
+    if many:
+      image = draw_heat_map(axes, confusion, frequency_order(train_counts))
+    else:
+      _draw_cells(axes, confusion, names, side / len(names))
+    lowest, leftmost = i + columns >= len(matrices), i % columns == 0
+    axes.tick_params(labelbottom=lowest, labelleft=leftmost)
+    axes.set_xlabel(f"Predicted {kind} (% of row)" if lowest else "")
+    axes.set_ylabel(f"True {kind}" if leftmost else "")
+  for axes in grid.flat[len(matrices) :]:
+    axes.set_axis_off()
+  if many:
+    left = 1 + 0.2 / figure.get_figwidth()
+    bar = figure.colorbar(image, cax=figure.add_axes((left, 0, 0.025, 1)))
     bar.set_ticks([0, 1, 5, 20, 50, 100])
-    bar.set_label("Per cent of the true class", size=10, color=INK)
-    bar.ax.tick_params(length=0, labelsize=8.5, labelcolor=FAINT)
-    bar.outline.set_visible(False)
-  if title:
-    axes.set_title(one_line(title, 80), size=11, color=INK, parse_math=False)
   return to_png(figure)
 
 
-def draw_confusion(
-  axes: Axes, confusion: np.ndarray, cell: float, digits: int = 0
+def _draw_cells(
+  axes: Axes, confusion: np.ndarray, names: Sequence[str], cell: float
 ) -> None:
-  """Draws int[C, C] in per cent of each row, with a number in every cell.
-
-  Args:
-    axes: the panel.
-    confusion: int[C, C], rows are the true classes.
-    cell: width of a cell in inches.
-    digits: decimal places.
-  """
-  count = confusion.sum(axis=1)
-  share = confusion / np.maximum(count, 1)[:, None]
-  colours = colormaps["Blues"](share)
-  colours[count == 0] = (0.95, 0.95, 0.95, 1)
-  axes.imshow(colours, interpolation="nearest")
-  font: Any = {"size": min(9, 26 * cell), "ha": "center", "va": "center"}
+  """Draws int[C, C] in per cent of each row, cells `cell` inches wide."""
+  count = confusion.sum(axis=1, keepdims=True)
+  share = np.where(count > 0, confusion / np.maximum(count, 1), np.nan)
+  axes.imshow(share, "Blues", vmin=0, vmax=1)
   for (i, j), value in np.ndenumerate(share):
-    text = f"{100 * value:.{digits if value else 0}f}" if count[i] else "–"
-    colour = FAINT if text in "0–" else _ink_on(colours[i, j])
-    weight = "bold" if i == j and count[i] else "normal"
-    axes.text(j, i, text, color=colour, weight=weight, **font)
-  name_classes(axes)
-  edges = np.arange(1, len(confusion)) - 0.5
-  axes.set_xticks(edges, minor=True)
-  axes.set_yticks(edges, minor=True)
-  axes.grid(which="minor", color="white", linewidth=1.5)
-  axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
+    digits = 1 if cell > 0.45 and value else 0
+    text = f"{100 * value:.{digits}f}" if value >= 0 else "–"
+    colour = INK if value > 0 else FAINT
+    axes.text(
+      j,
+      i,
+      text,
+      color="white" if value > WHITE_TEXT else colour,
+      weight="bold" if i == j else "normal",
+      size=min(9, 26 * cell),
+      ha="center",
+      va="center",
+    )
+  tilted = max(map(len, names)) * 0.073 > cell
+  aligned: dict[str, Any] = {"rotation": 45, "ha": "right"} if tilted else {}
+  places = np.arange(len(names))
+  axes.set_yticks(places, names, color=INK)
+  axes.set_xticks(places, names, color=INK, rotation_mode="anchor", **aligned)
+  for draw_lines in (axes.hlines, axes.vlines):
+    draw_lines(places[1:] - 0.5, -0.5, len(names) - 0.5, "white", lw=1.5)
   axes.spines[:].set_visible(False)
 
 
@@ -148,51 +178,26 @@ def draw_heat_map(
   )
   count = pooled.sum(axis=1, keepdims=True)
   share = np.where(count > 0, 100 * pooled / np.maximum(count, 1), np.nan)
-  limits = (0.5, size + 0.5)
-  axes.set_facecolor("#f2f2f2")  # classes without images
-  axes.tick_params(length=0, labelsize=8.5, labelcolor=FAINT)
-  axes.spines[:].set_visible(False)
   return axes.imshow(
     share,
     cmap="Blues",
     norm=PowerNorm(0.5, 0, 100),
-    extent=(*limits, *limits[::-1]),
+    extent=(0.5, size + 0.5, size + 0.5, 0.5),
     interpolation="antialiased",
     interpolation_stage="rgba",
   )
 
 
-def name_classes(
-  axes: Axes,
-  rows: Sequence[str] = (),
-  columns: Sequence[str] = (),
-  rotation: float = 0,
-) -> None:
-  """Writes class names to the left of a plot, and below it at an angle."""
-  axes.set_yticks(range(len(rows)), rows, parse_math=False)
-  axes.set_xticks(
-    range(len(columns)),
-    columns,
-    rotation=rotation,
-    ha="right" if rotation else "center",
-    va="top",
-    rotation_mode="anchor",
-    parse_math=False,
-  )
-
-
+@styled
 def class_recall_figure(
-  confusion: ArrayLike,
-  class_names: Sequence[str],
-  train_counts: Sequence[int] | None,
+  confusion: ArrayLike, class_names: Sequence[str], train_counts: ArrayLike
 ) -> bytes:
   """Draws recall per class next to the number of training images.
 
   Args:
     confusion: int[C, C], rows are the true classes.
     class_names: C names.
-    train_counts: C training images per class; None leaves that panel out and
-      sorts by the images of the evaluated split.
+    train_counts: int[C], training images per class.
 
   Returns:
     A PNG file; most frequent class on top, whiskers for 95% Wilson intervals.
@@ -200,7 +205,7 @@ def class_recall_figure(
     lower limit, then the ten whose interval has the lowest upper limit.
   """
   correct, count, recall = _recall(confusion)
-  order = frequency_order(count if train_counts is None else train_counts)
+  order = frequency_order(train_counts)
   lower, upper = (100 * x for x in metrics.wilson_interval(correct, count))
   if len(order) > MAX_CLASSES:
     known = order[count[order] > 0]
@@ -208,60 +213,63 @@ def class_recall_figure(
     worst = known[np.argsort(upper[known], kind="stable")[:10][::-1]]
     order = np.array(list(dict.fromkeys([*best, *worst])), np.int64)
   places = np.arange(len(order))
-  figure = Figure(figsize=(8.2, 0.34 * len(order) + 0.5))
-  left = figure.add_axes((0, 0, 0.58, 1))
+  figure, ((left, right),) = _panels(1, 2, (4.2, 0.34 * len(order) + 0.5), 0.4)
   left.barh(places, recall[order], height=0.62, color=BLUE)
   # A white edge keeps the whisker visible on the bar.
   for colour, width in (("white", 4), (INK, 1.6)):
     left.hlines(places, lower[order], upper[order], colour, lw=width)
   if count.any():
-    mean = np.nanmean(recall)
-    left.axvline(mean, color=ORANGE, lw=1.2, ls="--", zorder=0)
-  left.set_xlim(0, 112)
-  texts = [(112, f"{x:.1f}" if x >= 0 else "–") for x in recall[order]]
-  _label_bars(left, texts, "Recall (%), 95% interval; dashed: mean", "right")
-  name_classes(left, [one_line(class_names[i]) for i in order])
-  if train_counts is not None:
-    right = figure.add_axes((0.64, 0, 0.36, 1))
-    images = np.asarray(train_counts)[order]
-    right.barh(places, images, height=0.62, color=GREY)
-    right.set_xlim(0, 1.18 * max(images.max(initial=0), 1))
-    texts = [(x + 0.02 * images.max(), f"{x:,}") for x in images]
-    _label_bars(right, texts, "Training images", "left")
+    left.axvline(np.nanmean(recall), color=ORANGE, lw=1.2, ls="--", zorder=0)
+  left.set(xlim=(0, 100), title="Recall (%), 95% interval; dashed: mean")
+  bars = right.barh(
+    places, np.asarray(train_counts)[order], height=0.62, color=GREY
+  )
+  right.bar_label(bars, fmt="{:,.0f}", padding=3)
+  right.set_title("Training images")
+  names = [
+    f"{one_line(class_names[i])}  {f'{recall[i]:.1f}' if count[i] else '–'}"
+    for i in order
+  ]
+  for axes, labels in ((left, names), (right, [""] * len(names))):
+    axes.set_yticks(places, labels, color=INK)
+    axes.set(ylim=(len(order) - 0.4, -0.6), xticks=())
+    axes.spines["bottom"].set_visible(False)
   return to_png(figure)
 
 
+@styled
 def recall_distribution_figure(
-  confusion: ArrayLike, train_counts: Sequence[int] | None
+  confusion: ArrayLike, train_counts: ArrayLike
 ) -> bytes:
   """Draws how recall is distributed over many classes.
 
   Args:
     confusion: int[C, C], rows are the true classes, at least one with images.
-    train_counts: C training images per class; None: those of the split.
+    train_counts: int[C], training images per class.
 
   Returns:
     A PNG file: a histogram, and recall against the number of images.
   """
   _, count, recall = _recall(confusion)
-  basis = count if train_counts is None else np.asarray(train_counts)
-  images, recall = np.maximum(basis, 1)[count > 0], recall[count > 0]
-  figure = Figure(figsize=(8.2, 2.8))
-  left = figure.add_axes((0, 0, 0.42, 1))
+  images = np.maximum(train_counts, 1)[count > 0]
+  recall = recall[count > 0]
+  figure, ((left, right),) = _panels(1, 2, (3.7, 2.8), 0.8)
   left.hist(recall, bins=20, range=(0, 100), color=BLUE, rwidth=0.92)
   left.axvline(recall.mean(), color=ORANGE, lw=1.2, ls="--")
-  _style(left, "Number of classes by recall (%); dashed: mean")
-  right = figure.add_axes((0.52, 0, 0.48, 1))
+  left.set_title("Number of classes by recall (%); dashed: mean")
   right.scatter(images, recall, s=12, color=BLUE, alpha=0.35, lw=0)
   groups = np.array_split(np.argsort(images, kind="stable"), 10)
   means = [[x[i].mean() for i in groups if i.size] for x in (images, recall)]
   right.plot(*means, color=ORANGE, marker="o", ms=3.5)
   right.set_xscale("log")
-  kind = "images of this split" if train_counts is None else "training images"
-  _style(right, f"Recall (%) by {kind}; orange: mean of each tenth")
+  right.xaxis.set(major_formatter="{x:,.0f}", minor_formatter="")
+  right.set_title("Recall (%) by training images; orange: mean of each tenth")
+  for axes in (left, right):
+    axes.grid()
   return to_png(figure)
 
 
+@styled
 def learning_curves_figure(
   history: Sequence[Mapping[str, Any]], phase: str
 ) -> bytes | None:
@@ -288,21 +296,19 @@ def learning_curves_figure(
       panels.setdefault(heading, []).append((label, colour, dash, line))
   if not panels:
     return None
-  figure = Figure(figsize=(4.5, 2.2 * len(panels)))
-  grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-  figure.subplots_adjust(0, 0, 1, 1, hspace=0.3)
-  for axes, (heading, curves) in zip(grid, panels.items(), strict=True):
+  figure, grid = _panels(len(panels), 1, (4.5, 1.9), 0.6, sharex=True)
+  for axes, (heading, curves) in zip(grid[:, 0], panels.items(), strict=True):
     for label, colour, dash, line in curves:
       marker = "o" if len(line) <= 30 else None
-      axes.plot(
-        *line.T, dash, color=colour, marker=marker, ms=3, lw=1.5, label=label
-      )
-    _style(axes, heading)
-    axes.legend(fontsize=8.5, frameon=False, labelcolor=INK)
-  grid[-1].set_xlabel("Epoch", size=9.5, color=INK)
+      axes.plot(*line.T, dash, color=colour, marker=marker, ms=3, label=label)
+    axes.set_title(heading)
+    axes.grid()
+    axes.legend()
+  axes.set_xlabel("Epoch")
   return to_png(figure)
 
 
+@styled
 def view_pairs_figure(
   originals: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> bytes:
@@ -317,20 +323,105 @@ def view_pairs_figure(
     A PNG file with a column for each of the first `MAX_VIEW_PAIRS` images.
   """
   columns = min(len(originals), MAX_VIEW_PAIRS)
+  figure, grid = _panels(3, columns, (1.05, 1.05), 0.04)
   rows = {"Image": originals, "View 1": first, "View 2": second}
-  figure = Figure(figsize=(1.08 * columns, 3.24))
-  grid = figure.subplots(3, columns, squeeze=False)
-  figure.subplots_adjust(0, 0, 1, 1, wspace=0.04, hspace=0.04)
   for line, (label, images) in zip(grid, rows.items(), strict=True):
-    line[0].set_ylabel(label, size=9.5, color=INK)
+    line[0].set_ylabel(label)
     for axes, image in zip(line, images[:columns], strict=True):
       image = np.asarray(image)
       if image.dtype != np.uint8:
         image = np.clip(image.astype(np.float32), 0, 1)
       axes.imshow(image, aspect="auto")
-      axes.set_xticks([])
-      axes.set_yticks([])
+      axes.set(xticks=(), yticks=())
       axes.spines[:].set_visible(False)
+  return to_png(figure)
+
+
+@styled
+def activation_figure(
+  pairs: np.ndarray,
+  truth: np.ndarray,
+  predictions: np.ndarray,
+  class_names: Sequence[str],
+) -> bytes:
+  """Draws images next to their class activation maps.
+
+  Args:
+    pairs: uint8[k, S, W, 3], pictures of an image and its map; k > 0.
+    truth: int[k] classes.
+    predictions: int[k] classes, to which the maps belong.
+    class_names: C names.
+
+  Returns:
+    A PNG file with a row for each class that occurs in `truth`, in index
+    order: correct predictions first, then wrong ones.
+  """
+  labels, counts = np.unique(truth, return_counts=True)
+  figure, grid = _panels(len(labels), counts.max(), (2.0, 1.0), 0.25)
+  for label, line in zip(labels, grid, strict=True):
+    own = np.flatnonzero(truth == label)
+    own = own[np.argsort(predictions[own] != label, kind="stable")]
+    for i, axes in zip(own, line, strict=False):
+      axes.imshow(pairs[i], interpolation="bilinear")
+      text, colour = one_line(class_names[label], 14), BLUE
+      if predictions[i] != label:
+        text += f", predicted {one_line(class_names[predictions[i]], 14)}"
+        colour = ORANGE
+      axes.set_title(text, size=7.5, color=colour, pad=2.5)
+    for axes in line:
+      axes.set_axis_off()
+  return to_png(figure)
+
+
+@styled
+def accuracies_figure(
+  points: Sequence[tuple[str, float, float, float, float]],
+  frontier: tuple[str, np.ndarray, np.ndarray, np.ndarray] | None = None,
+  published: Mapping[str, tuple[float, float]] | None = None,
+) -> bytes:
+  """Draws mean-class against overall accuracy, a numbered point per system.
+
+  Args:
+    points: name, overall accuracy, mean-class accuracy, and the standard
+      deviations of the second and the first, in per cent; NaN draws no bar.
+    frontier: a curve's name, its overall and mean-class accuracies f64[k] and
+      the strengths f64[k], every tenth of which is written next to it; or None.
+    published: name -> overall and mean-class accuracy of a paper; or None.
+
+  Returns:
+    A PNG file; the legend has the systems' names.
+  """
+  figure, ((axes,),) = _panels(1, 1, (6.2, 5.2), 0)
+  small: dict[str, Any] = {"textcoords": "offset points", "size": 8.5}
+  if frontier:
+    label, x, y, strengths = frontier
+    axes.plot(x, y, "D-", markevery=10, color=GREEN, ms=4, label=label)
+    for i in range(0, len(x), 10):
+      text = f"{strengths[i]:g}"
+      axes.annotate(text, (x[i], y[i]), (7, -11), color=GREEN, **small)
+  if published:
+    x, y = np.transpose([*published.values()])
+    axes.plot(x, y, "x", color=GREY, ms=5, label="the paper, on RAF-DB")
+    for name, point in published.items():
+      axes.annotate(name, point, (5, 4), color=FAINT, **small)
+  style: dict[str, Any] = {"fmt": "o", "ms": 12, "mec": "white"}
+  for number, (name, *place, y_sd, x_sd) in enumerate(points, 1):
+    bars = (None if math.isnan(sd) else sd for sd in (y_sd, x_sd))
+    label = f"{number}  {one_line(name)}"
+    axes.errorbar(*place, *bars, color=BLUE, label=label, **style)
+    axes.annotate(
+      f"{number}", place, color="white", size=7.5, ha="center", va="center"
+    )
+  # At least half a point of room, which keeps noise from filling the axes.
+  room = np.maximum(0.1 * axes.dataLim.size, 0.5)[:, None] * (-1, 1)
+  axes.set(
+    xlim=axes.dataLim.intervalx + room[0],
+    ylim=axes.dataLim.intervaly + room[1],
+    xlabel="Overall accuracy (%)",
+    ylabel="Mean-class accuracy (%)",
+  )
+  axes.grid()
+  axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), markerscale=0.6)
   return to_png(figure)
 
 
@@ -341,60 +432,46 @@ def one_line(name: object, limit: int = 26) -> str:
 
 
 def to_png(figure: Figure) -> bytes:
-  """Renders a figure on white, cropped to its content."""
+  """Renders a figure, cropped to its content."""
   FigureCanvasAgg(figure)
   buffer = io.BytesIO()
   with warnings.catch_warnings():
     # The font draws boxes for a script it lacks; the page has the name.
     warnings.filterwarnings("ignore", message="Glyph")
-    figure.savefig(
-      buffer,
-      format="png",
-      dpi=DPI,
-      bbox_inches="tight",
-      pad_inches=0.06,
-      facecolor="white",
-      metadata={"Software": None},
-    )
+    figure.savefig(buffer, format="png", metadata={"Software": None})
   return buffer.getvalue()
+
+
+def _panels(
+  lines: int,
+  columns: int,
+  side: tuple[float, float],
+  gap: float,
+  **options: Any,
+) -> tuple[Figure, np.ndarray]:
+  """A figure of panels whose size in inches does not depend on their labels.
+
+  Args:
+    lines: number of rows of panels.
+    columns: number of columns.
+    side: width and height of a panel.
+    gap: between panels.
+    **options: passed to `Figure.subplots`.
+
+  Returns:
+    The figure and its axes [lines, columns].
+  """
+  width, height = side
+  size = (columns * (width + gap) - gap, lines * (height + gap) - gap)
+  figure = Figure(size)
+  figure.subplots_adjust(0, 0, 1, 1, gap / width, gap / height)
+  return figure, figure.subplots(lines, columns, squeeze=False, **options)
 
 
 def _recall(confusion: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Correct int[C], count int[C], recall f64[C] in per cent (NaN for 0/0)."""
   correct, count = np.diagonal(confusion), np.asarray(confusion).sum(axis=1)
   return correct, count, 100 * correct / np.where(count > 0, count, np.nan)
-
-
-def _label_bars(
-  axes: Axes, texts: Sequence[tuple[float, str]], title: str, align: str
-) -> None:
-  """Writes a text at its x position on each bar, the first bar on top."""
-  for y, (x, text) in enumerate(texts):
-    axes.text(x, y, text, va="center", ha=align, size=9, color=INK)
-  axes.set_title(title, size=10, color=INK, loc="left")
-  name_classes(axes)
-  axes.set_ylim(len(texts) - 0.4, -0.6)
-  axes.tick_params(axis="y", length=0, labelsize=9.5, labelcolor=INK)
-  axes.spines[["top", "right", "bottom"]].set_visible(False)
-  axes.spines["left"].set_color(FAINT)
-
-
-def _style(axes: Axes, title: str) -> None:
-  """Sets a title, a light grid and the bottom axis line only."""
-  axes.set_title(title, size=10, color=INK, loc="left")
-  axes.grid(color=GRID, linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.tick_params(which="both", length=0, labelsize=8.5, labelcolor=FAINT)
-  axes.spines[["top", "right", "left"]].set_visible(False)
-  axes.spines["bottom"].set_color(FAINT)
-
-
-def _ink_on(colour: np.ndarray) -> str:
-  """White or dark, whichever contrasts more with an RGBA colour in [0, 1]."""
-  linear = np.asarray(colour[:3]) ** 2.2
-  luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
-  # Where the WCAG contrast with white equals that with INK.
-  return "white" if luminance < 0.22 else INK
 
 
 def _is_finite(value: object) -> bool:

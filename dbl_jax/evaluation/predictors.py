@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import optimize
+from scipy.special import logsumexp
 
 from dbl_jax.data.datasets import Split
 from dbl_jax.errors import UserError
@@ -93,15 +95,28 @@ def logits(num_classes: int) -> FittedPredictor:
   )
 
 
-def head(context: FitContext) -> FittedPredictor:
-  """See `logits`."""
-  return logits(context.num_classes)
+def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Fits the temperature that calibrates a softmax.
 
+  It minimises the negative log-likelihood of softmax(scores / temperature)
+  (Guo et al. 2017, section 4.2).
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-  """Softmax of each row, f32[n, C]."""
-  powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-  return powers / powers.sum(axis=1, keepdims=True)
+  Args:
+    scores: f32[n, C], logits of validation images.
+    labels: int32[n].
+
+  Returns:
+    The temperature, between 1/20 and 20.
+  """
+  rows = np.arange(len(labels))
+
+  def loss(log_temperature: float) -> float:
+    logits = scores.astype(np.float64) / np.exp(log_temperature)
+    return float((logsumexp(logits, axis=1) - logits[rows, labels]).mean())
+
+  limit = float(np.log(20))
+  found = optimize.minimize_scalar(loss, bounds=(-limit, limit))
+  return round(float(np.exp(found.x)), 4)
 
 
 def knn(
@@ -115,14 +130,10 @@ def knn(
   Args:
     context: the training split is the bank.
     neighbours: k; at most the size of the training split is used.
-    temperature: temperature of the votes.
-
-  Returns:
-    Votes as scores.
+    temperature: temperature of the votes, which are the scores.
   """
 
-  def scores(features: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    del outputs
+  def scores(features: np.ndarray, _: np.ndarray) -> np.ndarray:
     bank, features = _unit(context.train[0]), _unit(features)
     k = min(neighbours, len(bank))
     votes = np.zeros((len(features), context.num_classes), np.float32)
@@ -157,14 +168,8 @@ def nearest_class_mean(context: FitContext) -> FittedPredictor:
 def tau_normalised(context: FitContext) -> FittedPredictor:
   """Class weights divided by a power of their norm, without bias.
 
-  Kang et al. 2020, eq. (2): w_j / |w_j|^tau. Tau is selected from 0 to 2
-  on validation.
-
-  Args:
-    context: a model with a linear head.
-
-  Returns:
-    The predictor; `chosen` is tau.
+  Kang et al. 2020, eq. (2): w_j / |w_j|^tau, for a linear head. Tau, `chosen`,
+  is selected from 0 to 2 on validation.
   """
   kernel = np.asarray(context.variables["params"]["head"]["logits"]["kernel"])
   lengths = np.maximum(np.linalg.norm(kernel, axis=0), 1e-12)
@@ -178,14 +183,8 @@ def tau_normalised(context: FitContext) -> FittedPredictor:
 def logit_adjusted(context: FitContext) -> FittedPredictor:
   """Logits minus a multiple of the log of the class prior in training.
 
-  Menon et al. 2021, eq. (9), post hoc. The multiple is selected from 0 to
-  2 on validation.
-
-  Args:
-    context: a model whose outputs are logits.
-
-  Returns:
-    The predictor; `chosen` is the multiple.
+  Menon et al. 2021, eq. (9), post hoc. The multiple, `chosen`, is selected from
+  0 to 2 on validation.
   """
   counts = np.bincount(context.labels, minlength=context.num_classes)
   prior = np.log(np.maximum(counts, 1) / len(context.labels)).astype(np.float32)
@@ -200,15 +199,9 @@ def logit_adjusted(context: FitContext) -> FittedPredictor:
 def svm(context: FitContext) -> FittedPredictor:
   """Linear one-versus-rest support vector machine on the features.
 
-  Li and Deng 2019, section 5. Features are standardised. The cost is a
-  multiple, selected on validation, of one over the number of features, because
-  the squared norm of a row grows with that number.
-
-  Args:
-    context: the data to fit.
-
-  Returns:
-    The predictor; scores are signed distances, `chosen` is the multiple.
+  Li and Deng 2019, section 5. Features are standardised; scores are signed
+  distances. The cost is a multiple, `chosen` on validation, of one over the
+  number of features, because the squared norm of a row grows with that number.
   """
   from sklearn.svm import LinearSVC
 
@@ -220,8 +213,7 @@ def svm(context: FitContext) -> FittedPredictor:
     machine = LinearSVC(C=cost / features.shape[1], dual=True, random_state=0)
     machine.fit((features - centre) / spread, context.labels)
 
-    def distances(features: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-      del outputs
+    def distances(features: np.ndarray, _: np.ndarray) -> np.ndarray:
       found = machine.decision_function((features - centre) / spread)
       # For two classes scikit-learn returns the distance of the second only,
       # and it has no column for a class without training images.
@@ -241,7 +233,7 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 
 PREDICTORS: dict[str, Callable[[FitContext], FittedPredictor]] = {
-  "head": head,
+  "head": lambda context: logits(context.num_classes),
   "knn": knn,
   "logit_adjusted": logit_adjusted,
   "nearest_class_mean": nearest_class_mean,
@@ -277,17 +269,6 @@ def check(name: str, head: Mapping[str, Any]) -> None:
 
 
 def fit(name: str, context: FitContext) -> FittedPredictor:
-  """Fits a predictor.
-
-  Args:
-    name: key in `PREDICTORS`.
-    context: the model and the data to fit.
-
-  Returns:
-    The fitted predictor.
-
-  Raises:
-    UserError: see `check`.
-  """
+  """Fits the predictor of that name; raises UserError as `check` does."""
   check(name, context.variables["params"]["head"])
   return PREDICTORS[name](context)._replace(name=name)

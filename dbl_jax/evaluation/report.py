@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,22 @@ from dbl_jax.evaluation.metrics import mean_class_interval, wilson_interval
 from dbl_jax.runtime import files
 
 DASH = "–"
-# Shown with the config.
+_MAX_LISTED = 20  # names in a sentence
+# The line under the title.
+_FACTS = (
+  "{dataset}",
+  "{split} split",
+  "{images:,} images",
+  "checkpoint at step {checkpoint_step:,}",
+  "classified by {predictor}",
+)
+# Fields of metrics.json that are shown with the config.
 _PROVENANCE = (
   "made_by",
   "data_fingerprint",
   "skipped_steps",
   "better_checkpoint_lost",
 )
-_MAX_LISTED = 20  # names in a sentence
 _RECALL_NOTE = (
   "Mean-class accuracy is the mean of recall over classes, so each class has"
   " the same weight however rare it is. Intervals cover the sampling of test"
@@ -42,17 +49,17 @@ _VIEWS_NOTE = (
   "The network's input in training: two random views of each image. If the"
   " class can no longer be recognised, the augmentation is too strong."
 )
-ViewPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def write(
-  out_dir: str | os.PathLike[str],
+  out_dir: Path,
   metrics: Mapping[str, Any],
   *,
-  train_counts: Sequence[int] | None,
+  train_counts: Sequence[int],
   history: Sequence[Mapping[str, Any]],
-  view_pairs: ViewPairs | None,
+  view_pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
   activation: bytes | None = None,
+  extra: Sequence[str] = (),
   title: str,
 ) -> None:
   """Writes `metrics.json`, `confusion_matrix.png` and `report.html`.
@@ -64,37 +71,27 @@ def write(
   Args:
     out_dir: folder, created if missing.
     metrics: the result of `metrics.summarise` (its confusion matrix may be an
-      array) and, each optional, `dataset`, `split`, `checkpoint_step`,
-      `predictor`, `config`, `made_by`, `data_fingerprint`, `skipped_steps` and
+      array) with `dataset`, `split`, `checkpoint_step`, `predictor`, `config`
+      and, each optional, `made_by`, `data_fingerprint`, `skipped_steps` and
       `better_checkpoint_lost`. Written in the order given, with null for
       numbers that are not finite.
-    train_counts: training images of each class, or None.
+    train_counts: C training images per class.
     history: rows of `metrics.jsonl`, possibly none.
-    view_pairs: (originals uint8[k, H, W, 3], first views f32[k, S, S, 3],
-      second views f32[k, S, S, 3] in [0, 1]), or None.
+    view_pairs: originals uint8[k, H, W, 3], and first and second views
+      f32[k, S, S, 3] in [0, 1].
     activation: plot of class activation maps, PNG, or None.
+    extra: HTML of further sections, see `pictures.sections`.
     title: heading of the page, plain text.
-
-  Raises:
-    ValueError: `train_counts` does not match the classes.
   """
   confusion = np.asarray(metrics["confusion_matrix"], np.int64)
   results = _to_json({**metrics, "confusion_matrix": []})
   names = results["class_names"]
-  if train_counts is not None:
-    train_counts = [int(count) for count in train_counts]
-    if len(train_counts) != len(names):
-      raise ValueError(
-        f"found {len(train_counts)} training counts for {len(names)} classes"
-      )
-  out_dir = Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   _write_metrics(out_dir / "metrics.json", results, confusion)
-  matrix = plots.confusion_matrix_figure(confusion, names, title, train_counts)
+  matrix = plots.confusion_figure([(title, confusion)], names, train_counts)
   files.write(out_dir / "confusion_matrix.png", matrix)
-  views = None
-  if view_pairs is not None and len(view_pairs[0]):
-    views = plots.view_pairs_figure(*view_pairs)
+  shown = {name: results[name] for name in _PROVENANCE if results.get(name)}
+  listing = json.dumps(shown | results["config"], indent=2, ensure_ascii=False)
   sections = (
     _headline(results, confusion),
     _per_class(results, confusion, train_counts),
@@ -111,16 +108,18 @@ def write(
       "Images next to their class activation maps",
       _ACTIVATION_NOTE,
     ),
+    *extra,
     _curves(history),
     page.figure(
       "Augmented views",
-      views,
+      plots.view_pairs_figure(*view_pairs),
       "Images, each above two augmented views of it",
       _VIEWS_NOTE,
     ),
-    _config(results),
+    page.details("Config", listing),
   )
-  content = page.page(title, _facts(results), sections)
+  facts = [fact.format_map(results) for fact in _FACTS]
+  content = page.page(title, facts, sections)
   files.write(
     out_dir / "report.html", content.encode("utf-8", "xmlcharrefreplace")
   )
@@ -144,22 +143,6 @@ def _write_metrics(
       start = ",\n    " if i else "\n    "
       file.write((start + json.dumps(row.tolist())).encode())
     file.write(f"\n  {after}\n".encode())
-
-
-def _facts(results: Mapping[str, Any]) -> list[str]:
-  """The line under the title, from the fields that are there."""
-  formats = {
-    "dataset": "{}",
-    "split": "{} split",
-    "images": "{:,} images",
-    "checkpoint_step": "checkpoint at step {:,}",
-    "predictor": "classified by {}",
-  }
-  return [
-    form.format(results[name])
-    for name, form in formats.items()
-    if results.get(name) is not None
-  ]
 
 
 def _headline(results: Mapping[str, Any], confusion: np.ndarray) -> str:
@@ -190,82 +173,62 @@ def _headline(results: Mapping[str, Any], confusion: np.ndarray) -> str:
 def _per_class(
   results: Mapping[str, Any],
   confusion: np.ndarray,
-  train_counts: Sequence[int] | None,
+  train_counts: Sequence[int],
 ) -> str:
   """Recall per class: plots, then a table of all classes."""
   names, count = results["class_names"], confusion.sum(axis=1)
+  many = len(names) > plots.MAX_CLASSES
   lower, upper = wilson_interval(np.diagonal(confusion), count)
   head = ["Class", "Recall", "95% interval", "Precision", "F1", "Images"]
-  if train_counts:
-    head += ["Training images", "Training share"]
-  rows, total = [], max(sum(train_counts or ()), 1)
-  for i in plots.frequency_order(train_counts or count):
+  head += ["Training images", "Training share"]
+  rows, total = [], max(sum(train_counts), 1)
+  for i in plots.frequency_order(train_counts):
     row = results["per_class"][names[i]]
-    cells = [
-      names[i],
-      _percent(row["recall"]),
-      f"{100 * lower[i]:.1f} to {100 * upper[i]:.1f}" if count[i] else DASH,
-      _percent(row["precision"]),
-      _percent(row["f1"]),
-      f"{count[i]:,}",
-    ]
-    if train_counts:
-      digits = 1 if len(names) <= plots.MAX_CLASSES else 3
-      share = _percent(train_counts[i] / total, digits)
-      cells += [f"{train_counts[i]:,}", share]
-    rows.append(cells)
+    rows.append(
+      [
+        names[i],
+        _percent(row["recall"]),
+        f"{100 * lower[i]:.1f} to {100 * upper[i]:.1f}" if count[i] else DASH,
+        _percent(row["precision"]),
+        _percent(row["f1"]),
+        f"{count[i]:,}",
+        f"{train_counts[i]:,}",
+        _percent(train_counts[i] / total, 3 if many else 1),
+      ]
+    )
   absent = [names[i] for i in np.flatnonzero(count == 0)]
   if more := absent[_MAX_LISTED:]:
     absent[_MAX_LISTED:] = [f"{len(more):,} more"]
   left_out = f"Not in this split, so not in the mean: {', '.join(absent)}."
+  bars = plots.class_recall_figure(confusion, names, train_counts)
+  if many and confusion.any():
+    alt = "Histogram of recall over classes, and recall by number of images"
+    heading = "The ten highest and the ten lowest"
+    png = plots.recall_distribution_figure(confusion, train_counts)
+    pictures = [
+      page.picture(png, alt),
+      page.picture(bars, f"{heading} recalls as bars", caption=heading),
+    ]
+  else:
+    alt = "Bars of each class's recall; the table below has the numbers"
+    pictures = [page.picture(bars, alt)]
   return page.section(
     "Recall by class, most frequent first",
-    *_recall_pictures(names, confusion, train_counts),
+    *pictures,
     page.table(head, rows),
     page.note(_RECALL_NOTE, left_out if absent else ""),
   )
 
 
-def _recall_pictures(
-  names: Sequence[str],
-  confusion: np.ndarray,
-  train_counts: Sequence[int] | None,
-) -> list[str]:
-  """All classes as bars, or the distribution and the extremes of many."""
-  bars = plots.class_recall_figure(confusion, names, train_counts)
-  if len(names) <= plots.MAX_CLASSES or not confusion.any():
-    alt = "Bars of each class's recall; the table below has the numbers"
-    return [page.picture(bars, alt)]
-  distribution = plots.recall_distribution_figure(confusion, train_counts)
-  alt = "Histogram of recall over classes, and recall by number of images"
-  heading = "The ten highest and the ten lowest"
-  return [
-    page.picture(distribution, alt),
-    page.picture(bars, f"{heading} recalls as bars", caption=heading),
-  ]
-
-
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
   """Learning curves, a column for each phase."""
-  phases = dict.fromkeys(row["phase"] for row in history if "phase" in row)
   drawn = []
-  for phase in phases:
-    png = plots.learning_curves_figure(history, phase)
-    if png:
+  for phase in dict.fromkeys(row["phase"] for row in history):
+    if png := plots.learning_curves_figure(history, phase):
       alt = f"Learning curves by epoch of the phase {phase}"
-      drawn.append(page.picture(png, alt, caption=str(phase)))
-  if not drawn:
-    return ""
-  return page.section("Learning curves", page.pictures(*drawn))
-
-
-def _config(results: Mapping[str, Any]) -> str:
-  """The config and the provenance, collapsed."""
-  if not results.get("config"):
-    return ""
-  shown = {name: results[name] for name in _PROVENANCE if results.get(name)}
-  listing = json.dumps(shown | results["config"], indent=2, ensure_ascii=False)
-  return page.details("Config", listing)
+      drawn.append(page.picture(png, alt, caption=phase))
+  pictures = f'<div class="pictures">{"".join(drawn)}</div>'
+  return page.section("Learning curves", pictures) if drawn else ""
 
 
 def _percent(fraction: float | None, digits: int = 1) -> str:
@@ -278,14 +241,12 @@ def _interval(lower: Any, upper: Any) -> str:
 
 def _to_json(value: Any) -> Any:
   """Converts nested dicts, sequences, arrays and scalars to JSON's types."""
-  if hasattr(value, "items"):
+  if isinstance(value, Mapping):
     return {str(key): _to_json(item) for key, item in value.items()}
   if hasattr(value, "tolist"):
     value = value.tolist()
   if isinstance(value, list | tuple):
     return [_to_json(item) for item in value]
-  if isinstance(value, float):
-    return value if math.isfinite(value) else None
-  if value is None or isinstance(value, str | int):
-    return value
-  return str(value)
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

@@ -62,6 +62,8 @@ class DCNN(nn.Module):
         pool = last and (self.last_pool or group is not _GROUPS[-1])
         x = _Convolution(features, pool, self.dtype, name=f"conv{layer}")(x)
     self.sow("intermediates", "maps", x)
+    if self.has_variable("perturbations", "maps"):  # for its gradient
+      x = self.perturb("maps", x)
     if self.pooling == "average":
       return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     x = x.reshape(x.shape[0], -1)

@@ -10,11 +10,12 @@ from jax import Array
 
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
-from dbl_jax.models.resnet import ResNet18, ResNet34, ResNet50
+from dbl_jax.models.resnet import ResNet18, ResNet32, ResNet34, ResNet50
 
 ENCODERS: dict[str, Any] = {
   "dcnn": DCNN,
   "resnet18": ResNet18,
+  "resnet32": ResNet32,
   "resnet34": ResNet34,
   "resnet50": ResNet50,
 }

@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50: He et al. 2016, "Deep Residual Learning", table 1."""
+"""ResNet-18, 34, 50 (He et al. 2016, table 1) and 32 (section 4.2)."""
 
 import functools
 from typing import Annotated, ClassVar
@@ -44,9 +44,32 @@ class ResidualBlock(nn.Module):
     y = conv(kernel_size=3, name="conv2")(y)
     y = norm(scale_init=last_scale, name="norm2")(y)
     if x.shape[-1] != self.features or self.strides > 1:
-      x = conv(kernel_size=1, strides=self.strides, name="shortcut_conv")(x)
-      x = norm(name="shortcut_norm")(x)
+      x = self.shortcut(x, train)
     return nn.relu(x + y)
+
+  def shortcut(self, x: Array, train: bool) -> Array:
+    """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
+    return self._projected(x, self.features, train)
+
+  def _projected(self, x: Array, features: int, train: bool) -> Array:
+    conv = Conv2D(
+      features, 1, self.strides, dtype=self.dtype, name="shortcut_conv"
+    )
+    norm = BatchNorm(not train, dtype=self.dtype, name="shortcut_norm")
+    return norm(conv(x))
+
+
+class PaddedBlock(ResidualBlock):
+  """`ResidualBlock` whose shortcut has no parameters: option A of He et al.
+
+  It takes every second pixel and adds channels of zeros.
+  """
+
+  def shortcut(self, x: Array, train: bool) -> Array:
+    """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
+    extra = self.features - x.shape[-1]
+    x = x[:, :: self.strides, :: self.strides]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra)))
 
 
 class Bottleneck(ResidualBlock):
@@ -71,8 +94,7 @@ class Bottleneck(ResidualBlock):
     y = conv(wide, kernel_size=1, name="conv3")(y)
     y = norm(scale_init=last_scale, name="norm3")(y)
     if x.shape[-1] != wide or self.strides > 1:
-      x = conv(wide, 1, self.strides, name="shortcut_conv")(x)
-      x = norm(name="shortcut_norm")(x)
+      x = self._projected(x, wide, train)
     return nn.relu(x + y)
 
 
@@ -95,7 +117,8 @@ class ResNet18(nn.Module):
   dtype: jnp.dtype = jnp.float32
   frozen: tuple[str, ...] = ()
 
-  # Blocks of each stage, and their kind.
+  # Channels of the first stage; blocks of each stage, and their kind.
+  width: ClassVar[int] = 64
   blocks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
   block: ClassVar[type[nn.Module]] = ResidualBlock
 
@@ -109,10 +132,11 @@ class ResNet18(nn.Module):
 
     Returns:
       f32[B, F], averages over the last map, which is sown as 'maps',
-      [B, h, w, F] of `dtype`, in 'intermediates'; F is 512, of ResNet-50 2048.
+      [B, h, w, F] of `dtype`, in 'intermediates'; F is 512, of
+      ResNet-50 2048 and of ResNet-32 64.
     """
     size, strides = STEMS[self.stem]
-    x = Conv2D(64, size, strides, dtype=self.dtype, name="stem")(x)
+    x = Conv2D(self.width, size, strides, dtype=self.dtype, name="stem")(x)
 
     def training(name: str) -> bool:
       return train and name not in self.frozen
@@ -125,13 +149,15 @@ class ResNet18(nn.Module):
       for block in range(1, blocks + 1):
         name = f"stage{stage}_block{block}"
         x = self.block(
-          32 * 2**stage,
+          self.width * 2 ** (stage - 1),
           strides=2 if stage > 1 and block == 1 else 1,
           zero_init_residual=self.zero_init_residual,
           dtype=self.dtype,
           name=name,
         )(x, training(name))
     self.sow("intermediates", "maps", x)
+    if self.has_variable("perturbations", "maps"):  # for its gradient
+      x = self.perturb("maps", x)
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
@@ -145,3 +171,12 @@ class ResNet50(ResNet34):
   """The encoder with as many bottleneck blocks (23,508,032 parameters)."""
 
   block: ClassVar[type[nn.Module]] = Bottleneck
+
+
+class ResNet32(ResNet18):
+  """The encoder for 32 x 32 images (463,504 parameters with stem 'small')."""
+
+  stem: Annotated[str, one_of(STEMS)] = "small"
+  width: ClassVar[int] = 16
+  blocks: ClassVar[tuple[int, ...]] = (5, 5, 5)
+  block: ClassVar[type[nn.Module]] = PaddedBlock

@@ -1,5 +1,6 @@
 """Writes a model as an ONNX graph, batch norm folded into convolutions."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,11 @@ class _Graph:
 
 
 def build(
-  config: ConfigDict, phase: str, variables: Tree, class_names: Sequence[str]
+  config: ConfigDict,
+  phase: str,
+  variables: Tree,
+  class_names: Sequence[str],
+  temperature: float = 1.0,
 ) -> onnx.ModelProto:
   """Builds the graph of a classifier.
 
@@ -95,6 +100,7 @@ def build(
     phase: whose head is used; it must be an `MLPHead` or `JointHead`.
     variables: 'params' and 'batch_stats' of the model.
     class_names: C names.
+    temperature: by which logits are divided before the softmax.
 
   Returns:
     A model with the input 'images', uint8[N, S, S, 3] in RGB, and the outputs
@@ -126,6 +132,7 @@ def build(
   classifier = params["head"].get("classifier", params["head"])
   cosine = getattr(model.head, "cosine", 0.0)
   logits = _classifier(graph, features, classifier, cosine)
+  logits = graph.add("Div", logits, graph.constant(temperature))
   graph.add("Softmax", logits, out="probabilities", axis=1)
   size = config.data.image_size
   made = helper.make_graph(
@@ -148,7 +155,7 @@ def build(
     producer_name="dbl_jax",
     ir_version=8,
   )
-  helper.set_model_props(proto, {"classes": ",".join(class_names)})
+  helper.set_model_props(proto, {"classes": json.dumps(class_names)})
   onnx.checker.check_model(proto, full_check=True)
   return proto
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import logging
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+from scipy import special
 
 from dbl_jax import evaluate
 from dbl_jax.data import regions, sources
@@ -66,6 +68,8 @@ class Predictor:
     grey: whether the model was trained on grey images.
     calibrated: whether scores are probabilities.
     classify: uint8[n, S, S, 3] -> scores f32[n, C].
+    activation: uint8[n, S, S, 3], classes int[n] -> class activation maps
+      f32[n, h, w] or None, see `evaluate.make_activation`; None without them.
   """
 
   class_names: tuple[str, ...]
@@ -75,6 +79,7 @@ class Predictor:
   grey: bool
   calibrated: bool
   classify: Callable[[np.ndarray], np.ndarray]
+  activation: Callable[..., jax.Array | None] | None = None
 
   def predict(self, photos: Sequence[StoredFile]) -> Iterator[Prediction]:
     """Yields the predictions of photos, one for each face, in order.
@@ -83,7 +88,7 @@ class Predictor:
     """
     for start in range(0, len(photos), _CHUNK):
       chunk = photos[start : start + _CHUNK]
-      found = [f for part in images.in_threads(self._read, chunk) for f in part]
+      found = [f for part in images.in_threads(self.read, chunk) for f in part]
       crops = [crop for _, crop in found if crop is not None]
       scores = iter(self.classify(np.stack(crops)) if crops else ())
       for prediction, crop in found:
@@ -91,10 +96,15 @@ class Predictor:
           prediction = dataclasses.replace(prediction, scores=next(scores))
         yield prediction
 
-  def _read(
+  def read(
     self, photo: StoredFile
   ) -> list[tuple[Prediction, np.ndarray | None]]:
-    """The faces of a photo, each with what the model is to classify."""
+    """Finds the faces of a photo.
+
+    Returns:
+      For each its place and what `classify` is to be given, uint8[S, S, 3]; or
+      a note why there is none, and None.
+    """
     try:
       found = self._crops(photo.read(), photo.origin)
     except UserError as error:
@@ -215,10 +225,15 @@ def load(
   fitted = _fit(loaded)
   calibrated = fitted.name in predictors.CALIBRATED
   forward = _make_forward(loaded)
+  activation = evaluate.make_activation(
+    loaded.config, loaded.phase, len(loaded.class_names)
+  )
 
   def classify(crops: np.ndarray) -> np.ndarray:
     scores = fitted.scores(*forward(crops))
-    return predictors.softmax(scores) if calibrated else scores
+    if not calibrated:
+      return scores
+    return special.softmax(scores / loaded.temperature, axis=1)
 
   return Predictor(
     loaded.class_names,
@@ -228,6 +243,7 @@ def load(
     grey,
     calibrated,
     classify,
+    activation and functools.partial(jax.jit(activation), loaded.variables),
   )
 
 
@@ -258,7 +274,9 @@ def _fit(loaded: evaluate.LoadedModel) -> predictors.FittedPredictor:
   if name == "head":
     return predictors.logits(len(loaded.class_names))
   dataset = sources.load(loaded.config.data)
-  if not checkpoint.same_images(loaded.meta, dataset.fingerprint):
+  if not checkpoint.same_images(
+    loaded.meta, dataset.fingerprint, dataset.former
+  ):
     raise UserError(
       f"predictor={name!r} is fitted on the training images, but other images"
       " are there now. Restore them, or use --predictor=head."

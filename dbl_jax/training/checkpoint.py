@@ -163,15 +163,22 @@ def restore_latest(
   return None
 
 
-def same_images(meta: Mapping[str, Any], fingerprint: str) -> bool:
+def same_images(
+  meta: Mapping[str, Any], fingerprint: str, former: str = ""
+) -> bool:
   """Whether a checkpoint's `meta` has the fingerprint of the images now.
 
   Synthetic faces of format 1 are the same images: their config fixes them.
+
+  Args:
+    meta: what the checkpoint stores about its run.
+    fingerprint: of the images.
+    former: the fingerprint that earlier versions gave them, see `Dataset`.
   """
   name = meta.get("config", {}).get("data", {}).get("name")
   if name == "synthetic_faces" and meta.get("format", 1) < _FORMAT:
     return True
-  return meta.get("fingerprint", fingerprint) == fingerprint
+  return meta.get("fingerprint", fingerprint) in (fingerprint, former)
 
 
 def _check_same_run(
@@ -184,7 +191,7 @@ def _check_same_run(
   now = json.loads(json.dumps(now))
   for field, words in _SAME.items():
     images = field == "fingerprint"
-    if images and same_images(before, now[field]):
+    if images and same_images(before, now[field], now.get("former", "")):
       continue
     # Earlier versions stored fewer fields.
     if before.get(field, now.get(field)) == now.get(field):

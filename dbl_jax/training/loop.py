@@ -317,11 +317,12 @@ def _check_finite(
     last = manager.latest_step()
     where = f"{manager.directory}, step {last}" if last else "none yet"
     step = done - len(rows[name]) + 1 + int(place)
-    images = sampling.batch_indices(phase.sampler, step - 1)
+    images = np.unique(sampling.batch_indices(phase.sampler, step - 1))
+    names = [phase.image_names[i] if phase.image_names else i for i in images]
     raise UserError(
       f"{phase.name}: {name} is {rows[name][place]} at step {step}. Last good"
       f" checkpoint: {where}. The batch had the training images"
-      f" {', '.join(map(str, np.unique(images)))}. Check these images, try a"
+      f" {', '.join(map(str, names))}. Check these images, try a"
       f" lower --config.{phase.name}.optimizer.learning_rate or a clip_norm, or"
       " skip such steps with --config.skip_nonfinite."
     )

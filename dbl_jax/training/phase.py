@@ -76,6 +76,8 @@ class Phase:
     sampler: which images each step draws.
     num_steps: number of training steps; 0 if only the predictor is new.
     key: typed key of the phase.
+    image_names: names of the images it trains on, for messages; none if they
+      have no names.
   """
 
   name: str
@@ -90,6 +92,7 @@ class Phase:
   sampler: sampling.Sampler
   num_steps: int
   key: jax.Array
+  image_names: Sequence[str] = ()
 
   @property
   def steps_per_epoch(self) -> float:
@@ -183,6 +186,7 @@ def make_phase(
     sampler=sampler,
     num_steps=num_steps,
     key=key,
+    image_names=dataset.names.get(split, ()),
   )
 
 

@@ -12,6 +12,8 @@ from dbl_jax.compare import sweep
 from dbl_jax.compare.records import confusion
 from dbl_jax.compare.table import make_rows
 from dbl_jax.errors import UserError
+from dbl_jax.evaluation import predictions
+from dbl_jax.evaluation.predictions import Predictions
 from dbl_jax.runtime import provenance
 
 
@@ -47,8 +49,8 @@ def plan(cache, tmp_path):
 
 
 def test_a_stage_that_systems_share_is_one(plan, tmp_path):
-  basic, tau, other_seed, _ = plan.values()
-  assert tau.parent.workdir == basic.workdir
+  (basic,), (shared, tau), (other_seed,), _ = plan.values()
+  assert tau.parent == shared.workdir == basic.workdir
   assert other_seed.workdir != basic.workdir
   assert len(sweep.stages(plan)) == 4
   order = [stage.workdir for stage in sweep.stages(plan)]
@@ -60,7 +62,8 @@ def test_the_workdir_depends_on_what_affects_the_result(cache, tmp_path):
   def place(change):
     config = supervised(cache)
     change(config)
-    return sweep.plan({"basic": config}, [0], tmp_path)["basic", 0].workdir
+    (stage,) = sweep.plan({"basic": config}, [0], tmp_path)["basic", 0]
+    return stage.workdir
 
   usual = place(lambda config: None)
   assert place(lambda c: c.classify.update(epochs=2)) != usual
@@ -72,7 +75,7 @@ def test_the_workdir_depends_on_what_affects_the_result(cache, tmp_path):
 
 def test_a_stage_of_an_earlier_version_is_found(cache, tmp_path):
   systems = {"basic": supervised(cache)}
-  new = sweep.plan(systems, [0], tmp_path)["basic", 0]
+  (new,) = sweep.plan(systems, [0], tmp_path)["basic", 0]
   old = new.workdir.with_name(new.workdir.name[:-12] + "0" * 12)
   fields = new.config.to_dict()
   fields["classify"]["by_data"] = {"other": {"epochs": 60}}
@@ -81,7 +84,8 @@ def test_a_stage_of_an_earlier_version_is_found(cache, tmp_path):
     old.mkdir(exist_ok=True)
     fields["seed"] = seed
     (old / "config.json").write_text(json.dumps(fields))
-    assert sweep.plan(systems, [0], tmp_path)["basic", 0].workdir == found
+    (stage,) = sweep.plan(systems, [0], tmp_path)["basic", 0]
+    assert stage.workdir == found
 
 
 def test_stages_give_the_result_of_one_run(cache, tmp_path):
@@ -99,49 +103,9 @@ def test_stages_give_the_result_of_one_run(cache, tmp_path):
   )
 
 
-def test_a_killed_sweep_resumes_and_trains_nothing_twice(plan, monkeypatch):
-  trained, killed, real = [], [], train.train_and_evaluate
-
-  def killed_at_the_third(config, workdir):
-    if len(trained) == 2 and not killed:
-      killed.append(workdir)
-      raise KeyboardInterrupt
-    trained.append(workdir)
-    return real(config, workdir)
-
-  monkeypatch.setattr(train, "train_and_evaluate", killed_at_the_third)
-  with pytest.raises(KeyboardInterrupt):
-    sweep.run(plan)
-  assert len(sweep.results(plan)) == 2
-  assert len(sweep.missing(plan, {})) == 2
-  assert sweep.run(plan) == {}
-  assert len(set(trained)) == len(trained) == 4
-  for record in sweep.results(plan):
-    assert record.seconds > 0
-    assert set(record.hardware) == {provenance.words()}
-  # Finished systems need no data.
-  monkeypatch.setattr(sweep.sources, "load", lambda *_: pytest.fail("read"))
-  assert sweep.run(plan) == {}
-  assert len(trained) == 4
-
-
-def test_a_failure_stops_what_needs_it_and_nothing_else(plan, monkeypatch):
-  broken = plan["basic", 0].workdir
-  real = train.train_and_evaluate
-
-  def fail(config, workdir):
-    if workdir == broken:
-      raise UserError("loss is nan")
-    return real(config, workdir)
-
-  monkeypatch.setattr(train, "train_and_evaluate", fail)
-  failed = sweep.run(plan)
-  assert failed[broken] == "loss is nan"
-  assert set(failed) == {broken, plan["decoupling", 0].workdir}
-  basic, decoupling = sweep.missing(plan, failed)
-  assert basic == "basic, seed 0: loss is nan"
-  assert "needs" in decoupling
-  assert [record.seed for record in sweep.results(plan)] == [1, 1]
+SCORES = Predictions(
+  ("a", "b"), *[np.arange(2)] * 2, np.eye(2), np.arange(2), np.eye(2), True
+)
 
 
 @pytest.fixture
@@ -151,16 +115,66 @@ def trained(monkeypatch):
 
   def train_and_evaluate(config, workdir):
     found.append(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    for name in ("scores_test.npz", "metrics.json", "report.html"):
-      (workdir / name).write_bytes(b"")
+    predictions.save(workdir / "scores_test.npz", SCORES)
+    (workdir / "metrics.json").write_text('{"data_fingerprint": "a"}')
+    (workdir / "report.html").write_text("")
 
   monkeypatch.setattr(train, "train_and_evaluate", train_and_evaluate)
+  monkeypatch.setattr(sweep, "_check", lambda _: None)
   return found
 
 
+def test_a_killed_sweep_resumes_and_trains_nothing_twice(
+  plan, trained, monkeypatch
+):
+  killed, real = [], train.train_and_evaluate
+
+  def killed_at_the_third(config, workdir):
+    if len(trained) == 2 and not killed:
+      killed.append(workdir)
+      raise KeyboardInterrupt
+    real(config, workdir)
+
+  monkeypatch.setattr(train, "train_and_evaluate", killed_at_the_third)
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run(plan)
+  assert len(sweep.results(plan)) == 2
+  assert len(sweep.missing(plan, {})) == 2
+  assert sweep.run(plan) == {}
+  assert sweep.run(plan) == {}
+  assert len(set(trained)) == len(trained) == 4
+  for chain in plan.values():
+    (chain[-1].workdir / "cost.json").write_text(
+      '{"seconds": 2.5, "hardware": ["a", "b"]}'
+    )
+  basic, decoupling, *_ = sweep.results(plan)
+  assert (basic.seconds, decoupling.seconds) == (2.5, 5.0)
+  assert set(decoupling.hardware) == {"a", "b"}
+
+
+def test_a_failure_stops_what_needs_it_and_nothing_else(
+  plan, trained, monkeypatch
+):
+  broken = plan["basic", 0][0].workdir
+  real = train.train_and_evaluate
+
+  def fail(config, workdir):
+    if workdir == broken:
+      raise UserError("loss is nan")
+    real(config, workdir)
+
+  monkeypatch.setattr(train, "train_and_evaluate", fail)
+  failed = sweep.run(plan)
+  assert failed[broken] == "loss is nan"
+  assert set(failed) == {broken, plan["decoupling", 0][1].workdir}
+  basic, decoupling = sweep.missing(plan, failed)
+  assert basic == "basic, seed 0: loss is nan"
+  assert "needs" in decoupling
+  assert [record.seed for record in sweep.results(plan)] == [1, 1]
+
+
 def test_what_another_process_trains_is_waited_for(plan, trained, monkeypatch):
-  basic, tau, other, last = plan.values()
+  basic, tau, other, last = sweep.stages(plan)
   held, waits = {basic.workdir, other.workdir}, []
 
   def meanwhile(seconds):
@@ -209,38 +223,19 @@ def test_an_invalid_system_stops_before_any_training(
     sweep.run(plan)
 
 
-def test_lost_or_damaged_results_are_noticed(plan):
-  plan = {("basic", 0): plan["basic", 0]}
-  assert sweep.run(plan) == {}
-  scores = plan["basic", 0].workdir / "scores_test.npz"
-  content = scores.read_bytes()
-  scores.unlink()
-  assert sweep.results(plan) == []
-  assert sweep.run(plan) == {}
-  assert scores.read_bytes() == content
-  path = scores.with_name("metrics.json")
-  found = json.loads(path.read_text())
-  path.write_text("{")
-  with pytest.raises(
-    UserError, match=r"metrics\.json cannot be read or is damaged"
-  ):
-    sweep.results(plan)
-  path.write_text(json.dumps(found | {"data_fingerprint": "another"}))
-  (record,) = sweep.results(plan)
-  assert record.fingerprint == "another"
-
-
 def test_stages_that_saw_different_images_are_not_one_system(plan, trained):
-  plan = {("decoupling", 0): plan["decoupling", 0]}
-  assert sweep.run(plan) == {}
-  for workdir, fingerprint in zip(trained, "ab", strict=True):
-    text = json.dumps({"data_fingerprint": fingerprint})
-    (workdir / "metrics.json").write_text(text)
+  chain = plan["decoupling", 0]
+  assert sweep.run({("decoupling", 0): chain}) == {}
+  chain[0].workdir.joinpath("metrics.json").write_text(
+    '{"data_fingerprint": "b"}'
+  )
   with pytest.raises(UserError, match="saw different images"):
-    sweep._fingerprint(plan["decoupling", 0])
+    sweep.results(plan)
 
 
-def test_a_region_is_compared_with_the_whole_face(cache, tmp_path):
+def test_lost_results_come_back_and_regions_are_compared(
+  cache, tmp_path, monkeypatch
+):
   mouth = supervised(cache)
   mouth.data.region = "mouth"
   systems = {"basic": supervised(cache), "regions:mouth": mouth}
@@ -250,6 +245,25 @@ def test_a_region_is_compared_with_the_whole_face(cache, tmp_path):
   assert [row["system"] for row in rows] == ["basic", "regions:mouth"]
   trained_on = set(map(sweep._fingerprint, plan.values()))
   assert len(trained_on) == 2
+
+  plan = {("basic", 0): plan["basic", 0]}
+  (record,) = sweep.results(plan)
+  assert record.seconds > 0
+  assert set(record.hardware) == {provenance.words()}
+  scores = plan["basic", 0][0].workdir / "scores_test.npz"
+  content = scores.read_bytes()
+  scores.unlink()
+  assert sweep.results(plan) == []
+  assert sweep.run(plan) == {}
+  assert scores.read_bytes() == content
+  # Finished systems need no data.
+  monkeypatch.setattr(sweep.sources, "load", lambda *_: pytest.fail("read"))
+  assert sweep.run(plan) == {}
+  scores.with_name("metrics.json").write_text("{")
+  with pytest.raises(
+    UserError, match=r"metrics\.json cannot be read or is damaged"
+  ):
+    sweep.results(plan)
 
 
 def test_epochs_of_encoders_are_counted(tmp_path):

@@ -9,9 +9,10 @@ import pytest
 from pages import Page
 
 from dbl_jax.compare import table
-from dbl_jax.compare.records import RunResult, facts
-from dbl_jax.compare.table import make_rows
+from dbl_jax.compare.records import RunResult
+from dbl_jax.compare.table import facts, make_rows
 from dbl_jax.errors import UserError
+from dbl_jax.evaluation import plots
 from dbl_jax.evaluation.predictions import Predictions
 
 ABOUT = {
@@ -21,6 +22,8 @@ ABOUT = {
 }
 LABELS = np.repeat([0, 1], [10, 4])
 NAMES = ("joy", "fear")
+NAN = float("nan")
+PNG = b"\x89PNG".ljust(24, b"\1")
 FIELDS = {"system", "seconds", "fingerprint", "hardware", "seed"}
 
 
@@ -101,50 +104,45 @@ def test_a_row_by_hand():
     "recall_sd_percent: fear": 0,
     "many_recall_percent": 80,
     "medium_recall_percent": 100,
-    "few_recall_percent": None,
+    "few_recall_percent": NAN,
     "training_seconds": 90,
     "expected_calibration_error_percent": 50
     * (abs(11 / 14 - confidence) + abs(13 / 14 - confidence)),
   }
   for key, value in expected.items():
-    assert row[key] == (value and pytest.approx(value, abs=1e-6)), key
+    assert row[key] == pytest.approx(value, abs=1e-6, nan_ok=True), key
 
 
 def test_differences_are_to_the_reference():
   gain = "mean_class_difference_points"
   basic, dbl, mixup = make_rows(_records())
-  assert basic[gain] is None
+  assert np.isnan(basic[gain])
   assert dbl[gain] == pytest.approx(90 - 57.5)
   assert mixup["overall_difference_points"] == pytest.approx(100 / 14, abs=1e-6)
   basic, dbl, _ = make_rows(_records(), reference="dbl")
-  assert dbl[gain] is None
+  assert np.isnan(dbl[gain])
   assert basic[gain] == pytest.approx(57.5 - 90)
   records = [record for record in _records() if record.system != "basic"]
-  assert all(row[gain] is None for row in make_rows(records))
+  assert all(np.isnan(row[gain]) for row in make_rows(records))
   assert "Difference" not in _made(records)
 
 
-def test_one_seed_has_no_deviation_and_no_probability_no_ece():
+def test_what_is_not_known_is_a_dash():
   pair = [_record("basic", 0, (9, 1)), _record("basic", 1, (9, 1))]
   (row,) = make_rows([pair[0], _change(pair[1], calibrated=False)])
-  assert row["expected_calibration_error_percent"] is None
-  records = [_record("basic", 0, (9, 1), calibrated=False, seconds=None)]
-  (row,) = make_rows(records)
-  assert row["mean_class_accuracy_sd_percent"] is None
-  assert row["expected_calibration_error_percent"] is None
-  assert row["training_seconds"] is None
-  printed = _tables(_made(records))
-  assert printed["Accuracy (%)"][2][3:5] == ["57.50", "71.43"]
-  assert printed["Calibration and cost"][2][1:] == ["–", "–"]
-
-
-def test_a_class_absent_from_the_test_has_no_recall():
+  assert np.isnan(row["expected_calibration_error_percent"])
+  # One seed, no probabilities, no cost, and a class without test images.
   labels, scores = np.zeros(14, int), np.eye(2)[[0] * 7 + [1] * 7]
-  records = [_record("basic", 0, (9, 1), labels=labels, scores=scores)]
+  changes = {"labels": labels, "scores": scores, "calibrated": False}
+  records = [_record("basic", 0, (9, 1), seconds=None, **changes)]
   (row,) = make_rows(records)
-  assert row["recall_percent: fear"] is None
+  assert np.isnan(row["mean_class_accuracy_sd_percent"])
+  assert np.isnan(row["recall_percent: fear"])
   assert row["mean_class_accuracy_percent"] == 50
-  assert _tables(_made(records))["Recall by class (%)"][2][1:] == ["50.0", "–"]
+  printed = _tables(_made(records))
+  assert printed["Accuracy (%)"][2][3:5] == ["50.00", "50.00"]
+  assert printed["Recall by class (%)"][2][1:] == ["50.0", "–"]
+  assert printed["Calibration and cost"][2][1:] == ["–", "–"]
 
 
 def test_markdown_table_with_the_best_in_bold():
@@ -180,7 +178,11 @@ def test_a_loss_has_a_minus_sign_and_is_not_best():
 def test_every_page_has_the_provenance(form):
   text = _made(_records(), ["decoupling: seeds 1, 2"], form)
   if form is table.as_html:
-    text = Page(text).text
+    page = Page(text)
+    assert "90.00 ± 7.07" in page.bold
+    assert "57.50 ± 0.00" not in page.bold
+    assert not [attrs for _, attrs in page.tags if "src" in attrs]
+    text = page.text
   for fact in (
     "RAF-DB",
     "48 × 48 pixels",
@@ -261,23 +263,13 @@ def test_a_command_cannot_leave_its_code_block():
   assert text.endswith("````sh\na\n```\nb\n````\n")
 
 
-def test_html_has_the_best_bold_and_stands_alone():
-  page = Page(_made(_records(), (), table.as_html))
-  assert "90.00 ± 7.07" in page.bold
-  assert "57.50 ± 0.00" not in page.bold
-  assert not [attrs for _, attrs in page.tags if "src" in attrs]
-  assert "Missing" not in page.text
-
-
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"seed": 0}, "'dbl' with seed 0 more than once"),
     ({"class_names": ("joy", "awe")}, "other classes in 'dbl'"),
     ({"train_counts": np.array([1, 2])}, "other training counts"),
     ({"labels": 1 - LABELS}, "other test labels"),
     ({"fingerprint": "other"}, "other images"),
-    ({"scores": np.full((14, 2), np.nan)}, "not finite"),
   ],
 )
 def test_records_that_cannot_be_compared_are_refused(changes, message):
@@ -300,6 +292,10 @@ def test_every_machine_a_run_was_trained_on_is_named_once():
 
 
 def test_write_leaves_five_whole_files_or_the_old_ones(tmp_path, monkeypatch):
+  figures, render = [], plots.to_png
+  monkeypatch.setattr(
+    plots, "to_png", lambda figure: figures.append(figure) or render(figure)
+  )
   out = tmp_path / "deep" / "er"
   records = _records()
   # A lone surrogate, which no file can hold.
@@ -313,14 +309,20 @@ def test_write_leaves_five_whole_files_or_the_old_ones(tmp_path, monkeypatch):
     "table.html",
     "table.md",
   ]
-  assert old["accuracies.png"].startswith(b"\x89PNG")
   page = Page(old["table.html"].decode())
   assert len(page.find("img")) == 2
   assert all(attrs["src"].startswith("data:") for attrs in page.find("img"))
   assert "mixup: seed 1" in old["table.md"].decode()
   assert "mix?" in old["table.md"].decode()
+  legend = [text.get_text() for text in figures[0].axes[0].get_legend().texts]
+  assert legend[1:] == ["1  Basic", "2  DBL", "3  mix?"]
+  point = figures[0].axes[0].containers[1][0].get_xydata()[0]
+  assert point == pytest.approx((1200 / 14, 90))
+  assert [a.get_title() for a in figures[1].axes][:2] == ["Basic", "DBL"]
   with pytest.raises(UserError):
-    table.write(out, [*records, _record("dbl", 0, (1, 1))], [], **ABOUT)
+    table.write(
+      out, [*records, _record("x", 0, (1, 1), fingerprint="y")], [], **ABOUT
+    )
 
   def full(*_):
     raise OSError("disk full")
@@ -329,3 +331,32 @@ def test_write_leaves_five_whole_files_or_the_old_ones(tmp_path, monkeypatch):
   with pytest.raises(OSError, match="disk full"):
     table.write(out, records[1:], [], **ABOUT)
   assert {path.name: path.read_bytes() for path in out.iterdir()} == old
+
+
+@pytest.mark.parametrize(
+  ("records", "paper", "expected"),
+  [
+    ([_record("basic", 0, (9, 1))], True, ["Logit", "the paper", "1  Basic"]),
+    ([_record("dbl", 0, (9, 1))], False, ["1  DBL"]),
+    ([_record("basic", 0, (9, 1), calibrated=False)], False, ["1  Basic"]),
+  ],
+)
+def test_frontier_and_paper_points_are_drawn_where_there_are(
+  tmp_path, monkeypatch, records, paper, expected
+):
+  figures = []
+  monkeypatch.setattr(
+    plots, "to_png", lambda figure: figures.append(figure) or PNG
+  )
+  table.write(tmp_path, records, [], paper_points=paper, **ABOUT)
+  axes = figures[0].axes[0]
+  legend = [text.get_text() for text in axes.get_legend().texts]
+  for text, start in zip(legend, expected, strict=True):
+    assert text.startswith(start)
+  names = [text.get_text() for text in axes.texts]
+  # Of Table 1, Lian et al. have one accuracy only.
+  assert ("DLP-CNN" in names) == paper
+  assert "Lian et al." not in names
+  if expected[0] == "Logit":  # starts at the reference
+    point = axes.containers[0][0].get_xydata()[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata()[0], point)

@@ -518,7 +518,7 @@ def test_it_works_or_one_line_says_why_not(name, what, tmp_path):
   if where:
     with pytest.raises(UserError, match=f"(?s){message}"):
       sources.load(options)
-    assert not [*(tmp_path / "cache").glob("*")]
+    assert not [*(tmp_path / "cache").glob("*.npz")]
   else:
     splits = sources.load(options).splits
     assert sum(len(part.labels) for part in splits.values()) == expected

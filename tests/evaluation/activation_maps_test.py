@@ -1,70 +1,98 @@
-"""Class activation maps: the formula, the choice of examples, the plot."""
+"""Class activation maps: the formula, the choice of examples, the overlay."""
 
+import jax
 import numpy as np
 import pytest
-from pages import size
 from PIL import Image
 
 from dbl_jax.evaluation import activation_maps
+from dbl_jax.models import model, resnet
+from dbl_jax.models.kernels import conv
+from dbl_jax.training import steps
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
 RNG = np.random.default_rng(0)
-NAMES = ("surprise", "$x_1^$ & {co", "a very long name for any class at all")
 
 
-def draw(truth, predictions, title="Maps of $_^$ strangers"):
-  k = len(truth)
-  return activation_maps.activation_figure(
-    RNG.integers(0, 256, (k, 24, 24, 3), np.uint8),
-    RNG.standard_normal((k, 3, 3)).astype(np.float32),
-    np.array(truth),
-    np.array(predictions),
-    NAMES,
-    title,
-  )
-
-
-def test_maps_are_the_formula_and_average_to_the_logit():
-  maps = RNG.standard_normal((5, 4, 3, 8)).astype(np.float32)
-  kernel = RNG.standard_normal((8, 7)).astype(np.float32)
-  activation = activation_maps.class_activation_maps(maps, kernel)
-  assert activation.shape == (5, 7, 4, 3)
-  assert activation.dtype == np.float32
-  np.testing.assert_allclose(
-    activation.mean((2, 3)), maps.mean((1, 2)) @ kernel, rtol=1e-5, atol=1e-5
-  )
-  for n, c, y, x in np.ndindex(2, 7, 4, 3):
-    expected = sum(kernel[k, c] * maps[n, y, x, k] for k in range(8))
-    assert activation[n, c, y, x] == pytest.approx(expected, abs=1e-5)
+AVERAGE = {"name": "dcnn", "pooling": "average", "dtype": "float32"}
+LINEAR = {"name": "mlp", "hidden": ()}
 
 
 @pytest.mark.parametrize(
-  ("labels", "predictions", "per_class", "expected"),
+  ("encoder", "head"),
   [
-    # Classes 1 and 2 are all correct.
-    ([2, 0, 0, 1, 1, 0, 0, 2], [2, 1, 0, 1, 1, 0, 2, 2], 2, [2, 1, 3, 0]),
-    ([0] * 9, [1, 0] * 4 + [1], 1, [1]),
-    ([0] * 9, [1, 0] * 4 + [1], 3, [1, 3, 0]),
-    ([0] * 9, [1, 0] * 4 + [1], 4, [1, 3, 0, 2]),
-    ([0] * 9, [1, 0] * 4 + [1], 99, [1, 3, 5, 7, 0, 2, 4, 6, 8]),
-    ([], [], 2, []),
+    (AVERAGE, LINEAR),
+    (AVERAGE, {"name": "joint"}),
+    (AVERAGE, {"name": "mlp", "hidden": (9, 8)}),
+    (AVERAGE | {"pooling": "flatten", "width": 30}, LINEAR),
+    ({"name": "resnet18", "stem": "small", "dtype": "float32"}, LINEAR),
   ],
 )
-def test_examples_are_the_first_of_each_class(
-  labels, predictions, per_class, expected
-):
+def test_a_map_adds_up_to_the_logit(encoder, head, monkeypatch):
+  """As biases after the map are initially zero, for any pooling and head."""
+  monkeypatch.setattr(conv, "conv2d", conv._lax_conv)  # compiles sooner
+  monkeypatch.setattr(resnet.ResNet18, "blocks", (1,))
+  made = model.make_model(encoder, head, 7)
+  images = RNG.random((2, 16, 16, 3), np.float32)
+  variables = steps.init_variables(made, jax.random.key(0), 16)
+  classes = np.array([1, 6])
+
+  @jax.jit
+  def run():
+    found = activation_maps.class_activation_maps(
+      made, variables, images, classes
+    )
+    (_, outputs), sown = made.apply(
+      variables, images, train=False, mutable="intermediates"
+    )
+    return found, outputs, sown["intermediates"]["encoder"]["maps"][0]
+
+  found, outputs, maps = run()
+  assert found.shape == maps.shape[:3]
+  logits = outputs[:, -7:][np.arange(2), classes]
+  np.testing.assert_allclose(found.sum((1, 2)), logits, atol=1e-5)
+  if encoder.get("pooling") != "flatten" and head == LINEAR:
+    # Zhou et al., eq. (1) and (2).
+    kernel = variables["params"]["head"]["logits"]["kernel"]
+    expected = np.einsum("nhwk,kn->nhw", maps, kernel[:, classes])
+    pixels = maps.shape[1] * maps.shape[2]
+    np.testing.assert_allclose(found, expected / pixels, atol=1e-5)
+
+
+def test_a_map_of_one_pixel_is_none():
+  made = model.make_model(AVERAGE | {"last_pool": True}, LINEAR, 7)
+  images = np.zeros((1, 16, 16, 3), np.float32)
+  variables = steps.init_variables(made, jax.random.key(0), 16)
+  assert None is activation_maps.class_activation_maps(
+    made, variables, images, np.array([0])
+  )
+
+
+@pytest.mark.parametrize(
+  ("labels", "predictions", "expected"),
+  [
+    # Classes 1 and 2 are all correct.
+    (
+      [2, 0, 0, 1, 1, 0, 0, 2],
+      [2, 1, 0, 1, 1, 0, 2, 2],
+      [2, 5, 1, 6, 3, 4, 0, 7],
+    ),
+    ([0] * 9, [1, 0] * 4 + [1], [1, 3, 0, 2]),
+    ([], [], []),
+  ],
+)
+def test_examples_are_the_first_of_each_class(labels, predictions, expected):
   labels, predictions = np.array(labels, int), np.array(predictions, int)
-  chosen = activation_maps.examples(labels, predictions, 4, per_class)
+  chosen = activation_maps.examples(labels, predictions)
   assert chosen.tolist() == expected
   assert np.issubdtype(chosen.dtype, np.integer)
 
 
 def test_examples_of_many_classes_are_a_sample_of_those_with_images():
   labels = np.repeat(np.arange(0, 8000, 2), 3)
-  chosen = activation_maps.examples(labels, labels, 8000, 2)
-  found = labels[chosen]
-  assert len(set(found)) == len(found) == 30
+  found = labels[activation_maps.examples(labels, labels)]
+  assert len(set(found)) == len(found) / 2 == 30
   assert (found.min(), found.max()) == (0, 7998)
 
 
@@ -87,29 +115,3 @@ def test_overlay_of_a_flat_map_is_the_face_in_grey(value):
   shown = activation_maps.overlay(image, np.full((3, 3), value, np.float32))
   grey = np.asarray(Image.fromarray(image).convert("L"))
   np.testing.assert_array_equal(shown, np.repeat(grey[..., None], 3, axis=2))
-
-
-def test_figure_is_a_png_that_grows_with_its_examples():
-  small = size(draw([0, 0], [0, 1]))
-  wide = size(draw([0, 0, 0], [0, 1, 2]))
-  tall = size(draw([0, 0, 1], [0, 1, 1]))
-  assert wide[0] > 1.3 * small[0]
-  assert tall[1] > 1.4 * small[1]
-  size(draw([2], [1], title=""))
-
-
-def test_rows_are_classes_with_correct_images_first(monkeypatch):
-  figures = []
-  monkeypatch.setattr(
-    activation_maps, "to_png", lambda figure: figures.append(figure) or b""
-  )
-  draw([2, 0, 1, 2], [1, 0, 2, 2])
-  titles = [axes.get_title("left") for axes in figures[0].axes]
-  assert titles == [
-    "surprise",
-    "",
-    "$x_1^$ & {co, predicted a very long n…",
-    "",
-    "a very long n…",
-    "a very long n…, predicted $x_1^$ & {co",
-  ]

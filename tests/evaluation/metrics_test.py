@@ -23,21 +23,20 @@ def _random_case(seed, num_classes=6, absent=(), never_predicted=()):
   return labels, np.where(keep, labels, guesses)
 
 
-def test_confusion_matrix_has_the_truth_in_rows():
-  confusion = metrics.confusion_matrix([0, 0, 1, 2, 2], [0, 2, 1, 0, 0], 3)
-  assert confusion.tolist() == [[1, 0, 1], [0, 1, 0], [2, 0, 0]]
-  assert confusion.dtype == np.int64
-
-
-def test_confusion_matrix_of_no_images_is_zero():
-  assert metrics.confusion_matrix([], [], 2).tolist() == [[0, 0], [0, 0]]
-
-
-def test_confusion_matrix_does_not_overflow_small_integers():
-  labels = np.full(300, 15, np.int8)
-  confusion = metrics.confusion_matrix(labels, labels, 16)
-  assert confusion[15, 15] == 300
-  assert confusion.sum() == 300
+@pytest.mark.parametrize(
+  ("labels", "predictions", "expected"),
+  [
+    ([0, 0, 1, 2, 2], [0, 2, 1, 0, 0], [[1, 0, 1], [0, 1, 0], [2, 0, 0]]),
+    ([], [], [[0, 0], [0, 0]]),
+    # 16 classes squared do not fit into a byte.
+    (np.full(300, 15, np.int8), np.full(300, 15, np.int8), None),
+  ],
+)
+def test_confusion_matrix_has_the_truth_in_rows(labels, predictions, expected):
+  expected = 300 * np.diag([0] * 15 + [1]) if expected is None else expected
+  found = metrics.confusion_matrix(labels, predictions, len(expected))
+  np.testing.assert_array_equal(found, expected)
+  assert found.dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def test_confusion_matrix_does_not_overflow_small_integers():
     ([0, 3], [0, 1], "labels run from 0 to 3; expected 0 to 2"),
     ([0, 1], [0, -1], "predictions run from -1 to 0"),
     ([0.0, 1.0], [0, 1], "expected integers"),
-    ([[0, 1]], [0, 1], "shape"),
+    ([[0, 1]], [0, 1], "expected integers"),
   ],
 )
 def test_confusion_matrix_refuses_what_it_would_miscount(
@@ -128,14 +127,16 @@ def test_summary_of_no_images_has_no_accuracy():
   assert metrics.mean_class_interval(np.zeros((2, 2), int)) is None
 
 
-def test_summary_refuses_two_classes_of_one_name():
-  with pytest.raises(UserError, match="'joy' more than once"):
-    metrics.summarise(np.eye(3, dtype=int), ["joy", "fear", "joy"])
-
-
-def test_summary_refuses_a_wrong_number_of_names():
-  with pytest.raises(ValueError, match="2 class names"):
-    metrics.summarise(np.eye(3, dtype=int), ["joy", "fear"])
+@pytest.mark.parametrize(
+  ("names", "error", "message"),
+  [
+    (["joy", "fear", "joy"], UserError, "'joy' more than once"),
+    (["joy", "fear"], ValueError, "2 class names"),
+  ],
+)
+def test_summary_refuses_names_that_do_not_fit(names, error, message):
+  with pytest.raises(error, match=message):
+    metrics.summarise(np.eye(3, dtype=int), names)
 
 
 def test_wilson_interval_by_hand():
@@ -146,19 +147,12 @@ def test_wilson_interval_by_hand():
   np.testing.assert_allclose(upper, [0.3662, 0.1605, 0.1611, 0.1718], atol=5e-5)
 
 
-def test_wilson_interval_without_trials_is_undefined():
-  lower, upper = metrics.wilson_interval([0, 5], [0, 5])
-  assert np.isnan(lower[0])
-  assert np.isnan(upper[0])
+def test_intervals_without_trials_and_of_one_class():
+  lower, upper = metrics.wilson_interval([0, 5, 7], [0, 5, 10])
+  assert np.isnan([lower[0], upper[0]]).all()
   assert 0.5 < lower[1] < upper[1] == 1
-
-
-def test_mean_class_interval_of_one_class_is_wilsons():
-  confusion = [[7, 3], [0, 0]]
-  lower, upper = metrics.wilson_interval(7, 10)
-  assert metrics.mean_class_interval(confusion) == pytest.approx(
-    (float(lower), float(upper))
-  )
+  found = metrics.mean_class_interval([[7, 3], [0, 0]])
+  assert found == pytest.approx((lower[2], upper[2]))
 
 
 def test_mean_class_interval_agrees_with_a_bootstrap_within_classes():

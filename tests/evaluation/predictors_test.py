@@ -50,7 +50,7 @@ def mean_class_accuracy(scores, labels):
 def test_head_scores_are_its_logits():
   features, outputs = forward(some_part(5, 3).images)
   known = known_of()
-  fitted = predictors.head(known)
+  fitted = PREDICTORS["head"](known)
   np.testing.assert_array_equal(fitted.scores(features, outputs), outputs)
   # Of a joint head, embeddings come first.
   joint = np.concatenate([features, outputs], axis=1)
@@ -60,44 +60,21 @@ def test_head_scores_are_its_logits():
   assert fitted.chosen is None
 
 
-def literal_knn(bank, labels, features, k, temperature, num_classes):
-  scores = np.zeros((len(features), num_classes))
-  for i, feature in enumerate(features):
+@pytest.mark.parametrize("k", [1, 5, 60, 99])  # 60 is the whole bank
+def test_knn_votes_as_written(k):
+  train, asked = some_part(60, 1), some_part(2100, 3)  # more than two blocks
+  found = predictors.knn(known_of(train), k, 0.1).scores(*forward(asked.images))
+  assert found.shape == (2100, 3)
+  for i in (0, 1023, 1024, 2048, 2099):
+    feature = asked.images[i].astype(float)
     similar = [
       feature @ other / np.linalg.norm(feature) / np.linalg.norm(other)
-      for other in bank
+      for other in train.images.astype(float)
     ]
+    expected = np.zeros(3)
     for j in np.argsort(similar)[::-1][:k]:
-      scores[i, labels[j]] += np.exp(similar[j] / temperature)
-  return scores
-
-
-@pytest.mark.parametrize("k", [1, 5, 60])
-def test_knn_votes_as_written(k):
-  train, asked = some_part(60, 1), some_part(10, 3)
-  fitted = predictors.knn(known_of(train), neighbours=k, temperature=0.1)
-  expected = literal_knn(
-    train.images.astype(float), train.labels, asked.images.astype(float), k,
-    0.1, 3,
-  )  # fmt: skip
-  found = fitted.scores(*forward(asked.images))
-  np.testing.assert_allclose(found, expected, rtol=1e-3)
-
-
-def test_knn_counts_every_row_of_many():
-  asked = some_part(2100, 3).images  # more than two blocks
-  fitted = predictors.knn(known_of(), neighbours=5)
-  found = fitted.scores(*forward(asked))
-  some = [0, 1023, 1024, 2048, 2099]
-  expected = fitted.scores(*forward(asked[some]))
-  np.testing.assert_allclose(found[some], expected, rtol=1e-4)
-
-
-def test_knn_of_a_small_bank_takes_all_of_it():
-  features = np.ones((2, 6), np.float32)
-  train = Split(features, np.array([0, 1], np.int32))
-  scores = predictors.knn(known_of(train)).scores(*forward(features[:1]))
-  np.testing.assert_allclose(scores[0], np.exp([10, 10, -np.inf]), rtol=1e-5)
+      expected[train.labels[j]] += np.exp(similar[j] / 0.1)
+    np.testing.assert_allclose(found[i], expected, rtol=1e-3)
 
 
 def test_nearest_class_mean_equals_a_literal_loop():
@@ -156,44 +133,6 @@ def test_the_strength_is_the_first_best_on_validation(name, seed):
   )
 
 
-def test_tau_0_is_the_head_without_its_bias():
-  # On its own labels the plain kernel cannot be beaten, and comes first.
-  features = some_part(200, 4).images
-  labels = (features @ KERNEL).argmax(axis=1).astype(np.int32)
-  fitted = predictors.tau_normalised(
-    known_of(validation=Split(features, labels))
-  )
-  assert fitted.chosen == 0
-  asked = some_part(20, 3).images
-  np.testing.assert_allclose(
-    fitted.scores(*forward(asked)), asked @ KERNEL, rtol=1e-5, atol=1e-5
-  )
-
-
-def test_tau_normalisation_of_a_hidden_layer_is_refused():
-  head = LINEAR | {"dense1": {"kernel": np.ones((6, 6), np.float32)}}
-  with pytest.raises(UserError, match=r"hidden=\(\)"):
-    predictors.fit("tau_normalised", known_of(head=head))
-
-
-def test_logit_adjustment_takes_a_skewed_prior_away():
-  # The logits are of the skewed training part; validation is balanced.
-  rng = np.random.default_rng(5)
-  counts = np.array([900, 90, 10])
-  train = np.repeat(np.arange(3), counts).astype(np.int32)
-  evidence = rng.normal(size=(4000, 3)).astype(np.float32)
-  skewed = evidence + np.log(counts / 1000).astype(np.float32)[None]
-  fitted = predictors.logit_adjusted(
-    known_of(
-      Split(np.zeros((1000, 3), np.float32), train),
-      Split(skewed, evidence.argmax(axis=1).astype(np.int32)),
-      forward=lambda rows: (rows, rows),
-    )
-  )
-  assert fitted.chosen == 1
-  np.testing.assert_allclose(fitted.scores(skewed, skewed), evidence, atol=1e-5)
-
-
 class Unseen(dict):
   """Parts of which the test part must not be touched."""
 
@@ -233,7 +172,7 @@ def test_features_are_extracted_once_and_only_if_asked_for():
     return forward(rows)
 
   known = known_of(forward=watched)
-  predictors.head(known)
+  PREDICTORS["head"](known)
   assert asked_of == []
   predictors.logit_adjusted(known)
   predictors.tau_normalised(known)
@@ -291,11 +230,24 @@ def test_svm_tells_classes_apart_and_chooses_on_validation(classes):
   assert fitted.chosen == max(accuracies, key=accuracies.get)
 
 
-def test_svm_without_scikit_learn_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [("tau_normalised", r"hidden=\(\)"), ("svm", "pip install scikit-learn")],
+)
+def test_a_predictor_names_what_it_lacks(monkeypatch, name, message):
   monkeypatch.setitem(sys.modules, "sklearn", None)
-  with pytest.raises(UserError, match="pip install scikit-learn"):
-    predictors.fit("svm", known_of())
+  head = LINEAR | {"dense1": {"kernel": np.ones((6, 6), np.float32)}}
+  with pytest.raises(UserError, match=message):
+    predictors.fit(name, known_of(head=head))
 
 
-def test_calibrated_predictors_exist():
-  assert PREDICTORS.keys() >= predictors.CALIBRATED
+def test_the_temperature_makes_logits_calibrated():
+  # Labels are drawn from softmax(logits), so 2.5 * logits are overconfident.
+  logits = 2 * RNG.normal(size=(20_000, 3))
+  noise = RNG.gumbel(size=logits.shape)
+  labels = (logits + noise).argmax(axis=1)
+  found = predictors.fit_temperature(2.5 * logits.astype(np.float32), labels)
+  assert found == pytest.approx(2.5, rel=0.03)
+  # Separable data would be given certainty: the temperature is bounded.
+  certain = 10 * np.eye(3, dtype=np.float32)
+  assert predictors.fit_temperature(certain, np.arange(3)) >= 0.05

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from dbl_jax.models.kernels import conv, cpu_conv
-from dbl_jax.models.resnet import ResidualBlock, ResNet18
+from dbl_jax.models.resnet import (
+  PaddedBlock,
+  ResidualBlock,
+  ResNet18,
+  ResNet32,
+)
 from dbl_jax.runtime import sharding
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
@@ -28,6 +33,18 @@ def initialise(model, images):
 
 def count(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_resnet_32_has_the_size_of_its_paper_and_shortcuts_without_weights():
+  # He et al. 2016, table 6: 0.46 M with the layer of 10 classes.
+  params = shapes(ResNet32())["params"]
+  assert count(params) == 464_154 - 64 * 10 - 10
+  assert not any("shortcut" in block for block in params.values())
+  model = PaddedBlock(8, strides=2, zero_init_residual=True)
+  images = jax.random.uniform(jax.random.key(0), (3, 6, 6, 4))
+  out = model.apply(initialise(model, images), images, False)
+  np.testing.assert_array_equal(out[..., :4], images[:, ::2, ::2])
+  np.testing.assert_array_equal(out[..., 4:], 0)
 
 
 def make_step(model):

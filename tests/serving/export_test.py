@@ -8,10 +8,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import safetensors.numpy
+from scipy import special
 
 import tiny
 from dbl_jax import config as configs
-from dbl_jax import train
+from dbl_jax import evaluate, train
 from dbl_jax.models import torch_weights
 from dbl_jax.models.kernels import conv
 from dbl_jax.models.model import make_model
@@ -142,7 +143,22 @@ def test_a_run_is_exported_by_one_command(tmp_path):
   metrics = json.loads((run / "metrics.json").read_text())
   assert f"value: {metrics['mean_class_accuracy']:.4f}" in card
   assert "| fear |" in card
-  assert json.loads((out / "model.json").read_text())["image_size"] == 16
+  facts = json.loads((out / "model.json").read_text())
+  assert facts["image_size"] == 16
+  # Probabilities are calibrated in all ways to get them.
+  loaded = evaluate.load(run)
+  assert facts["temperature"] == metrics["temperature"] == loaded.temperature
+  assert loaded.temperature != 1
+  images = np.zeros((2, 16, 16, 3), np.uint8)
+  session = onnxruntime.InferenceSession(out / "model.onnx")
+  probabilities, _ = session.run(None, {"images": images})
+  np.testing.assert_allclose(probabilities, loaded.predict(images), atol=1e-5)
+  logits = loaded(images)[1]
+  np.testing.assert_allclose(
+    probabilities,
+    special.softmax(logits / metrics["temperature"], axis=1),
+    atol=1e-5,
+  )
 
 
 def test_what_cannot_be_exported_gives_one_line(finished, tmp_path):

@@ -155,8 +155,10 @@ def to_rgb(image: Image.Image, origin: str) -> Image.Image:
     white = Image.new("RGBA", image.size, "white")
     image = Image.alpha_composite(white, image)
   if image.mode == "LAB":  # Pillow converts it by a profile alone
-    profiles = map(ImageCms.createProfile, ("LAB", "sRGB"))
-    return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    assert converted is not None  # it is, unless inPlace
+    return converted
   return image.convert("RGB")
 
 

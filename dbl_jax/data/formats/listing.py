@@ -4,9 +4,10 @@ Each reader gives a `Listing`; hashing, decoding and checking it are the same
 for all data sets.
 """
 
+import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,13 +40,17 @@ class Listing(NamedTuple):
   Attributes:
     class_names: in the order of the labels.
     splits: 'train' and 'test', and 'validation' if the data set has its own.
+      Records may be read when they are indexed; then the reader computes the
+      fingerprint.
     warnings: lines for the user.
-    former: if the reader computes its own `former_fingerprint`.
+    fingerprint: if the reader computes its own, see `fingerprint`.
+    former: likewise, see `former_fingerprint`.
   """
 
   class_names: tuple[str, ...]
-  splits: dict[str, tuple[Record, ...]]
+  splits: Mapping[str, Sequence[Record]]
   warnings: tuple[str, ...] = ()
+  fingerprint: str = ""
   former: str = ""
 
 
@@ -67,7 +72,10 @@ def fingerprint(
   Raises:
     UserError: if a file cannot be read.
   """
-  stored = {r.file.origin: r.file for r in _records(listing)}
+  if listing.fingerprint:
+    return listing.fingerprint
+  records = (r for split in listing.splits.values() for r in split)
+  stored = {r.file.origin: r.file for r in records}
   sums = images.in_threads(StoredFile.checksum, [*stored.values()], progress)
   crcs = dict(zip(stored, sums, strict=True))
   return _hash(listing, lambda file: crcs[file.origin])
@@ -78,11 +86,8 @@ def former_fingerprint(listing: Listing) -> str:
 
   Nothing is read. Runs of those versions have it as their fingerprint.
   """
-  return listing.former or _hash(listing, lambda file: file.stamp)
-
-
-def _records(listing: Listing) -> list[Record]:
-  return [r for records in listing.splits.values() for r in records]
+  own = listing.former or listing.fingerprint
+  return own or _hash(listing, lambda file: file.stamp)
 
 
 def _hash(listing: Listing, of_file: Callable[[StoredFile], int]) -> str:
@@ -116,33 +121,60 @@ def decode(
   Raises:
     UserError: if images cannot be read, with the first and their number.
   """
-  records = _records(listing)
-  decoded = np.empty((len(records), image_size, image_size, 3), np.uint8)
+  total = sum(map(len, listing.splits.values()))
+  splits: dict[str, Split] = {}
+  names: dict[str, list[str]] = {}
+  bad: list[UserError] = []
+  for split, records in listing.splits.items():
+    done = sum(len(one.labels) for one in splits.values())
+    show = functools.partial(_show, progress, done, total)
+    splits[split], names[split], errors = _decode_split(
+      records, image_size, show
+    )
+    bad += errors
+  if len(bad) > 1:
+    raise UserError(
+      f"{len(bad)} of {total} images cannot be read; the first: {bad[0]}"
+      " scripts/check_data.py lists them all."
+    ) from bad[0]
+  if bad:
+    raise bad[0]
+  return Dataset(name, listing.class_names, splits, "", listing.warnings, names)
+
+
+def _decode_split(
+  records: Sequence[Record],
+  image_size: int,
+  progress: Callable[[int, int], None],
+) -> tuple[Split, list[str], list[UserError]]:
+  """Decodes records; returns them, their names, and errors of some."""
+  shape = (len(records), image_size, image_size, 3)
+  split = Split(np.empty(shape, np.uint8), np.empty(shape[:1], np.int32))
+  names = [""] * len(records)
 
   def decode_one(index: int) -> UserError | None:
-    _, _, file, box = records[index]
     try:
-      decoded[index] = images.decode(file.read(), image_size, file.origin, box)
+      names[index], split.labels[index], file, box = records[index]
+      split.images[index] = images.decode(
+        file.read(), image_size, file.origin, box
+      )
     except UserError as error:
       return error
     return None
 
   errors = images.in_threads(decode_one, range(len(records)), progress)
-  bad = [error for error in errors if error is not None]
-  if len(bad) > 1:
-    raise UserError(
-      f"{len(bad)} of {len(records)} images cannot be read; the first:"
-      f" {bad[0]} scripts/check_data.py lists them all."
-    ) from bad[0]
-  if bad:
-    raise bad[0]
-  splits, start = {}, 0
-  for split, inside in listing.splits.items():
-    labels = np.array([record.label for record in inside], np.int32)
-    splits[split] = Split(decoded[start : start + len(inside)], labels)
-    start += len(inside)
-  names = {k: tuple(r.name for r in v) for k, v in listing.splits.items()}
-  return Dataset(name, listing.class_names, splits, "", listing.warnings, names)
+  return split, names, [error for error in errors if error is not None]
+
+
+def _show(
+  progress: Callable[[int, int], None] | None,
+  before: int,
+  total: int,
+  done: int,
+  _: int,
+) -> None:
+  if progress is not None:
+    progress(before + done, total)
 
 
 def counts(listing: Listing) -> dict[str, list[int]]:

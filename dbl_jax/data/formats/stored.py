@@ -47,7 +47,7 @@ _ZIP_METHODS = {
   zipfile.ZIP_LZMA,
 }
 _ZIP_METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
-_COMPRESSED: dict[bytes, Callable[[Any], IO[bytes]]] = {
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {
   b"\x1f\x8b": gzip.open,
   b"BZh": bz2.open,
   b"\xfd7zXZ": lzma.open,

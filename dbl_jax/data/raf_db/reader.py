@@ -78,9 +78,8 @@ def find(path: Path, _: Any = None) -> Listing:
     )
     for split in RAF_DB_COUNTS
   }
-  listed = Listing(
-    RAF_DB_NAMES, splits, (), _former_fingerprint(labels, images)
-  )
+  former = _former_fingerprint(labels, images)
+  listed = Listing(RAF_DB_NAMES, splits, former=former)
   warnings = _warnings(listed, str(path), len(images) - len(rows))
   return listed._replace(warnings=warnings)
 

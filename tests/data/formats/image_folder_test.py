@@ -1,7 +1,9 @@
 """Folders of class folders, in every form users have them in."""
 
 import logging
+import os
 import re
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -13,6 +15,7 @@ from dbl_jax import config as configs
 from dbl_jax.data import sources
 from dbl_jax.data.formats import image_folder, images, listing, stored
 from dbl_jax.errors import UserError
+from dbl_jax.training import checkpoint
 
 CLASSES = {"cat": 12, "ant": 9, "bee": 3}
 
@@ -375,3 +378,85 @@ def test_data_of_other_classes_is_not_a_runs_data(parted, tmp_path, caplog):
   (parted / "train" / "ant").rename(parted / "train" / "dog")
   (parted / "test" / "ant").rename(parted / "test" / "dog")
   assert sources.load(get_options(parted, tmp_path)).class_names != names
+
+
+def test_copies_have_the_same_fingerprint(parted, tmp_path):
+  def load(path):
+    return sources.load(get_options(path, tmp_path))
+
+  before = load(parted)
+  assert before.former != before.fingerprint
+  assert before.names["test"][0] == "test/ant/0.png"
+  with mock.patch.object(stored.StoredFile, "checksum") as read:
+    assert load(parted).fingerprint == before.fingerprint
+    read.assert_not_called()  # the files did not change
+  copied = tmp_path / "other mount" / "faces"
+  shutil.copytree(parted, copied, copy_function=shutil.copyfile)
+  archive = samples.zip_folder(parted, tmp_path / "faces.zip")
+  image = parted / "train" / "cat" / "0.png"
+  os.utime(image)
+  for path in (parted, copied, archive):
+    again = load(path)
+    assert again.fingerprint == before.fingerprint
+    assert checkpoint.same_images(
+      {"fingerprint": before.fingerprint}, again.fingerprint, again.former
+    )
+  # A run of an earlier version has stored a hash of the times.
+  meta = {"fingerprint": load(archive).former}
+  found = load(archive)
+  assert checkpoint.same_images(meta, found.fingerprint, found.former)
+  shutil.copy(parted / "train" / "cat" / "1.png", image)
+  changed = load(parted)
+  assert changed.fingerprint != before.fingerprint
+  assert not checkpoint.same_images(
+    {"fingerprint": before.fingerprint}, changed.fingerprint, changed.former
+  )
+
+
+@pytest.mark.parametrize("how", ["folder", "file"])
+def test_images_of_a_group_stay_together(tmp_path, how):
+  root, lines = tmp_path / "data", []
+  for name in ("cat", "ant"):
+    for person in range(8):
+      folder = root / name / f"p{person}" if how == "folder" else root / name
+      folder.mkdir(parents=True, exist_ok=True)
+      for i in range(3):
+        data = samples.image_bytes(len(lines), "RGB", "PNG")
+        file = folder / f"{person}_{i}.png"
+        file.write_bytes(data)
+        lines.append(f"{file.relative_to(root)} p{person}\n")
+  table = tmp_path / "groups.txt"
+  table.write_text("".join(lines))
+  groups = "folder" if how == "folder" else str(table)
+  options = {"groups": groups, "validation_fraction": 0.2}
+  dataset = sources.load(get_options(root, tmp_path, **options))
+  people = [
+    {name.rsplit("/", 1)[-1][0] for name in dataset.names[split]}
+    for split in ("train", "validation", "test")
+  ]
+  assert all(people)
+  assert sum(map(len, people)) == len(set.union(*people)) == 8
+  table.write_text("".join(lines[1:]))
+  for wrong, message in (
+    ({"groups": "folder" if how == "file" else str(table)}, "have no group, s"),
+    ({"validation_fraction": 0.1}, "each group has more images than"),
+  ):
+    with pytest.raises(UserError, match=message):
+      sources.load(get_options(root, tmp_path, **options | wrong))
+
+
+def test_images_that_do_not_fit_into_memory(parted, tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, "available_memory", lambda: 20_000)
+  with pytest.raises(
+    UserError, match=r"30 images of 16 x 16 pixels need 0.0 GB"
+  ):
+    sources.load(get_options(parted, tmp_path))
+
+
+def test_an_npz_from_elsewhere_is_described(tmp_path):
+  path = tmp_path / "mine.npz"
+  np.savez(path, x_train=np.zeros((3, 2), np.uint8))
+  with pytest.raises(UserError) as caught:
+    sources.load(get_options(path, tmp_path))
+  assert "it holds x_train [3, 2] of uint8; a prepared" in str(caught.value)
+  assert "elete" not in str(caught.value)

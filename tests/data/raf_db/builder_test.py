@@ -4,12 +4,18 @@ import pathlib
 import tempfile
 
 import numpy as np
+import pytest
 import samples
 import tensorflow_datasets as tfds
 
-from dbl_jax.data import pipeline, sampling
+import tiny
+from dbl_jax import config as configs
+from dbl_jax import train
+from dbl_jax.data import pipeline, sampling, sources
+from dbl_jax.data.formats import listing
 from dbl_jax.data.formats.expressions import RAF_DB_NAMES
 from dbl_jax.data.raf_db import raf_db_dataset_builder, reader
+from dbl_jax.errors import UserError
 from dbl_jax.runtime import sharding
 
 
@@ -25,33 +31,55 @@ class RafDbTest(tfds.testing.DatasetBuilderTestCase):
     cls.EXAMPLE_DIR = str(root)
     super().setUpClass()
 
-  def test_tf_data_over_it_is_rgb_and_class_balanced(self):
-    found = reader.find(pathlib.Path(self.EXAMPLE_DIR))
-    builder = raf_db_dataset_builder.RafDb(
-      listing=found, data_dir=pathlib.Path(self.tmp_dir) / "rgb"
+  def test_a_class_balanced_run_over_it_by_tf_data(self):
+    root = pathlib.Path(self.tmp_dir) / "run"
+    manual = root / "tfds" / "downloads" / "manual"
+    codes = np.repeat(range(1, 8), (8, 5, 4, 3, 2, 2, 2))
+    samples.write_raf_db(
+      manual,
+      [
+        *((f"train_{i:05d}.jpg", code) for i, code in enumerate(codes)),
+        *(row for row in samples.RAF_DB_ROWS if row[0].startswith("test")),
+      ],
     )
-    builder.download_and_prepare()
-    examples = list(tfds.as_numpy(builder.as_dataset(split="train")))
-    names = [example["file_name"].decode() for example in examples]
-    labels = np.array([example["label"] for example in examples], np.int32)
-    assert dict(zip(names, labels, strict=True)) == {
-      record.name: record.label for record in found.splits["train"]
-    }
-    assert builder.info.features["label"].names == list(RAF_DB_NAMES)
-    assert builder.info.citation.startswith("@inproceedings")
-    # Two of the seven classes have two images each, and are drawn no more.
-    rows = np.stack([example["image"] for example in examples])
-    assert rows.shape == (9, 12, 12, 3)
+    config = tiny.get_config()
+    del config.pretrain
+    config.classify = configs.supervised()
+    config.classify.update(q=0.0, batch_size=8, epochs=2)
+    config.data.update(
+      name="tfds",
+      tfds="raf_db",
+      dir=str(root / "tfds"),
+      cache_dir=str(root / "cache"),
+      image_size=16,
+      input="tf_data",
+    )
+    with pytest.raises(UserError, match="no prepared raf_db, and nothing"):
+      train.train_and_evaluate(configs.resolve(config), root / "workdir")
+    config.data.download = True
+    config = configs.resolve(config)
+    found = reader.find(manual)
+    dataset = sources.load(config.data)
+    assert dataset.class_names == RAF_DB_NAMES
+    for split, records in found.splits.items():
+      expected = listing.decode(found, "raf_db", 16).splits[split]
+      parts = ("train", "validation") if split == "train" else (split,)
+      assert sorted(
+        (image.tobytes(), label)
+        for part in parts
+        for image, label in zip(*dataset.splits[part], strict=True)
+      ) == sorted(
+        (image.tobytes(), record.label)
+        for image, record in zip(expected.images, records, strict=True)
+      )
+    # The largest class has seven images, the smallest one: equally often drawn.
+    images, labels = dataset.splits["train"]
     sampler = sampling.make_sampler(labels, 7, 0.0, 8, seed=0)
     feed = pipeline.make_pipeline(
-      rows, labels, sampler, sharding.make_mesh(), "tf_data"
+      images, labels, sampler, sharding.make_mesh(), "tf_data"
     )
-    batches = pipeline.batch_reader(feed, 0, 200, 200)(200)
-    drawn = np.asarray(batches["label"]).ravel()
-    frequencies = np.bincount(drawn, minlength=7) / len(drawn)
+    drawn = pipeline.batch_reader(feed, 0, 250, 250)(250)["label"]
+    frequencies = np.bincount(np.ravel(drawn), minlength=7) / drawn.size
     np.testing.assert_allclose(frequencies, 1 / 7, atol=0.04)
-    index = np.asarray(batches["id"]).ravel() % 9
-    np.testing.assert_array_equal(labels[index], drawn)
-    np.testing.assert_array_equal(
-      rows[index], np.asarray(batches["row"]).reshape(-1, 12, 12, 3)
-    )
+    metrics = train.train_and_evaluate(config, root / "workdir")
+    assert metrics["images"] == 7
