@@ -255,7 +255,13 @@ def _shared_images(dataset: Dataset, options: Any) -> list[str]:
 
 
 def _read_prepared(path: Path, options: Any) -> Dataset:
-  dataset = datasets.load(path)
+  try:
+    dataset = datasets.load(path)
+  except OSError as error:
+    raise UserError(
+      f"data.dir={path} cannot be read ({error.strerror}); expected a prepared"
+      " file. Check the path, and that you may read it."
+    ) from error
   found = (dataset.name, dataset.image_size)
   if found != (options.name, options.image_size):
     raise UserError(

@@ -56,18 +56,24 @@ def test_the_message_names_step_images_and_checkpoint(
 ):
   break_steps(monkeypatch, only)
   config = short(cache)
+  dataset = train.sources.load(config.data)
+  numbers = range(len(dataset.splits["train"].labels))
+  if only == "loss":  # as if they came from files
+    names = {"train": [f"happy/{i}.jpg" for i in numbers]}
+    dataset = dataset._replace(names=names)
+    monkeypatch.setattr(train.sources, "load", lambda _: dataset)
   with pytest.raises(UserError) as caught:
     train.train_and_evaluate(config, tmp_path)
   said = str(caught.value)
   assert f"classify: {only} is nan at step 3." in said
   assert "Last good checkpoint: none yet" in said
-  dataset = train.sources.load(config.data)
   start, _ = train.checkpoint.load_model(
     train.checkpoint.phase_dir(tmp_path, "pretrain"), "latest"
   )
   phase = train.make_phase(config, "classify", dataset, start)
-  images = sampling.batch_indices(phase.sampler, 2)
-  assert f"images {', '.join(map(str, np.unique(images)))}." in said
+  images = np.unique(sampling.batch_indices(phase.sampler, 2))
+  shown = [dataset.names["train"][i] if dataset.names else i for i in images]
+  assert f"images {', '.join(map(str, shown))}." in said
 
 
 def test_skipped_steps_are_counted_also_over_a_restart(
