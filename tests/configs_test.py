@@ -114,6 +114,8 @@ def _trains_and_scores(name, cache, tmp_path):
   assert np.isfinite(scores.scores).all()
   rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert all(np.isfinite(json.loads(row).get("loss", 0.0)) for row in rows)
+  if name not in ("dbl", "decoupling:lws", "dbl_plus"):
+    return
   # Run again, it is finished: nothing is trained, the same comes out.
   before = (tmp_path / "metrics.jsonl").read_bytes()
   assert mains.run("main", arguments).status == 0

@@ -42,6 +42,7 @@ class Term(NamedTuple):
     reads: 'features', 'embeddings' or 'logits'; see `models.heads` for which
       head gives which.
     labels: whether it needs labels.
+    balances: options -> whether the loss favours rare classes.
   """
 
   loss: Callable[..., Value]
@@ -50,24 +51,35 @@ class Term(NamedTuple):
   mixes: bool = False
   reads: str = "logits"
   labels: bool = True
+  balances: Callable[[Mapping[str, Any]], bool] = lambda options: False
+
+
+def _weighted(options: Mapping[str, Any]) -> bool:
+  return options["weighting"] != "none"
 
 
 TERMS: dict[str, Term] = {
   "balanced_contrastive": Term(
     contrastive.balanced_contrastive, reads="embeddings"
   ),
-  "balanced_softmax": Term(cross_entropy.balanced_softmax, mixes=True),
+  "balanced_softmax": Term(
+    cross_entropy.balanced_softmax,
+    mixes=True,
+    balances=lambda options: options["strength"] > 0,
+  ),
   "center": Term(
     feature_losses.center,
     start=feature_losses.start_centers,
     update=feature_losses.move_centers,
     reads="features",
   ),
-  "cross_entropy": Term(cross_entropy.cross_entropy, mixes=True),
+  "cross_entropy": Term(
+    cross_entropy.cross_entropy, mixes=True, balances=_weighted
+  ),
   "label_aware_smoothing": Term(
     cross_entropy.label_aware_smoothing, mixes=True
   ),
-  "ldam": Term(cross_entropy.ldam),
+  "ldam": Term(cross_entropy.ldam, balances=_weighted),
   "locality_preserving": Term(
     feature_losses.locality_preserving, reads="features"
   ),

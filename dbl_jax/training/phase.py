@@ -7,6 +7,7 @@ compiles it and feeds it.
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,10 +23,12 @@ from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
 from dbl_jax.losses import terms
 from dbl_jax.models.model import Model, make_model
+from dbl_jax.runtime import options as declared
 from dbl_jax.runtime import sharding
 from dbl_jax.training import inputs, optim, steps
 from dbl_jax.training.state import TrainState, by_path, first_difference
 
+logger = logging.getLogger(__name__)
 # In the order they run; a config has one or more of them.
 PHASES = ("pretrain", "finetune", "classify")
 # Stages 0 to 2 of seed s use the streams 3 s + stage, as they always have.
@@ -215,6 +218,7 @@ def check_phases(
       predictor do not fit the data, the devices or its start.
   """
   for name in phases(config):
+    _warn_of_double_balance(name, config[name])
     try:
       sharding.check_batch_size(config[name].batch_size, mesh)
       start = _trace(config, name, dataset, mesh, start)
@@ -224,6 +228,21 @@ def check_phases(
       raise UserError(f"{'' if named else f'{name}: '}{error}") from error
   assert start is not None  # a resolved config has a phase
   return start
+
+
+def _warn_of_double_balance(name: str, options: ConfigDict) -> None:
+  """Warns if both sampling and a loss favour rare classes."""
+  for loss, own in options.losses.items():
+    own = declared.defaults(terms.TERMS[loss].loss) | dict(own)
+    if options.q < 1 and terms.TERMS[loss].balances(own):
+      logger.warning(
+        "%s: both the sampling (q=%g) and the loss %s favour rare classes,"
+        " which corrects for the class sizes twice. Usual are q=1 with this"
+        " loss, or cross_entropy without weighting.",
+        name,
+        options.q,
+        loss,
+      )
 
 
 def _trace(

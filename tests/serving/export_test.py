@@ -131,7 +131,7 @@ def test_a_run_is_exported_by_one_command(tmp_path):
   config.model = configs.dcnn()
   config.model.pooling = "average"
   config.classify = configs.supervised()
-  config.classify.update(epochs=1, batch_size=32)
+  config.classify.update(epochs=0, batch_size=32)  # compiles no training
   run = tmp_path / "run"
   train.train_and_evaluate(configs.resolve(config), run)
   done = mains.run("export", [f"--workdir={run}"])

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from ml_collections import ConfigDict
 
 import tiny
 from dbl_jax import config as configs
@@ -171,3 +172,19 @@ def test_nothing_is_computed_to_see_it(cache, monkeypatch):
   left = phase.check_phases(config, dataset, mesh, None)
   kernel = left["params"]["head"]["logits"]["kernel"]
   assert kernel.shape == (16, 7)
+
+
+@pytest.mark.parametrize(
+  ("q", "losses", "warns"),
+  [
+    (0.0, {"cross_entropy": {}}, False),
+    (0.0, {"cross_entropy": {"weighting": "inverse"}}, True),
+    (0.5, {"balanced_softmax": {}}, True),
+    (1.0, {"balanced_softmax": {}}, False),
+    (0.0, {"balanced_softmax": {"strength": 0.0}}, False),
+    (0.0, {"ldam": {}}, True),
+  ],
+)
+def test_balancing_twice_is_warned_of(q, losses, warns, caplog):
+  phase._warn_of_double_balance("x", ConfigDict({"q": q, "losses": losses}))
+  assert ("corrects for the class sizes twice" in caplog.text) == warns
