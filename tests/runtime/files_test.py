@@ -151,7 +151,7 @@ def zeros(*shape, dtype=np.uint8):
 
 
 DAMAGE = [
-  ("meta", None, "no array 'meta'"),
+  ("meta", None, "it holds train_images .* a prepared file holds meta"),
   ("meta", raw(b"[1]"), "format 1"),
   ("meta", raw(b"[" * 100_000), "nested too deep"),
   ("meta", raw(b"{"), "."),
