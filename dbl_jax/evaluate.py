@@ -158,7 +158,7 @@ def write(
     extra=pictures.sections(
       part,
       model_outputs[0],
-      scores,
+      scores / (temperature or 1.0),
       names,
       fitted.name in predictors.CALIBRATED,
       mistakes,

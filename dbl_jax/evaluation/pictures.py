@@ -34,7 +34,8 @@ _EMBEDDING_NOTE = (
   " neighbours; its distances between groups and their sizes mean nothing."
 )
 _RELIABILITY_NOTE = (
-  "Images in bins of their largest probability (Guo et al. 2017). Bars below"
+  "Images in bins of their largest probability (Guo et al. 2017), calibrated by"
+  " a temperature that was fitted on validation images. Bars below"
   " the diagonal: the model is more confident than it is accurate. The error is"
   " the mean gap, weighted by the images of each bin."
 )
@@ -57,7 +58,7 @@ def sections(
   Args:
     part: images uint8[n, S, S, 3] and labels int[n].
     features: f32[n, F], of the encoder.
-    scores: f32[n, C].
+    scores: f32[n, C], divided by the temperature of a calibrated predictor.
     class_names: C names.
     calibrated: whether the softmax of scores is a class distribution.
     mistakes: whether to show the most confident mistakes.
