@@ -68,8 +68,10 @@ def _run(
   made_by = provenance()
   variables: dict[str, Any] | None = None
   start_classes: tuple[str, ...] = ()
+  init = None
   if config.init_from:
     variables, start_classes = load_start(config)
+    init = checkpoint.array_checksum(variables)
   with distributed.main_first("data"):
     dataset, further = add_unlabelled(config, sources.load(config.data))
   if variables is not None:
@@ -93,6 +95,7 @@ def _run(
           "class_names": dataset.class_names,
           "fingerprint": dataset.fingerprint,
           "former": dataset.former,
+          "init": init,
           "phase": name,
           "start": checkpoint.array_checksum(variables) if cached else None,
         }

@@ -47,6 +47,9 @@ def remember(
 ) -> None:
   """Stores the resolved config; once a checkpoint exists, it must not change.
 
+  Folders may be moved: checkpoints identify images and initial model by their
+  content.
+
   Raises:
     UserError: if the workdir has checkpoints of another config, unless
       `accept_changes`, or its stored config is damaged.
@@ -54,7 +57,10 @@ def remember(
   old = _stored_config(workdir)
   new = config.to_dict()
   changed = [] if old is None else configs.differences(old, new)
-  serious = [c for c in changed if not c.startswith(configs.FREE_FIELDS)]
+  free: tuple[str, ...] = (*configs.FREE_FIELDS, "data.dir")
+  if old is not None and old["init_from"] and new["init_from"]:
+    free += ("init_from",)
+  serious = [c for c in changed if not c.startswith(free)]
   if serious and accept_changes:
     logger.warning(
       "%s resumes with another config: %s", workdir, "; ".join(serious)

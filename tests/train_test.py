@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 import tiny
+from dbl_jax import config as configs
 from dbl_jax import evaluate, train
-from dbl_jax.data import sources
+from dbl_jax.data import sources, synthetic
 from dbl_jax.errors import UserError
 from dbl_jax.models import model
 from dbl_jax.runtime import logs
@@ -257,14 +258,47 @@ def test_a_head_is_not_trained_on_two_encoders(finished, cache, tmp_path):
   del config.pretrain
   start = copied(workdir, tmp_path / "start")
   config.init_from = str(start)
-  train.train_and_evaluate(config, tmp_path / "run")
+  metrics = train.train_and_evaluate(config, tmp_path / "run")
+  start = start.rename(tmp_path / "moved")
+  config.init_from = str(start)
+  moved = train.train_and_evaluate(config, tmp_path / "run")
+  assert moved["confusion_matrix"] == metrics["confusion_matrix"]
   shutil.rmtree(start)
   other = tiny.get_resolved(cache_dir=cache).unlock()
   del other.classify
   other.seed = 1
   train.train_and_evaluate(other, start)
-  with pytest.raises(UserError, match="another model to start from"):
+  with pytest.raises(UserError, match="another model"):
     train.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_moved_folders_are_the_same_run(tmp_path, capsys):
+  images, labels = synthetic.make_split("train", 40, 16, 0)
+  for i, (image, label) in enumerate(zip(images, labels % 2, strict=True)):
+    folder = tmp_path / "data" / f"class{label}"
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / f"{i}.png")
+
+  def run(data, cache, workdir):
+    fields = {"name": "image_folder", "dir": str(tmp_path / data)}
+    config = tiny.get_resolved(cache_dir=str(tmp_path / cache), **fields)
+    config.unlock()
+    del config.pretrain
+    config.classify.update(configs.supervised())
+    config.classify.update(epochs=1, batch_size=8, preset="")
+    return train.train_and_evaluate(configs.resolve(config), tmp_path / workdir)
+
+  metrics = run("data", "cache", "run")
+  for name in ("data", "cache", "run"):
+    (tmp_path / name).rename(tmp_path / f"{name} moved")
+  capsys.readouterr()
+  again = run("data moved", "cache moved", "run moved")
+  assert "resuming from step" in capsys.readouterr().out
+  assert again["confusion_matrix"] == metrics["confusion_matrix"]
+  image = next((tmp_path / "data moved").rglob("*.png"))
+  Image.fromarray(images[0] // 2).save(image)
+  with pytest.raises(UserError, match="other images"):
+    run("data moved", "cache moved", "run moved")
 
 
 def test_a_config_that_trained_nothing_does_not_bind(cache, tmp_path):

@@ -113,13 +113,19 @@ def _workdir(
   if named.is_dir():
     return named
   for folder in sorted(named.parent.glob(f"{prefix}*")):
-    # An earlier version may have given the same config another hash.
+    # The data may have been moved since, or an earlier version may have given
+    # the same config another hash.
     try:
-      stored = json.loads((folder / "config.json").read_text())
-      changed = configs.differences(configs.migrate(stored), config.to_dict())
+      stored = configs.migrate(json.loads((folder / "config.json").read_text()))
+      changed = configs.differences(stored, config.to_dict())
+      free: tuple[str, ...] = configs.FREE_FIELDS
+      if not Path(stored["data"]["dir"]).exists():
+        free += ("data.dir",)
+      if parent is not None and Path(stored["init_from"]).name == parent.name:
+        free += ("init_from",)
     except (OSError, ValueError, TypeError):
       continue
-    if all(change.startswith(configs.FREE_FIELDS) for change in changed):
+    if all(change.startswith(free) for change in changed):
       return folder
   return named
 

@@ -44,6 +44,7 @@ _SAME = {
   "class_names": "other classes",
   "fingerprint": "other images",
   "start": "another model to start from",
+  "init": "another model in config.init_from",
   "unlabelled": "other unlabelled images",
 }
 
