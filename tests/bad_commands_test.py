@@ -70,7 +70,7 @@ FIELDS = [
   ("seed", "99999999999999999999", "seed=99999999999999999999 is impossible"),
   ("data", "5", "Flag --config.data is provided after"),
   ("data.name", "", "data.name='' is impossible"),
-  ("data.name", "rafdb", "one of expw, fer2013, image_folder, raf_db"),
+  ("data.name", "rafdb", "one of expw, fer2013, image_folder, listed, raf_db"),
   ("data.dir", "/etc", "data.dir=/etc is given, but data.name=synthetic_faces"),
   ("data.cache_dir", "/proc/no", "/proc/no, where prepared images are kept"),
   ("data.cache_dir", "~nosuchuser/x", "there is no user 'nosuchuser'"),

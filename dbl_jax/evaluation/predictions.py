@@ -56,7 +56,7 @@ def load(path: Path) -> Predictions:
     fields["class_names"] = tuple(map(str, np.atleast_1d(found["class_names"])))
     fields["calibrated"] = bool(np.all(found["calibrated"]))
     return _checked(Predictions(**fields))
-  except ValueError as error:
+  except (ValueError, FileNotFoundError) as error:
     raise UserError(
       f"{path} does not hold a run's scores, or is damaged ({error}). Move"
       " it away and run the same command again: it is written again from the"

@@ -55,7 +55,7 @@ class Term(NamedTuple):
 
 
 def _weighted(options: Mapping[str, Any]) -> bool:
-  return options["weighting"] != "none"
+  return options.get("weighting", "none") != "none"
 
 
 TERMS: dict[str, Term] = {
