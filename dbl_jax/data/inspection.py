@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import images, listing
@@ -26,7 +28,8 @@ from dbl_jax.errors import UserError
 # Bits of 128. On FER2013, 95 in 100 of the pairs within it are one picture
 # (correlation of 16 x 16 grey thumbnails above 0.95); at 12 it is 83.
 NEAR = 8
-_BLOCK = 128  # images compared with all others at once
+# Bits of the narrowest band, and hashes of a bucket that are compared at once.
+_MIN_BAND, _SMALL_BUCKET = 8, 256
 # Indices of two images, and the number of bits in which they differ.
 Pair = tuple[int, int, int]
 
@@ -62,7 +65,8 @@ class Findings:
     listing: the data set.
     facts: of each image, in the order of the listing.
     same: groups of two and more images with the same pixels.
-    near: pairs of near-duplicates, of each group its first image alone.
+    near: near-duplicates: for each group of n images that are linked, n - 1
+      pairs. Of images with the same pixels the first stands for all.
     distance: number of bits in which near-duplicates may differ.
   """
 
@@ -115,7 +119,7 @@ def inspect(
     listing=found,
     facts=facts,
     same=[group for group in groups.values() if len(group) > 1],
-    near=[(first[a], first[b], d) for a, b, d in _close(bits, distance)],
+    near=[(first[a], first[b], d) for a, b, d in _near(bits, distance)],
     distance=distance,
   )
 
@@ -149,18 +153,86 @@ def difference_hash(image: Image.Image) -> np.ndarray:
   return np.packbits(bits).view(np.uint64)
 
 
-def _close(hashes: Sequence[np.ndarray], distance: int) -> Iterator[Pair]:
-  """Yields the pairs of hashes that differ in at most `distance` bits."""
-  bits: np.ndarray = np.reshape(hashes, (-1, 2))
-  for start in range(0, len(bits), _BLOCK):
-    block = bits[start : start + _BLOCK, None]
-    apart = sum(
-      np.bitwise_count(block[..., word] ^ bits[None, start:, word])
-      for word in range(bits.shape[1])
-    )
-    a, b = np.nonzero(apart <= distance)
-    for i, j in zip(a[a < b].tolist(), b[a < b].tolist(), strict=True):
-      yield start + i, start + j, int(apart[i, j])
+def _near(hashes: Sequence[np.ndarray], distance: int) -> list[Pair]:
+  """Links hashes that differ in at most `distance` bits.
+
+  Such hashes agree in one of distance + 1 bands of bits, so only those that
+  agree in a band are compared. Of a group of n that are linked, n - 1 pairs are
+  given: the closest ones that connect it. Time and memory are linear in the
+  number of hashes, also if all are alike.
+  """
+  bits: np.ndarray = np.reshape(hashes, (-1, 2)).astype(np.uint64)
+  found: dict[tuple[int, int], int] = {}
+  for members in _buckets(bits, distance):
+    for one, other, apart in _links(bits[members], distance):
+      # Members are sorted, but links may point either way.
+      pair = sorted((int(members[one]), int(members[other])))
+      found[pair[0], pair[1]] = int(apart)
+  forest = csgraph.minimum_spanning_tree(_graph(found, len(bits))).tocoo()
+  return sorted(
+    (*sorted((int(a), int(b))), int(weight) - 1)  # type: ignore[misc]
+    for a, b, weight in zip(forest.row, forest.col, forest.data, strict=True)
+  )
+
+
+def _graph(pairs: Mapping[tuple[int, int], int], number: int) -> Any:
+  """A graph of weights distance + 1, since 0 means that there is no edge."""
+  ends = np.array([*pairs], int).reshape(-1, 2)
+  weights = np.array([*pairs.values()], float) + 1
+  return sparse.coo_matrix((weights, tuple(ends.T)), (number, number)).tocsr()
+
+
+def _buckets(bits: np.ndarray, distance: int) -> Iterator[np.ndarray]:
+  """Yields the sorted indices of two and more hashes that agree in a band."""
+  width = 128 // (distance + 1)
+  if width < _MIN_BAND:
+    yield np.arange(len(bits))
+    return
+  flags = np.unpackbits(bits.view(np.uint8), axis=1)
+  for band in range(distance + 1):
+    columns = np.packbits(flags[:, band * width : (band + 1) * width], axis=1)
+    keys = columns.view(f"V{columns.shape[1]}")[:, 0]
+    _, key_of, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    order = np.argsort(key_of, kind="stable")
+    ends = np.cumsum(counts)
+    for key in np.flatnonzero(counts > 1):
+      yield order[ends[key] - counts[key] : ends[key]]
+
+
+def _links(bits: np.ndarray, distance: int) -> Iterator[tuple[int, int, int]]:
+  """Yields pairs that connect each group of hashes within the distance."""
+
+  def apart(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return np.bitwise_count(one ^ others).sum(axis=-1, dtype=np.int64)
+
+  if len(bits) <= _SMALL_BUCKET:
+    close = apart(bits[:, None], bits[None]) <= distance
+    if close.sum() == len(bits):  # each with itself
+      return
+  left = np.arange(len(bits))
+  while len(left) > 1:
+    reached, left = [left[0]], left[1:]
+    while reached and len(left):
+      one = reached.pop()
+      distances = apart(bits[one], bits[left])
+      hits = distances <= distance
+      if hits.any():
+        for other, number in zip(left[hits], distances[hits], strict=True):
+          yield one, other, number
+        reached.extend(left[hits])
+        left = left[~hits]
+
+
+def _groups(findings: Findings) -> list[list[int]]:
+  """Groups of near-duplicates, with all images that have the same pixels."""
+  same = {group[0]: group for group in findings.same}
+  pairs = {(a, b): d for a, b, d in findings.near}
+  graph = _graph(pairs, len(findings.facts))
+  _, group_of = csgraph.connected_components(graph, directed=False)
+  groups: defaultdict[int, list[int]] = defaultdict(list)
+  for i in sorted({i for pair in pairs for i in pair}):
+    groups[group_of[i]] += same.get(i, [i])
+  return list(groups.values())
 
 
 def _pairs(findings: Findings) -> list[Pair]:
@@ -184,22 +256,14 @@ def report(findings: Findings) -> list[str]:
   lines += [f"  {fact.error}" for fact in bad[:20]]
   lines += ["  ..."] if len(bad) > 20 else []
   lines.append("Exact duplicates (the same pixels):")
-  pairs = [p for group in same for p in itertools.combinations(group, 2)]
-  lines += _duplicate_lines(facts, pairs, found.splits)
+  lines += _duplicate_lines(facts, same, found.splits)
   labels = [{facts[i].record.label for i in group} for group in same]
   if conflicts := sum(len(one) > 1 for one in labels):
     lines.append(f"  {conflicts} pictures have different labels")
   lines.append(
     f"Near-duplicates (at most {findings.distance} of 128 bits differ):"
   )
-  # A near pair stands for all images that are the same as either.
-  group_of = {group[0]: group for group in same}
-  pairs = [
-    pair
-    for a, b, _ in findings.near
-    for pair in itertools.product(group_of.get(a, [a]), group_of.get(b, [b]))
-  ]
-  return lines + _duplicate_lines(facts, pairs, found.splits)
+  return lines + _duplicate_lines(facts, _groups(findings), found.splits)
 
 
 def _count_table(found: Listing) -> list[str]:
@@ -241,30 +305,32 @@ def _size_lines(good: Sequence[Facts]) -> list[str]:
 
 def _duplicate_lines(
   facts: Sequence[Facts],
-  pairs: Iterable[tuple[int, int]],
+  groups: Iterable[Sequence[int]],
   splits: Iterable[str],
 ) -> list[str]:
   """Counts the images that have a duplicate, within and between splits."""
-  having = defaultdict(set)
-  for a, b in pairs:
-    having[facts[a].split, facts[b].split].add(a)
-    having[facts[b].split, facts[a].split].add(b)
+  having: Counter[tuple[str, str]] = Counter()
+  for group in groups:
+    inside = Counter(facts[i].split for i in group)
+    for one, other in itertools.product(inside, repeat=2):
+      if one != other or inside[one] > 1:
+        having[one, other] += inside[one]
   lines = [
     f"  within {name}: {number} images have another like them"
     for name in splits
-    if (number := len(having[name, name]))
+    if (number := having[name, name])
   ]
   for one, other in itertools.combinations(splits, 2):
-    if number := len(having[one, other]):
+    if number := having[one, other]:
       lines.append(
         f"  LEAK between {one} and {other}: {number} images of {one} are like"
-        f" {len(having[other, one])} of {other}"
+        f" {having[other, one]} of {other}"
       )
   return lines or ["  none"]
 
 
 def table(findings: Findings) -> list[tuple[Any, ...]]:
-  """Lists every unreadable file and every pair of duplicates.
+  """Lists unreadable files and duplicates: n - 1 pairs of a group of n.
 
   Returns:
     The header, and rows: what ('unreadable', 'same' or 'near'), bits that
@@ -305,6 +371,9 @@ def write_sheets(findings: Findings, out: Path) -> list[Path]:
     The files.
   """
   out.mkdir(parents=True, exist_ok=True)
+  for old in out.glob("*.png"):  # those of other data must not stay
+    if re.fullmatch(r"class_\d+_.*\.png|duplicates\.png", old.name):
+      old.unlink()
   found, facts = findings.listing, findings.facts
   members = defaultdict(list)
   for fact in facts:

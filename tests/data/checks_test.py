@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import samples
 from PIL import Image
+from scipy import sparse
+from scipy.sparse import csgraph
 
 import tiny
 from dbl_jax.data import inspection, sources
@@ -112,21 +114,40 @@ def test_the_hash_bears_resizing_and_recompression():
   assert np.bitwise_count(a ^ b).sum() > 30
 
 
-def test_near_duplicates_are_those_of_a_plain_double_loop():
+@pytest.mark.parametrize("distance", [0, 8, 20])
+def test_near_duplicates_are_those_of_a_plain_double_loop(distance):
   rng = np.random.default_rng(0)
   bits = rng.integers(0, 2, (700, 128), np.uint8)
   for i in range(0, 700, 7):
     bits[i] = bits[(i + 350) % 700]
     bits[i, : i % 12] ^= 1
   packed = np.packbits(bits, axis=1).view(np.uint64)
-  expected = {
-    (i, j, d)
-    for i in range(700)
-    for j in np.flatnonzero((bits[i] != bits).sum(1) <= 8).tolist()
-    if i < j and (d := int((bits[i] != bits[j]).sum())) <= 8
-  }
-  assert len(expected) > 30
-  assert set(inspection._close(packed, 8)) == expected
+  apart = (bits[:, None] != bits[None]).sum(-1)
+  found = inspection._near(packed, distance)
+  assert len(found) >= 4
+  for one, other, bits_apart in found:
+    assert one < other
+    assert apart[one, other] == bits_apart <= distance
+  groups = [
+    csgraph.connected_components(graph, directed=False)
+    for graph in (
+      apart <= distance,
+      sparse.coo_matrix(
+        (np.ones(len(found)), np.array(found).T[:2]), apart.shape
+      ),
+    )
+  ]
+  assert groups[0][0] == groups[1][0] == 700 - len(found)
+  np.testing.assert_array_equal(groups[0][1], groups[1][1])
+
+
+def test_many_alike_images_are_one_group(tmp_path):
+  # Frames of a still video: each differs a little from all others.
+  rng = np.random.default_rng(0)
+  bits = np.zeros((5000, 128), np.uint8)
+  bits[np.arange(5000), rng.integers(0, 128, 5000)] = 1
+  found = inspection._near(np.packbits(bits, axis=1).view(np.uint64), 8)
+  assert len(found) == 4999
 
 
 def test_data_without_files_can_be_checked(tmp_path):
@@ -145,7 +166,12 @@ def test_raf_db_can_be_checked(tmp_path):
 
 
 def test_contact_sheets_show_each_class_and_the_duplicates(root, tmp_path):
+  (tmp_path / "out").mkdir()
+  for name in ("class_7_of_other_data.png", "mine.png"):
+    (tmp_path / "out" / name).touch()
   paths = inspection.write_sheets(check(root), tmp_path / "out")
+  assert not (tmp_path / "out" / "class_7_of_other_data.png").exists()
+  assert (tmp_path / "out" / "mine.png").exists()
   names = [path.name for path in paths]
   assert names == ["class_0_a.png", "class_1_b.png", "duplicates.png"]
   for path in paths:
