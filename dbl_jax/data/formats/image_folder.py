@@ -61,6 +61,7 @@ _EXPECTED = (
 )
 # Split -> class -> name -> file.
 _Tree = dict[str, dict[str, dict[str, StoredFile]]]
+_UNLABELLED = " Images without labels are for --config.pretrain.unlabelled."
 
 
 def find(path: Path, options: Any) -> Listing:
@@ -179,6 +180,7 @@ def read_tree(
       raise UserError(
         f"{where} has no class folder with images (found:"
         f" {few(files) or 'nothing'}); {_EXPECTED}. Check --config.data.dir."
+        f"{_UNLABELLED if files else ''}"
       )
   return tree, warnings
 
@@ -332,8 +334,7 @@ def _class_names(tree: _Tree, path: Path) -> tuple[tuple[str, ...], list[str]]:
   if len(names) < 2:
     raise UserError(
       f"{path} has a single class, {names[0]}; {_EXPECTED}. Check"
-      " --config.data.dir: it may be one folder too deep. Images without labels"
-      " are for --config.pretrain.unlabelled."
+      f" --config.data.dir: it may be one folder too deep.{_UNLABELLED}"
     )
   warnings = []
   for split in tree:
