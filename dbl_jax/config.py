@@ -50,6 +50,7 @@ _LATER_FIELDS_OF: dict[str, dict[str, Any]] = {
     "validation_split": "",
     "test_split": "",
     "groups": "",
+    "align": "none",
   },
   "model": {"normalisation": "half"},
   "phase": {"unlabelled": ""},
@@ -114,6 +115,8 @@ class DataFields:
       text file with a line 'path group' for each image.
     split_seed: seed of the splits, apart from `seed`: all seeds are compared
       on the same splits.
+    align: 'face' searches each image for its largest face and aligns it, for
+      photos that are not cropped; 'none' uses the central square of an image.
     region: region to which aligned faces are cut.
     cache_dir: folder for prepared images; '' is the user's cache.
     input: 'resident' holds the images on the device, 'tf_data' streams them.
@@ -139,6 +142,7 @@ class DataFields:
   test_fraction: _Share = 0.2
   groups: str = ""
   split_seed: _Seed = 0
+  align: Annotated[str, one_of(("none", "face"))] = "none"
   region: Annotated[str, one_of(regions.REGIONS)] = "face"
   cache_dir: str = ""
   input: Annotated[str, one_of(pipeline.FORMS)] = "auto"

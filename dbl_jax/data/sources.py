@@ -162,7 +162,7 @@ def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
     log.warning("%s: left out, as no class is named so: %s", path, left_out)
   listed = Listing(dataset.class_names, {"external": tuple(records)})
   progress = _progress("external images")
-  decoded = listing.decode(listed, "external", options.image_size, progress)
+  decoded = _decode(listed, "external", options, progress)
   decoded = regions.apply(decoded, options.get("region", "face"))
   dataset = dataset._replace(
     splits=dataset.splits | decoded.splits,
@@ -200,13 +200,13 @@ def with_unlabelled(
   listed = Listing((), {"train": tuple(records)})
   _check_memory(len(records), options)
   fingerprint = _fingerprint(listed, paths, options)
-  size = options.image_size
-  cached = cache_dir(options) / f"unlabelled-{size}px-{fingerprint[:16]}.npz"
+  form = _form("unlabelled", options)
+  cached = cache_dir(options) / f"{form}-{fingerprint[:16]}.npz"
   try:
     further = files.load(cached)["images"]
   except (OSError, KeyError, ValueError):
     progress = _progress("unlabelled images")
-    decoded = listing.decode(listed, "unlabelled", size, progress)
+    decoded = _decode(listed, "unlabelled", options, progress)
     further = decoded.splits["train"].images
     with _writing(cached.parent), files.replacing(cached) as file:
       np.savez(file, images=further)
@@ -308,7 +308,7 @@ def _prepare(options: Any) -> Dataset:
   else:
     _check_memory(options.num_train + options.num_test, options)
     fingerprint = _synthetic_fingerprint(options)
-  name = f"{options.name}-{options.image_size}px-{fingerprint[:16]}.npz"
+  name = f"{_form(options.name, options)}-{fingerprint[:16]}.npz"
   path = cache_dir(options) / name
   if path.exists():
     try:
@@ -322,9 +322,10 @@ def _prepare(options: Any) -> Dataset:
   if found is None:
     dataset = _draw(options, fingerprint)
   else:
-    dataset = listing.decode(
-      found, options.name, options.image_size, _progress(options.name)
-    )._replace(fingerprint=fingerprint, former=former)
+    progress = _progress(options.name)
+    dataset = _decode(found, options.name, options, progress)._replace(
+      fingerprint=fingerprint, former=former
+    )
   _check_counts(dataset)
   with _writing(path.parent):
     datasets.save(path, dataset)
@@ -335,6 +336,23 @@ def _prepare(options: Any) -> Dataset:
     path,
   )
   return dataset
+
+
+def _form(name: str, options: Any) -> str:
+  """Name of a prepared file but for the fingerprint of its images."""
+  aligned = "-aligned" if options.align == "face" else ""
+  return f"{name}-{options.image_size}px{aligned}"
+
+
+def _decode(
+  found: Listing,
+  name: str,
+  options: Any,
+  progress: Callable[[int, int], None],
+) -> Dataset:
+  """Decodes a listing as the config asks for."""
+  aligned = options.align == "face"
+  return listing.decode(found, name, options.image_size, progress, aligned)
 
 
 def _fingerprint(found: Listing, paths: str, options: Any) -> str:

@@ -17,14 +17,13 @@ from PIL import Image
 from scipy import special
 
 from dbl_jax import evaluate
-from dbl_jax.data import regions, sources
+from dbl_jax.data import alignment, faces, regions, sources
 from dbl_jax.data.datasets import Dataset
 from dbl_jax.data.formats import image_folder, images, stored
 from dbl_jax.data.formats.stored import StoredFile
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
 from dbl_jax.runtime import files
-from dbl_jax.serving import alignment, faces
 from dbl_jax.training import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -70,6 +69,8 @@ class Predictor:
     classify: uint8[n, S, S, 3] -> scores f32[n, C].
     activation: uint8[n, S, S, 3], classes int[n] -> class activation maps
       f32[n, h, w] or None, see `evaluate.make_activation`; None without them.
+    searches: whether training images were searched for faces too, so that
+      crops are also aligned (`data.align=face`).
   """
 
   class_names: tuple[str, ...]
@@ -80,6 +81,7 @@ class Predictor:
   calibrated: bool
   classify: Callable[[np.ndarray], np.ndarray]
   activation: Callable[..., jax.Array | None] | None = None
+  searches: bool = False
 
   def predict(self, photos: Sequence[StoredFile]) -> Iterator[Prediction]:
     """Yields the predictions of photos, one for each face, in order.
@@ -127,7 +129,10 @@ class Predictor:
     with images.opened(data, origin) as image:
       photo = images.to_rgb(image, origin)
     found = faces.detect(photo)
-    if _is_crop(photo, found, template):
+    if not self.searches and _is_crop(photo, found, template):
+      return [(None, images.decode(data, size, origin))]
+    if self.searches and not found and _is_square(photo):
+      # As in training, where an image without a face is used whole.
       return [(None, images.decode(data, size, origin))]
     pixels = np.asarray(photo)
     return [
@@ -147,12 +152,16 @@ def _is_crop(
   photo: Image.Image, found: Sequence[faces.Face], template: np.ndarray
 ) -> bool:
   """Whether a picture shows one face only, cut out as in training."""
-  if max(photo.size) > _SQUARE * min(photo.size):
+  if not _is_square(photo):
     return False
   if not found:
     return max(photo.size) <= _SMALL
   apart = found[0].landmarks / photo.size - template
   return bool(np.linalg.norm(apart, axis=1).mean() < _NEAR)
+
+
+def _is_square(photo: Image.Image) -> bool:
+  return max(photo.size) <= _SQUARE * min(photo.size)
 
 
 def find(arguments: Iterable[str]) -> list[StoredFile]:
@@ -244,6 +253,7 @@ def load(
     calibrated,
     classify,
     activation and functools.partial(jax.jit(activation), loaded.variables),
+    loaded.config.data.align == "face",
   )
 
 
@@ -305,8 +315,11 @@ def _template(
   if dataset is None:
     return alignment.FALLBACK, False
   train = dataset.splits["train"].images
-  logger.info("Finding the faces in training images, once for this run")
-  template = alignment.template_of(train)
+  if loaded.config.data.align == "face":
+    template = alignment.FALLBACK
+  else:
+    logger.info("Finding the faces in training images, once for this run")
+    template = alignment.template_of(train)
   grey = bool((train.min(axis=-1) == train.max(axis=-1)).all())
   found = {
     "landmarks": None if template is None else template.round(4).tolist(),

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbl_jax.data import synthetic
+from dbl_jax.data import alignment, synthetic
 from dbl_jax.errors import UserError
-from dbl_jax.serving import alignment, demo, predict
+from dbl_jax.serving import demo, predict
 
 NAMES = ("dark", "</script><b>middle", "light")
 

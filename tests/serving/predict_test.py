@@ -14,8 +14,8 @@ from PIL import Image
 import tiny
 from dbl_jax import config as configs
 from dbl_jax import evaluate, train
-from dbl_jax.data import sources, synthetic
-from dbl_jax.serving import alignment, predict
+from dbl_jax.data import alignment, sources, synthetic
+from dbl_jax.serving import predict
 
 NAMES = ("dark", "middle", "light")
 
@@ -118,6 +118,19 @@ def test_a_crop_is_used_as_it_is(model, faces, tmp_path):
       np.array(found)[whole], expected[whole], atol=1e-5
     )
     assert {row["label"] for row in rows} == {"middle"}
+
+
+def test_a_model_of_aligned_faces_has_crops_aligned_too(
+  model, faces, tmp_path, monkeypatch
+):
+  searching = dataclasses.replace(model, searches=True)
+  monkeypatch.setattr(predict, "load", lambda *_: searching)
+  Image.fromarray(faces[1]).save(tmp_path / "crop.png")
+  Image.new("RGB", (300, 300)).save(tmp_path / "nobody.png")
+  out = tmp_path / "t.json"
+  assert call(tmp_path / "*.png", f"--out={out}").status == 0
+  notes = [row["note"] for row in json.loads(out.read_text())]
+  assert notes == ["aligned", "whole picture"]
 
 
 def test_a_run_is_loaded_with_its_template(tmp_path):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dbl_jax.data import alignment
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import images
 from dbl_jax.data.formats.stored import StoredFile
@@ -105,6 +106,7 @@ def decode(
   name: str,
   image_size: int,
   progress: Callable[[int, int], None] | None = None,
+  aligned: bool = False,
 ) -> Dataset:
   """Decodes all images, on all cores.
 
@@ -113,6 +115,8 @@ def decode(
     name: its name, such as 'fer2013'.
     image_size: height and width of the decoded images, in pixels.
     progress: called with the number of images decoded, and of all.
+    aligned: whether to cut out and align the largest face of each image; those
+      without a face are used whole, with a warning.
 
   Returns:
     The data set, with the splits of the listing in the order of their records;
@@ -125,12 +129,18 @@ def decode(
   splits: dict[str, Split] = {}
   names: dict[str, list[str]] = {}
   bad: list[UserError] = []
+  warnings = [*listing.warnings]
   for split, records in listing.splits.items():
     done = sum(len(one.labels) for one in splits.values())
     show = functools.partial(_show, progress, done, total)
-    splits[split], names[split], errors = _decode_split(
-      records, image_size, show
+    splits[split], names[split], errors, missed = _decode_split(
+      records, image_size, show, aligned
     )
+    if missed:
+      warnings.append(
+        f"{name}: no face is found in {missed} of {len(records)} images of"
+        f" {split}, which are used whole"
+      )
     bad += errors
   if len(bad) > 1:
     raise UserError(
@@ -139,31 +149,40 @@ def decode(
     ) from bad[0]
   if bad:
     raise bad[0]
-  return Dataset(name, listing.class_names, splits, "", listing.warnings, names)
+  return Dataset(name, listing.class_names, splits, "", tuple(warnings), names)
 
 
 def _decode_split(
   records: Sequence[Record],
   image_size: int,
   progress: Callable[[int, int], None],
-) -> tuple[Split, list[str], list[UserError]]:
-  """Decodes records; returns them, their names, and errors of some."""
+  aligned: bool,
+) -> tuple[Split, list[str], list[UserError], int]:
+  """Decodes records.
+
+  Returns:
+    The split, the names of the images, what is wrong with some, and the number
+    of images without a face.
+  """
   shape = (len(records), image_size, image_size, 3)
   split = Split(np.empty(shape, np.uint8), np.empty(shape[:1], np.int32))
   names = [""] * len(records)
+  missed = np.zeros(len(records), bool)
 
   def decode_one(index: int) -> UserError | None:
     try:
       names[index], split.labels[index], file, box = records[index]
-      split.images[index] = images.decode(
-        file.read(), image_size, file.origin, box
-      )
+      arguments = file.read(), image_size, file.origin, box
+      face = alignment.decode(*arguments) if aligned else None
+      missed[index] = aligned and face is None
+      split.images[index] = images.decode(*arguments) if face is None else face
     except UserError as error:
       return error
     return None
 
   errors = images.in_threads(decode_one, range(len(records)), progress)
-  return split, names, [error for error in errors if error is not None]
+  bad = [error for error in errors if error is not None]
+  return split, names, bad, int(missed.sum())
 
 
 def _show(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbl_jax.data import synthetic
-from dbl_jax.serving import alignment, faces
+import tiny
+from dbl_jax.data import alignment, faces, sources, synthetic
 
 # Outputs of the package mtcnn 1.0.0 for the images below.
 REFERENCE = Path(__file__).with_name("mtcnn_reference.npz")
@@ -103,3 +103,43 @@ def test_similarity_is_the_map_of_the_points():
   expected = np.array([[0.6, -0.8, 3.0], [0.8, 0.6, -2.0]]) * 1.5
   targets = points @ expected[:, :2].T + expected[:, 2]
   np.testing.assert_allclose(faces.similarity(points, targets), expected)
+
+
+def test_photos_that_are_not_cropped_are_aligned_for_training(drawn, tmp_path):
+  root = tmp_path / "photos"
+  angles = (-25, 20, 10, -15)
+  for split in ("train", "test"):
+    for name, shift in (("a", 0), ("b", 4)):
+      folder = root / split / name
+      folder.mkdir(parents=True)
+      for i, angle in enumerate(angles):
+        photo, _ = paste(drawn[(i + shift) % 8 :][:1], (angle,))
+        photo.save(folder / f"{i}.png")
+  Image.new("RGB", (300, 200)).save(root / "test" / "b" / "nobody.png")
+
+  def load(**data):
+    fields = {"name": "image_folder", "dir": str(root), "image_size": 96}
+    cache = str(tmp_path / "cache")
+    return sources.load(
+      tiny.get_resolved(cache_dir=cache, **fields | data).data
+    )
+
+  dataset = load(align="face")
+  assert dataset.warnings == (
+    "image_folder: no face is found in 1 of 9 images of test, which are used"
+    " whole",
+  )
+  for image in dataset.splits["test"].images[:4]:
+    (face,) = faces.detect(Image.fromarray(image))
+    apart = face.landmarks / 96 - alignment.FALLBACK
+    assert np.linalg.norm(apart, axis=1).mean() < 0.06
+  # A photo for prediction is cut out in the same way, by the same code.
+  photo = Image.open(root / "test" / "a" / "0.png")
+  (face,) = faces.detect(photo)
+  np.testing.assert_array_equal(
+    dataset.splits["test"].images[0],
+    alignment.align(np.asarray(photo), face.landmarks, alignment.FALLBACK, 96),
+  )
+  whole = load(align="none")
+  assert not whole.warnings
+  assert (whole.splits["test"].images != dataset.splits["test"].images).any()
