@@ -22,14 +22,14 @@ from dbl_jax.evaluation.plots import (
   to_png,
 )
 
-_MAX_POINTS = 1500  # images in the embedding; t-SNE takes 5 s for them
+_MAX_POINTS = 1000  # images in the embedding; t-SNE takes 5 s for them
 _MIN_TSNE = 100  # images; neighbourhoods of fewer show little
 _MAX_COLOURS = 10  # classes that a reader can tell apart
 _BINS = 15  # as in Guo et al. 2017
 _MAX_MISTAKES, _MISTAKES_IN_ROW = 16, 8
 
 _EMBEDDING_NOTE = (
-  "The encoder's features of at most 1,500 images; crosses are wrong"
+  "The encoder's features of at most 1,000 images; crosses are wrong"
   " predictions. PCA keeps distances as far as a plane can. t-SNE shows"
   " neighbours; its distances between groups and their sizes mean nothing."
 )
@@ -148,7 +148,7 @@ def embedding_figure(
   """Draws features in the plane: by PCA, and by t-SNE with scikit-learn.
 
   Args:
-    features: f32[n, F]; at most 1,500 rows, evenly spaced, are drawn.
+    features: f32[n, F]; at most 1,000 rows, evenly spaced, are drawn.
     labels: int[n], which give the colours. Of more than ten classes, ten evenly
       spaced by frequency have one; the others are grey.
     wrong: bool[n], drawn as crosses.
@@ -195,9 +195,12 @@ def _tsne(components: np.ndarray) -> np.ndarray | None:
     return None
   try:
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
   except ImportError:
     return None
-  return TSNE(init="pca", random_state=0).fit_transform(components)
+  # OpenMP's threads wait for each other: many are slow on a busy machine.
+  with threadpool_limits(1):
+    return TSNE(init="pca", random_state=0).fit_transform(components)
 
 
 def _scatter(

@@ -93,7 +93,8 @@ def test_embedding_is_pca_with_wrong_predictions_as_crosses(figures):
 def test_tsne_where_scikit_learn_is_installed(figures, monkeypatch, installed):
   if not installed:
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-  part, features, _ = made(3000, num_classes=40)
+  monkeypatch.setattr(pictures, "_MAX_POINTS", 100)
+  part, features, _ = made(200, num_classes=40)
   names = [f"class {i}" for i in range(40)]
   size(
     pictures.embedding_figure(features, part.labels, part.labels > 90, names)
@@ -101,7 +102,7 @@ def test_tsne_where_scikit_learn_is_installed(figures, monkeypatch, installed):
   assert len(figures[0].axes) == 1 + installed
   for axes in figures[0].axes:
     shown = sum(len(group.get_offsets()) for group in axes.collections)
-    assert shown == 1500
+    assert shown == 100
   legend = [t.get_text() for t in axes.get_legend().get_texts()]
   assert len(legend) == 11
   assert legend[0] == "other classes"
