@@ -72,7 +72,7 @@ class RunFields:
   Attributes:
     seed: seed of initial parameters, batches and views.
     init_from: workdir of a run whose model the first phase starts from, or a
-      file of PyTorch weights (.pth, .safetensors) of a ResNet encoder.
+      file of PyTorch weights (.pth, .safetensors) of the encoder.
     skip_nonfinite: whether a step whose loss or gradient is not finite is
       skipped and counted; otherwise it ends the run.
     log_every: steps between two entries of the log.
@@ -161,8 +161,9 @@ class ModelFields:
     name: the encoder.
     dtype: type of the computation; 'auto', when a run starts, becomes bfloat16
       on accelerators and float32 on CPU. Parameters and statistics are float32.
-    normalisation: of the pixels; None is 'imagenet' for a run that starts from
-      a file of PyTorch weights, else 'half', mean 0.5 and deviation 0.25.
+    normalisation: of the pixels; None is that of the encoder's published
+      weights for a run that starts from a file of PyTorch weights, else 'half',
+      mean 0.5 and deviation 0.25.
   """
 
   name: Annotated[str, one_of(model.ENCODERS)] = "resnet18"
@@ -501,15 +502,16 @@ def _open_values(config: ConfigDict) -> dict[str, Any]:
   They depend on the data set, the image size, the start and the optimizers.
   """
   data, small = config.data, config.data.image_size <= _SMALL
-  from_torch = config.init_from.endswith(torch_weights.SUFFIXES)
+  start = "pretrained_" * config.init_from.endswith(torch_weights.SUFFIXES)
+  encoder = model.ENCODERS[config.model.name]
+  values = {"model.stem": "imagenet", "model.normalisation": "half"}
   # Drawn faces are simple; the first run should be short.
-  quick = data.name == "synthetic_faces"
-  values = {
-    "model.stem": "medium"
-    if small and not from_torch and not quick
-    else "imagenet",
-    "model.normalisation": "imagenet" if from_torch else "half",
-  }
+  if small and data.name != "synthetic_faces":
+    values["model.stem"] = getattr(encoder, f"{start}small_stem", "imagenet")
+  if start:
+    values["model.normalisation"] = getattr(
+      encoder, "pretrained_normalisation", "imagenet"
+    )
   for name in phases(config):
     phase = config[name]
     rows = BY_DATA[phase.get("preset", "")]

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from dbl_jax.models.dcnn import DCNN
+from dbl_jax.models.efficientnet import EfficientNetLite0
 from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
 from dbl_jax.models.resnet import ResNet18, ResNet32, ResNet34, ResNet50
 
 ENCODERS: dict[str, Any] = {
   "dcnn": DCNN,
+  "efficientnet_lite0": EfficientNetLite0,
   "resnet18": ResNet18,
   "resnet32": ResNet32,
   "resnet34": ResNet34,
@@ -28,6 +30,7 @@ HEADS: dict[str, Any] = {
 # Mean and deviation that normalise pixels in [0, 1], per channel.
 NORMALISATIONS = {
   "half": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+  "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
   "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 

@@ -117,6 +117,11 @@ class ResNet18(nn.Module):
   dtype: jnp.dtype = jnp.float32
   frozen: tuple[str, ...] = ()
 
+  # Stem for images of up to 64 pixels; with weights of PyTorch, whose first
+  # convolution is that of the stem 'imagenet'; normalisation of the latter.
+  small_stem: ClassVar[str] = "medium"
+  pretrained_small_stem: ClassVar[str] = "imagenet"
+  pretrained_normalisation: ClassVar[str] = "imagenet"
   # Channels of the first stage; blocks of each stage, and their kind.
   width: ClassVar[int] = 64
   blocks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)

@@ -1,8 +1,10 @@
 """Weights under PyTorch's names, read without PyTorch or running code.
 
 `.safetensors`, and `.pth` or `.pt` files of `torch.save`, of torchvision's and
-timm's ResNets. A `.pth` file is a pickle, which may call any function when it
-is loaded. Here it may call those that build tensors, and nothing else.
+timm's ResNets and of EfficientNet-Lite0 (timm's tf_efficientnet_lite0 and
+efficientnet_lite_pytorch). A `.pth` file is a pickle, which may call any
+function when it is loaded. Here it may call those that build tensors, and
+nothing else.
 """
 
 import collections
@@ -19,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from dbl_jax.errors import UserError
+from dbl_jax.models import efficientnet
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -34,16 +37,40 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 # Of `torch.save` before version 1.6.
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C
-# torchvision's names of modules -> ours: outside the stages, and in a block.
-_STEM = {"conv1": "stem", "bn1": "stem_norm"}
-_BLOCK = {
+# Names of modules in PyTorch -> ours, in a block of a ResNet and of
+# EfficientNet: timm's, those of its first stage, which has no first
+# convolution, and efficientnet_lite_pytorch's.
+_RESNET = {
   "downsample.0": "shortcut_conv",
   "downsample.1": "shortcut_norm",
   **{f"conv{i}": f"conv{i}" for i in (1, 2, 3)},
   **{f"bn{i}": f"norm{i}" for i in (1, 2, 3)},
 }
+_LAYERS = [
+  f"{name}_{kind}"
+  for name in ("expand", "depthwise", "project")
+  for kind in ("conv", "norm")
+]
+_LITE, _LITE_FIRST, _PORTED = (
+  dict(zip(names, _LAYERS[-len(names) :], strict=True))
+  for names in (
+    ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"),
+    ("conv_dw", "bn1", "conv_pw", "bn2"),
+    (
+      *("_expand_conv", "_bn0", "_depthwise_conv"),
+      *("_bn1", "_project_conv", "_bn2"),
+    ),
+  )
+)
+# Likewise outside the blocks.
+_RESNET_STEM = {"conv1": "stem", "bn1": "stem_norm"}
+_LITE_STEM = {"conv_stem": "stem", "conv_head": "last"}
+_LITE_STEM |= {"bn1": "stem_norm", "bn2": "last_norm"}
+_PORTED_STEM = {"_conv_stem": "stem", "_conv_head": "last"}
+_PORTED_STEM |= {"_bn0": "stem_norm", "_bn1": "last_norm"}
 _NAME = re.compile(
-  r"(?:module\.|encoder_q\.|backbone\.)?(?:layer(\d+)\.(\d+)\.)?(.+)\.(\w+)"
+  r"(?:module\.|encoder_q\.|backbone\.)?"
+  r"(?:(layer|blocks\.)(\d+)\.(\d+)\.|_blocks\.(\d+)\.)?(.+)\.(\w+)"
 )
 _IGNORED = "num_batches_tracked"  # a counter of batch norm
 
@@ -63,10 +90,11 @@ class Weights(NamedTuple):
 
 
 def load_encoder(path: Path) -> Weights:
-  """Loads a ResNet's weights as variables of `models.resnet`.
+  """Loads the weights of a ResNet or EfficientNet as variables of ours.
 
   Args:
-    path: a file of PyTorch weights with torchvision's names.
+    path: a file of PyTorch weights with names of torchvision, timm or
+      efficientnet_lite_pytorch.
 
   Returns:
     The encoder's variables and what was left out.
@@ -97,9 +125,9 @@ def load_encoder(path: Path) -> Weights:
     tree[leaf] = np.ascontiguousarray(array, np.float32)
   if not params:
     raise UserError(
-      f"{path} has no weights of a ResNet: it names"
-      f" {', '.join(unused[:5]) or 'nothing'}. Expected torchvision's names,"
-      " such as conv1.weight and layer1.0.bn1.running_mean."
+      f"{path} has no weights of a ResNet or EfficientNet: it names"
+      f" {', '.join(unused[:5]) or 'nothing'}. Expected names of torchvision or"
+      " timm, such as conv1.weight and layer1.0.bn1.running_mean."
     )
   return Weights(
     {
@@ -111,28 +139,50 @@ def load_encoder(path: Path) -> Weights:
 
 
 def _modules(name: str) -> tuple[str, ...]:
-  """Our modules of a parameter of torchvision's; none if it has no such."""
+  """Our modules of a parameter in PyTorch; none if it has no such."""
   found = _NAME.fullmatch(name)
   if found is None:
     return ()
-  stage, block, module, _ = found.groups()
-  ours = (_BLOCK if stage else _STEM).get(module)
-  if ours is None:
+  kind, stage, block, index, module, _ = found.groups()
+  number = 0
+  if index:
+    names, (number, count) = _PORTED, _stage_of(int(index))
+  elif kind:
+    number, count = int(stage) + (kind != "layer"), int(block) + 1
+    names = _RESNET if kind == "layer" else _lite_names(number)
+  else:
+    names = _RESNET_STEM | _LITE_STEM | _PORTED_STEM
+  if module not in names:
     return ()
-  return (f"stage{stage}_block{int(block) + 1}", ours) if stage else (ours,)
+  ours = names[module]
+  return (f"stage{number}_block{count}", ours) if number else (ours,)
+
+
+def _lite_names(stage: int) -> dict[str, str]:
+  return _LITE if stage > 1 else _LITE_FIRST
+
+
+def _stage_of(index: int) -> tuple[int, int]:
+  """Stage and block of EfficientNet, from 1, of a block's index, from 0."""
+  for stage, (blocks, *_) in enumerate(efficientnet.STAGES, 1):
+    if index < blocks:
+      return stage, index + 1
+    index -= blocks
+  return 0, 0
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """All arrays of a model under the names that torchvision gives a ResNet's.
+  """All arrays of a model under torchvision's names, or timm's EfficientNet's.
 
   Args:
     variables: 'params' and 'batch_stats' of the model.
 
   Returns:
-    Name -> array in PyTorch's layout. A linear head is 'fc'; parameters that
-    torchvision has no name for keep the path of this project, with dots.
+    Name -> array in PyTorch's layout. A linear head is 'fc', of EfficientNet
+    'classifier'; parameters without such a name keep the path of this project,
+    with dots.
   """
-  arrays = {}
+  arrays, lite = {}, "last" in variables["params"]["encoder"]
   for kind in ("params", "batch_stats"):
     for path, leaf in _leaves(variables[kind]):
       array = np.asarray(leaf)
@@ -140,7 +190,7 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         array = array.transpose(3, 2, 0, 1)
       elif array.ndim == 2:  # [in, out] -> [out, in]
         array = array.T
-      arrays[_torch_name(path)] = np.ascontiguousarray(array)
+      arrays[_torch_name(path, lite)] = np.ascontiguousarray(array)
   return arrays
 
 
@@ -154,16 +204,22 @@ def _leaves(
       yield (*path, name), child
 
 
-def _torch_name(path: tuple[str, ...]) -> str:
+def _torch_name(path: tuple[str, ...], lite: bool) -> str:
   part, *modules, leaf = path
+
+  def theirs(names: dict[str, str], ours: str) -> str:
+    return {value: key for key, value in names.items()}.get(ours, ours)
+
   if part == "head":
-    modules = ["fc"] if modules == ["logits"] else ["head", *modules]
+    linear = "classifier" if lite else "fc"
+    modules = [linear] if modules == ["logits"] else ["head", *modules]
   elif found := re.fullmatch(r"stage(\d+)_block(\d+)", modules[0]):
-    block = {ours: theirs for theirs, ours in _BLOCK.items()}[modules[1]]
-    modules = [f"layer{found[1]}", str(int(found[2]) - 1), block]
+    stage, block = int(found[1]), int(found[2]) - 1
+    names = _lite_names(stage) if lite else _RESNET
+    first = f"blocks.{stage - 1}" if lite else f"layer{stage}"
+    modules = [first, str(block), theirs(names, modules[1])]
   else:
-    stem = {ours: theirs for theirs, ours in _STEM.items()}
-    modules[0] = stem.get(modules[0], modules[0])
+    modules[0] = theirs(_LITE_STEM if lite else _RESNET_STEM, modules[0])
   leaves = {"kernel": "weight", "scale": "weight"}
   leaves |= {"mean": "running_mean", "var": "running_var"}
   return ".".join([*modules, leaves.get(leaf, leaf)])

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from onnx import TensorProto, helper, numpy_helper
 
 from dbl_jax.errors import UserError
+from dbl_jax.models import efficientnet, resnet
 from dbl_jax.models import model as models
-from dbl_jax.models import resnet
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.kernels.batch_norm import EPSILON
 
@@ -40,17 +40,25 @@ class _Graph:
     return out
 
   def conv(
-    self, x: str, kernel: Any, bias: Any, stride: int = 1, relu: bool = False
+    self,
+    x: str,
+    kernel: Any,
+    bias: Any,
+    stride: int = 1,
+    relu: bool = False,
+    **options: Any,
   ) -> str:
-    """kernel [K, K, C, F], padding K // 2."""
+    """kernel [K, K, C, F], padding K // 2 if the options name none."""
     kernel = np.asarray(kernel)
+    if "auto_pad" not in options:
+      options["pads"] = [kernel.shape[0] // 2] * 4
     x = self.add(
       "Conv",
       x,
       self.constant(kernel.transpose(3, 2, 0, 1)),
       self.constant(bias),
-      pads=[kernel.shape[0] // 2] * 4,
       strides=[stride] * 2,
+      **options,
     )
     return self.add("Relu", x) if relu else x
 
@@ -62,13 +70,15 @@ class _Graph:
     norm: str,
     stride: int = 1,
     relu: bool = False,
+    epsilon: float = EPSILON,
+    **options: Any,
   ) -> str:
     """A convolution and the batch norm after it, as one convolution."""
     params, stats = trees
-    scale = params[norm]["scale"] / np.sqrt(stats[norm]["var"] + EPSILON)
+    scale = params[norm]["scale"] / np.sqrt(stats[norm]["var"] + epsilon)
     bias = params[norm]["bias"] - stats[norm]["mean"] * scale
     kernel = params[conv]["kernel"] * scale
-    return self.conv(x, kernel, bias, stride, relu)
+    return self.conv(x, kernel, bias, stride, relu, **options)
 
   def dense(self, x: str, layer: Tree) -> str:
     bias = layer.get("bias", np.zeros(layer["kernel"].shape[1]))
@@ -107,7 +117,7 @@ def build(
     'probabilities' f32[N, C] and 'features' f32[N, F]. N is free.
 
   Raises:
-    UserError: if the encoder is neither a DCNN nor a ResNet.
+    UserError: if it cannot write the encoder.
   """
   graph, head = _Graph(), config[phase].head
   model = models.make_model(config.model, head, len(class_names))
@@ -123,10 +133,12 @@ def build(
     x = _dcnn(graph, x, trees[0], model.encoder)
   elif isinstance(model.encoder, resnet.ResNet18):
     x = _resnet(graph, x, trees, model.encoder)
+  elif isinstance(model.encoder, efficientnet.EfficientNetLite0):
+    x = _efficientnet(graph, x, trees, model.encoder)
   else:
     raise UserError(
-      f"The encoder {config.model.name!r} cannot be written as ONNX; DCNN and"
-      " the ResNets can."
+      f"The encoder {config.model.name!r} cannot be written as ONNX; DCNN, the"
+      " ResNets and EfficientNet can."
     )
   features = graph.add("Identity", x, out="features")
   classifier = params["head"].get("classifier", params["head"])
@@ -191,6 +203,40 @@ def _resnet(
         x = graph.conv_norm(x, own, "shortcut_conv", "shortcut_norm", stride)
       x = graph.add("Relu", graph.add("Add", x, y))
   return graph.mean_pixel(x)
+
+
+def _efficientnet(
+  graph: _Graph, x: str, trees: tuple[Tree, Tree], encoder: Any
+) -> str:
+  def conv(
+    x: str, own: tuple[Tree, Tree], conv: str, norm: str, **options: Any
+  ) -> str:
+    options |= {"epsilon": efficientnet.EPSILON, "auto_pad": "SAME_UPPER"}
+    return graph.conv_norm(x, own, conv, norm, **options)
+
+  def relu6(x: str) -> str:
+    return graph.add("Clip", x, graph.constant(0.0), graph.constant(6.0))
+
+  stride = efficientnet.STEMS[encoder.stem]
+  x = relu6(conv(x, trees, "stem", "stem_norm", stride=stride))
+  for stage, (blocks, _, stride, *_) in enumerate(efficientnet.STAGES, 1):
+    for block in range(1, blocks + 1):
+      name = f"stage{stage}_block{block}"
+      own, y = (trees[0][name], trees[1][name]), x
+      if "expand_conv" in own[0]:
+        y = relu6(conv(y, own, "expand_conv", "expand_norm"))
+      kernel = own[0]["depthwise_conv"]["kernel"]
+      y = conv(
+        y,
+        own,
+        "depthwise_conv",
+        "depthwise_norm",
+        stride=stride if block == 1 else 1,
+        group=kernel.shape[-1],
+      )
+      y = conv(relu6(y), own, "project_conv", "project_norm")
+      x = graph.add("Add", x, y) if block > 1 else y
+  return graph.mean_pixel(relu6(conv(x, trees, "last", "last_norm")))
 
 
 def _dcnn(graph: _Graph, x: str, params: Tree, encoder: DCNN) -> str:

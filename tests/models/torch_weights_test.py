@@ -1,4 +1,8 @@
-"""Weights of PyTorch, read without it. PyTorch 2.14 wrote the files."""
+"""Weights of PyTorch, read without it.
+
+PyTorch 2.14 wrote the files; the features are of torchvision's ResNets, of
+timm's tf_efficientnet_lite0 and of efficientnet_lite_pytorch's.
+"""
 
 from pathlib import Path
 
@@ -42,8 +46,16 @@ def test_each_format_gives_the_same_arrays(name, tmp_path):
   np.testing.assert_array_equal(array, numbers(4, 2).T)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_features_equal_those_of_pytorch(name, tmp_path):
+@pytest.mark.parametrize(
+  ("name", "encoder", "unused"),
+  [
+    ("resnet18", "resnet18", ("fc.bias", "fc.weight")),
+    ("resnet50", "resnet50", ("fc.bias", "fc.weight")),
+    ("timm", "efficientnet_lite0", ()),
+    ("ported", "efficientnet_lite0", ("_fc.bias", "_fc.weight")),
+  ],
+)
+def test_features_equal_those_of_pytorch(name, encoder, unused, tmp_path):
   # Both draw the weights from this generator.
   rng, arrays = np.random.default_rng(0), {}
   with np.load(FILES / "features.npz") as stored:
@@ -62,9 +74,13 @@ def test_features_equal_those_of_pytorch(name, tmp_path):
     arrays[key] = array.astype(np.float32)
   safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors")
   weights = torch_weights.load_encoder(tmp_path / "a.safetensors")
-  assert weights.unused == ("fc.bias", "fc.weight")
-  encoder = {"name": name, "dtype": "float32", "normalisation": "imagenet"}
-  network = model.make_model(encoder, {"name": "mlp", "hidden": ()}, 7)
+  assert weights.unused == unused
+  normalisation = model.ENCODERS[encoder].pretrained_normalisation
+  network = model.make_model(
+    {"name": encoder, "dtype": "float32", "normalisation": normalisation},
+    {"name": "mlp", "hidden": ()},
+    7,
+  )
   images = np.random.default_rng(1).uniform(size=(2, 3, 40, 40))
   features, sown = jax.jit(
     lambda variables, x: network.apply(
@@ -77,8 +93,13 @@ def test_features_equal_those_of_pytorch(name, tmp_path):
   del sown
   scale = np.abs(expected).max()
   np.testing.assert_allclose(
-    features[0] / scale, expected / scale, rtol=1e-5, atol=1e-6
+    features[0] / scale, expected / scale, rtol=1e-5, atol=1e-5
   )
+  if name != "ported":  # written back under the same names
+    written = torch_weights.to_torch(weights.variables)
+    assert written.keys() == arrays.keys() - set(unused)
+    for key, array in written.items():
+      np.testing.assert_array_equal(array, arrays[key])
 
 
 def with_head(network, variables):

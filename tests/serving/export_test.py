@@ -32,6 +32,10 @@ MODELS = {
     {"name": "resnet50", "normalisation": "imagenet"},
     {"name": "mlp", "hidden": ()},
   ),
+  "efficientnet": (
+    {"name": "efficientnet_lite0", "stem": "imagenet"},
+    {"name": "mlp", "hidden": ()},
+  ),
   "dcnn": ({"name": "dcnn"}, {"name": "mlp", "hidden": ()}),
   "average": (
     {"name": "dcnn", "pooling": "average"},

@@ -11,9 +11,9 @@ from jax import Array, lax
 _MOMENTUM, EPSILON = 0.9, 1e-5
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_norm(
-  x: Array, scale: Array, bias: Array, relu: bool
+  x: Array, scale: Array, bias: Array, relu: bool, epsilon: float = EPSILON
 ) -> tuple[Array, Array, Array]:
   """Normalises by the statistics of the batch.
 
@@ -26,22 +26,23 @@ def batch_norm(
     scale: f32[C].
     bias: f32[C].
     relu: applies a ReLU to the result.
+    epsilon: added to the variance.
 
   Returns:
     The result, of x's shape and dtype; mean and biased variance, f32[C],
     without gradient.
   """
-  return _batch_norm_forward(x, scale, bias, relu)[0]
+  return _batch_norm_forward(x, scale, bias, relu, epsilon)[0]
 
 
 def _batch_norm_forward(
-  x: Array, scale: Array, bias: Array, relu: bool
+  x: Array, scale: Array, bias: Array, relu: bool, epsilon: float
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
   wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
   mean = wide.mean(axes)
   # Both means in one pass; rounding must not make the difference negative.
   variance = jnp.maximum((wide * wide).mean(axes) - mean * mean, 0)
-  deviation = lax.rsqrt(variance + EPSILON)
+  deviation = lax.rsqrt(variance + epsilon)
   y = _affine(x, mean, deviation * scale, bias)
   y = nn.relu(y) if relu else y
   saved = x, scale, bias, mean, deviation
@@ -49,8 +50,12 @@ def _batch_norm_forward(
 
 
 def _batch_norm_backward(
-  relu: bool, saved: tuple[Array, ...], gradients: tuple[Array, ...]
+  relu: bool,
+  epsilon: float,
+  saved: tuple[Array, ...],
+  gradients: tuple[Array, ...],
 ) -> tuple[Array, Array, Array]:
+  del epsilon
   x, scale, bias, mean, deviation = saved
   axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
   dy = gradients[0].astype(jnp.float32)
@@ -86,12 +91,14 @@ class BatchNorm(nn.Module):
       those of the whole batch, also on several devices. As in flax, the running
       variance is the biased one; PyTorch multiplies it by B / (B - 1).
     scale_init: initialises the scale.
+    epsilon: added to the variance.
   """
 
   use_running_average: bool
   relu: bool = False
   dtype: jnp.dtype = jnp.float32
   scale_init: nn.initializers.Initializer = nn.initializers.ones
+  epsilon: float = EPSILON
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -104,11 +111,11 @@ class BatchNorm(nn.Module):
       for name, fill in (("mean", jnp.zeros), ("var", jnp.ones))
     }
     if self.use_running_average:
-      deviation = lax.rsqrt(running["var"].value + EPSILON)
+      deviation = lax.rsqrt(running["var"].value + self.epsilon)
       y = _affine(x, running["mean"].value, deviation * scale, bias)
       y = nn.relu(y) if self.relu else y
     else:
-      y, mean, variance = batch_norm(x, scale, bias, self.relu)
+      y, mean, variance = batch_norm(x, scale, bias, self.relu, self.epsilon)
       if not self.is_initializing():
         for name, new in (("mean", mean), ("var", variance)):
           old = running[name].value
