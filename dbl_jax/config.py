@@ -52,14 +52,14 @@ _LATER_FIELDS_OF: dict[str, dict[str, Any]] = {
     "groups": "",
     "align": "none",
   },
-  "model": {"normalisation": "half"},
+  "model": {"normalisation": "half", "mirror": False},
   "phase": {"unlabelled": ""},
   "optimizer": {"scaling": "linear", "encoder_rate": 1.0},
   "augment": {"crop_tries": 1},
 }
 
 # Fields that a config may lack.
-_OPTIONAL = ("preset", "blur_sigma", "crop_tries", "unlabelled")
+_OPTIONAL = ("preset", "blur_sigma", "crop_tries", "unlabelled", "mirror")
 
 _Seed = Annotated[int, integer(0, 2**31 - 1)]
 _Share = Annotated[float, number(0.01, 0.9)]
@@ -164,11 +164,14 @@ class ModelFields:
     normalisation: of the pixels; None is that of the encoder's published
       weights for a run that starts from a file of PyTorch weights, else 'half',
       mean 0.5 and deviation 0.25.
+    mirror: outside training, averages the features of an image and its mirror
+      image; it doubles the time of a prediction.
   """
 
   name: Annotated[str, one_of(model.ENCODERS)] = "resnet18"
   dtype: Annotated[str, one_of(("auto", "bfloat16", "float32"))] = "auto"
   normalisation: Annotated[str | None, one_of(model.NORMALISATIONS)] = None
+  mirror: bool = False
 
 
 # Up to this size the ImageNet stem leaves maps too small to learn from, and

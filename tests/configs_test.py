@@ -47,6 +47,7 @@ VARIANTS = [
   "logit_adjustment",
   "mixup",
   "mixup:only",
+  "pretrained",
   "regions",
   "regions:mouth",
   "resampling",
@@ -124,7 +125,15 @@ def _trains_and_scores(name, cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "name", ["cifar_lt:dbl", "cifar_lt:ldam_drw", "dbl", "dbl_plus", "regions"]
+  "name",
+  [
+    "cifar_lt:dbl",
+    "cifar_lt:ldam_drw",
+    "dbl",
+    "dbl_plus",
+    "pretrained",
+    "regions",
+  ],
 )
 def test_the_config_s_own_encoder_fits_its_phases(name, cache):
   file, _, variant = name.partition(":")

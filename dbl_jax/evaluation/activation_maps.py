@@ -35,7 +35,7 @@ def class_activation_maps(
 
   Args:
     model: its last outputs are logits. Its encoder sows 'maps' and perturbs
-      them (`flax.linen.Module.perturb`).
+      them (`flax.linen.Module.perturb`). `model.mirror` is ignored.
     variables: 'params' and 'batch_stats'.
     images: f32[n, S, S, 3] from 0 to 1.
     classes: int[n], the class to explain for each image.
@@ -44,6 +44,8 @@ def class_activation_maps(
     f32[n, h, w]; None if the encoder sows no map, or one of fewer than four
     pixels, which shows nothing.
   """
+
+  model = model.clone(mirror=False)
 
   def run(added: Any) -> tuple[jax.Array, Any]:
     (_, outputs), sown = model.apply(

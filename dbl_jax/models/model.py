@@ -55,11 +55,14 @@ class Model(nn.Module):
     encoder: images -> features f32[B, F].
     head: features -> embeddings or logits f32[B, K].
     normalisation: name in `NORMALISATIONS`.
+    mirror: outside training, features are averages over the image and its
+      mirror image.
   """
 
   encoder: nn.Module
   head: nn.Module
   normalisation: str = "half"
+  mirror: bool = False
 
   def __call__(
     self, inputs: Array, train: bool, encoder: str = "trained"
@@ -82,7 +85,11 @@ class Model(nn.Module):
       mean, deviation = NORMALISATIONS[self.normalisation]
       centred = inputs - jnp.array([[[mean]]])
       normalised = centred / jnp.array([[[deviation]]])
-      features = self.encoder(normalised, train and encoder == "trained")
+      if self.mirror and not train:
+        pair = jnp.concatenate([normalised, normalised[:, :, ::-1]])
+        features = jnp.stack(jnp.split(self.encoder(pair, False), 2)).mean(0)
+      else:
+        features = self.encoder(normalised, train and encoder == "trained")
     if encoder == "frozen":
       features = jax.lax.stop_gradient(features)
     features = features.astype(jnp.float32)
@@ -105,7 +112,8 @@ def make_model(
 
   Args:
     encoder: the config's `model`: name, dtype ('float32', 'bfloat16' or 'auto',
-      the faster one on this device), normalisation and the encoder's options.
+      the faster one on this device), normalisation, mirror and the encoder's
+      options.
     head: the phase's `head`: name and the head's own options.
     num_classes: number of classes C.
 
@@ -115,6 +123,7 @@ def make_model(
   encoder, head = dict(encoder), dict(head)
   dtype = encoder.pop("dtype")
   normalisation = encoder.pop("normalisation", None) or "half"
+  mirror = encoder.pop("mirror", False)
   dtype = auto_dtype() if dtype == "auto" else dtype
   encoder_class = ENCODERS[encoder.pop("name")]
   head_class = HEADS[head.pop("name")]
@@ -124,4 +133,5 @@ def make_model(
     encoder_class(dtype=jnp.dtype(dtype), **encoder),
     head_class(**head),
     normalisation,
+    mirror,
   )

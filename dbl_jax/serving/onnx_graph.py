@@ -128,6 +128,10 @@ def build(
   shape = (1, 3, 1, 1)
   x = graph.add("Mul", x, graph.constant((1 / 255 / deviation).reshape(shape)))
   x = graph.add("Sub", x, graph.constant((mean / deviation).reshape(shape)))
+  if model.mirror:
+    last = -config.data.image_size - 1
+    reverse = (graph.constant([i], np.int64) for i in (-1, last, 3, -1))
+    x = graph.add("Concat", x, graph.add("Slice", x, *reverse), axis=0)
   trees = params["encoder"], stats["encoder"]
   if isinstance(model.encoder, DCNN):
     x = _dcnn(graph, x, trees[0], model.encoder)
@@ -140,8 +144,13 @@ def build(
       f"The encoder {config.model.name!r} cannot be written as ONNX; DCNN, the"
       " ResNets and EfficientNet can."
     )
-  features = graph.add("Identity", x, out="features")
   classifier = params["head"].get("classifier", params["head"])
+  if model.mirror:
+    width = classifier[min(classifier)]["kernel"].shape[0]
+    pair = graph.add("Reshape", x, graph.constant([2, -1, width], np.int64))
+    axes = graph.constant([0], np.int64)
+    x = graph.add("ReduceMean", pair, axes, keepdims=0)
+  features = graph.add("Identity", x, out="features")
   cosine = getattr(model.head, "cosine", 0.0)
   logits = _classifier(graph, features, classifier, cosine)
   logits = graph.add("Div", logits, graph.constant(temperature))

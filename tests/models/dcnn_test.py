@@ -13,7 +13,7 @@ from jax import lax
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.heads import MLPHead
 from dbl_jax.models.kernels import conv
-from dbl_jax.models.model import Model
+from dbl_jax.models.model import Model, make_model
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
@@ -205,3 +205,19 @@ def test_maps_reach_the_caller_of_a_model():
   maps = sown["intermediates"]["encoder"]["maps"][0]
   assert (features.shape, logits.shape) == ((2, 256), (2, 7))
   assert maps.shape == (2, 3, 3, 256)
+
+
+def test_with_mirror_an_image_and_its_mirror_image_have_the_same_features():
+  encoder = {"name": "dcnn", "dtype": "float32", "mirror": True}
+  network = make_model(encoder, {"name": "mlp"}, 7)
+  images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+  variables = network.init(jax.random.key(1), images, train=False)
+  run = jax.jit(functools.partial(network.apply, variables, train=False))
+  plain = jax.jit(
+    functools.partial(network.clone(mirror=False).apply, variables, train=False)
+  )
+  features, outputs = run(images)
+  np.testing.assert_allclose(run(images[:, :, ::-1])[1], outputs, rtol=1e-5)
+  both = plain(images)[0], plain(images[:, :, ::-1])[0]
+  np.testing.assert_allclose(features, sum(both) / 2, rtol=1e-5)
+  assert not np.allclose(*both, rtol=1e-2)  # the network is not symmetric

@@ -37,6 +37,7 @@ MODELS = {
     {"name": "mlp", "hidden": ()},
   ),
   "dcnn": ({"name": "dcnn"}, {"name": "mlp", "hidden": ()}),
+  "mirror": ({"name": "dcnn", "mirror": True}, {"name": "mlp"}),
   "average": (
     {"name": "dcnn", "pooling": "average"},
     {"name": "mlp", "hidden": ()},
