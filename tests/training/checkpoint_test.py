@@ -14,7 +14,7 @@ import pytest
 
 from dbl_jax.errors import UserError
 from dbl_jax.training import checkpoint
-from dbl_jax.training.state import TrainState
+from dbl_jax.training.steps import TrainState
 
 # Callbacks of TensorStore that come after Orbax has failed, see `cli.run_main`.
 pytestmark = pytest.mark.filterwarnings(

@@ -3,8 +3,14 @@
   EmoLabel/list_patition_label.txt     rows such as 'train_00001.jpg 5'
   Image/aligned/train_00001_aligned.jpg ... (or Image/aligned.zip)
 
-in a folder `basic` or not, in a folder or a zip; or the layout of Kaggle's
-copy, see `kaggle`. Nothing is extracted: zips are read in place.
+in a folder `basic` or not, in a folder or a zip. Or as it is found on Kaggle,
+class folders with the authors' codes, and the labels again:
+
+  DATASET/train/1/train_00001_aligned.jpg ... DATASET/test/7/...
+  train_labels.csv, test_labels.csv with rows image,label
+
+Folders may also have the names of the classes; 0 to 6 is refused, as it would
+leave the order open. Nothing is extracted: zips are read in place.
 """
 
 import hashlib
@@ -15,17 +21,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dbl_jax.data.formats import listing, stored
-from dbl_jax.data.formats.expressions import RAF_DB_COUNTS, RAF_DB_NAMES
+from dbl_jax.data.formats import image_folder, listing, stored
+from dbl_jax.data.formats.expressions import (
+  RAF_DB_COUNTS,
+  RAF_DB_NAMES,
+  noun,
+)
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import StoredFile, few
-from dbl_jax.data.raf_db import kaggle
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 100
+_CODES = ("1", "2", "3", "4", "5", "6", "7")
 # The first spelling is the authors' own.
 _LABEL_FILES = ("list_patition_label.txt", "list_partition_label.txt")
 _NAME = re.compile(r"(train|test)_[\w-]+\.\w+", re.ASCII)
+_KAGGLE_CSV = re.compile(r"(?:.*/)?(train|test)_labels\.csv")
+_KAGGLE_STEM = re.compile(r"((train|test)_[\w-]+?)(?:_aligned)?", re.ASCII)
 # Further folders of RAF-DB, with three files for each image.
 _IGNORED = ("original", "Annotation", "boundingbox")
 _EXPECTED = (
@@ -53,7 +65,7 @@ def find(path: Path, _: Any = None) -> Listing:
     base, file = found
     labels, origin = file.read(), file.origin
     images = _images(files, f"{base}Image/aligned")
-  elif (labelled := kaggle.find(path, files)) is not None:
+  elif (labelled := _find_kaggle(path, files)) is not None:
     images, codes = labelled
     labels = "\n".join(f"{n} {c}" for n, c in codes.items()).encode()
     origin = str(path)
@@ -166,20 +178,7 @@ def _parse(data: bytes, origin: str) -> dict[str, tuple[str, int]]:
       f"{origin} is not UTF-8 text ({error.reason} at byte {error.start});"
       " expected rows such as 'train_00001.jpg 5'. Copy the original again."
     ) from None
-  rows: dict[str, tuple[str, int]] = {}
-  lines: dict[str, int] = {}
-  for number, line in enumerate(text.split("\n"), start=1):
-    if not line.strip():
-      continue
-    where = f"{origin}, line {number}"
-    name, split, label = _parse_row(line.strip(), where)
-    if name in rows:
-      raise UserError(
-        f"{where}: {name} with code {label + 1} was already in line"
-        f" {lines[name]} with code {rows[name][1] + 1}; expected each image"
-        " once. Remove the wrong row."
-      )
-    rows[name], lines[name] = (split, label), number
+  rows = stored.unique_rows(text, origin, _parse_row)
   for split in RAF_DB_COUNTS:
     if all(row[0] != split for row in rows.values()):
       raise UserError(
@@ -189,26 +188,145 @@ def _parse(data: bytes, origin: str) -> dict[str, tuple[str, int]]:
   return rows
 
 
-def _parse_row(line: str, where: str) -> tuple[str, str, int]:
-  """Parses a row: name, split, label."""
-  advice = "Correct the row or copy the original label file again."
+def _parse_row(line: str, where: str) -> tuple[str, tuple[str, int]]:
+  """Parses a row: name, (split, label)."""
   fields = line.split()
   if len(fields) != 2:
+    found = f"{line[:80]!r}, expected a file name and a code, such as"
+    found += " 'train_00001.jpg 5'"
+  elif not (match := _NAME.fullmatch(fields[0])):
+    found = f"the name {fields[0][:80]!r}, expected one like train_00001.jpg or"
+    found += " test_0001.jpg"
+  elif fields[1] not in _CODES:
+    found = f"the code {fields[1][:80]!r}, expected one of {_codes()}"
+  else:
+    return fields[0], (match[1], int(fields[1]) - 1)
+  raise UserError(
+    f"{where}: found {found}. Correct the row or copy the original label file"
+    " again."
+  )
+
+
+def _codes() -> str:
+  return ", ".join(
+    f"{i} {c}" for i, c in zip(_CODES, RAF_DB_NAMES, strict=True)
+  )
+
+
+def _find_kaggle(
+  path: Path, files: dict[str, StoredFile]
+) -> tuple[dict[str, StoredFile], dict[str, int]] | None:
+  """Finds the layout of Kaggle's copy in a folder or zip.
+
+  Returns:
+    The images ('train_00001_aligned.jpg' -> file) and the codes
+    ('train_00001.jpg' -> 1 to 7), fewer where a CSV leaves images out; or None
+    if the layout is another one.
+
+  Raises:
+    UserError: if folders, names and CSV contradict each other.
+  """
+  try:
+    tree, _ = image_folder.read_tree(path, files)
+  except UserError:
+    return None
+  if set(tree) != {"train", "test"}:
+    return None
+  images: dict[str, StoredFile] = {}
+  codes: dict[str, int] = {}
+  names: dict[str, str] = {}  # of the file -> of the label file
+  for split, folders in tree.items():
+    for folder, inside in folders.items():
+      code = _kaggle_code(folder, f"{path}: {split}")
+      for place, file in inside.items():
+        base = place.rsplit("/", 1)[-1]
+        name = _kaggle_name(base, split, file.origin)
+        aligned = _image_name(name)
+        if name in codes:
+          raise UserError(
+            f"{file.origin} has the name of {images[aligned].origin}; expected"
+            " each image once. Remove the wrong one."
+          )
+        images[aligned], codes[name], names[base] = file, code, name
+  tables = _kaggle_tables(path, files)
+  labelled = {n: c for n, c in codes.items() if n.split("_")[0] not in tables}
+  for table in tables.values():
+    labelled |= _check_table(table, path, codes, names)
+  return images, labelled
+
+
+def _kaggle_code(folder: str, where: str) -> int:
+  if folder in _CODES:
+    return int(folder)
+  if noun(folder) in RAF_DB_NAMES:
+    return RAF_DB_NAMES.index(noun(folder)) + 1
+  raise UserError(
+    f"{where} has a folder {folder!r}; expected {_codes()}, by number or by"
+    " name. Rename it, or set data.name=image_folder to train on the folders as"
+    " they are."
+  )
+
+
+def _kaggle_name(base: str, split: str, origin: str) -> str:
+  """Returns the name of an image in the label file."""
+  stem, _, suffix = base.rpartition(".")
+  match = _KAGGLE_STEM.fullmatch(stem)
+  if not match or match[2] != split:
     raise UserError(
-      f"{where}: found {line[:80]!r}, expected a file name and a code, such"
-      f" as 'train_00001.jpg 5'. {advice}"
+      f"{origin}: expected a name such as {split}_00001_aligned.jpg in the"
+      f" split {split}. Set data.name=image_folder to train on images of other"
+      " names."
     )
-  name, code = fields
-  match = _NAME.fullmatch(name)
-  if not match:
+  return f"{match[1]}.{suffix}"
+
+
+def _kaggle_tables(
+  path: Path, files: Mapping[str, StoredFile]
+) -> dict[str, StoredFile]:
+  """Finds the CSV of each split, in the folder or next to it."""
+  found = {}
+  # DATASET itself may have been given. The order enters the fingerprint, and
+  # is that of the file system in runs that exist.
+  for name in os.listdir(path.parent) if path.is_dir() else ():
+    if match := _KAGGLE_CSV.fullmatch(name):
+      found[match[1]] = stored.of_path(path.parent / name)
+  for name, file in files.items():
+    if match := _KAGGLE_CSV.fullmatch(name):
+      found[match[1]] = file
+  return found
+
+
+def _check_table(
+  table: StoredFile,
+  path: Path,
+  codes: Mapping[str, int],
+  names: Mapping[str, str],
+) -> dict[str, int]:
+  """Compares a CSV with the folders; returns the codes of its images."""
+  _, *lines = [*table.read().decode("utf-8-sig", "replace").splitlines(), ""]
+  # In place of the header a blank row, which counts as a line.
+  text = "\n".join(["", *lines])
+  rows = stored.unique_rows(text, table.origin, _parse_table_row)
+  for image, (code, where) in rows.items():
+    if image in names and code != str(codes[names[image]]):
+      raise UserError(
+        f"{where}: {image} has the label {code}, but lies in the folder of"
+        f" {codes[names[image]]}; expected one label. Copy the data again."
+      )
+  if missing := [image for image in rows if image not in names]:
     raise UserError(
-      f"{where}: found the name {name[:80]!r}, expected one like"
-      f" train_00001.jpg or test_0001.jpg. {advice}"
+      f"{path}: {len(missing)} images named in {table.origin} are missing:"
+      f" {few(missing)}. Copy or extract the images again, whole."
     )
-  if code not in {"1", "2", "3", "4", "5", "6", "7"}:
-    codes = ", ".join(f"{i} {c}" for i, c in enumerate(RAF_DB_NAMES, start=1))
+  return {names[image]: codes[names[image]] for image in rows}
+
+
+def _parse_table_row(row: str, where: str) -> tuple[str, tuple[str, str]]:
+  """Parses a row of a CSV: image, (label, the row's place)."""
+  # Names have no commas; quotes are all that a CSV can add.
+  fields = [field.strip(' "\t') for field in row.split(",")]
+  if len(fields) != 2:
     raise UserError(
-      f"{where}: found the code {code[:80]!r}, expected one of {codes}."
-      f" {advice}"
+      f"{where}: found {row[:80]!r}; expected image,label. Copy the file again."
     )
-  return name, match[1], int(code) - 1
+  return fields[0], (fields[1], where)
