@@ -165,16 +165,27 @@ def make_phase(
   images = inputs.of_images(options, size, "frozen" if frozen else "trained")
   read = inputs.of_features(options) if options.cached_views else images
   counts = np.bincount(dataset.splits["train"].labels, minlength=num_classes)
-  objective = steps.Objective(options.losses, counts, max(num_steps, 1))
   train_step = steps.make_train_step(
-    model, read, objective, optimizer, schedule, trained
+    model=model,
+    inputs=read,
+    terms=options.losses,
+    counts=counts,
+    num_steps=max(num_steps, 1),
+    optimizer=optimizer,
+    schedule=schedule,
+    trained=trained,
   )
   return Phase(
     name=name,
     split=split,
     config=options,
     model=model,
-    state=TrainState.create(variables, optimizer, loss_state),
+    state=TrainState(
+      step=jnp.int32(0),
+      **variables,
+      opt_state=optimizer.init(variables["params"]),
+      memory=loss_state,
+    ),
     trained=trained,
     images=images,
     inputs=read,

@@ -1,7 +1,7 @@
 """State, training and evaluation steps: pure functions, not yet compiled."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import flax.struct
 import jax
@@ -33,22 +33,6 @@ class TrainState(flax.struct.PyTreeNode):
   batch_stats: Any
   opt_state: Any
   memory: dict[str, Array]
-
-  @classmethod
-  def create(
-    cls,
-    variables: dict[str, Any],
-    optimizer: optax.GradientTransformation,
-    memory: dict[str, Array],
-  ) -> Self:
-    """Creates the state before the first step."""
-    return cls(
-      step=jnp.int32(0),
-      params=variables["params"],
-      batch_stats=variables["batch_stats"],
-      opt_state=optimizer.init(variables["params"]),
-      memory=memory,
-    )
 
   def model(self) -> dict[str, Any]:
     """Variables of a forward pass."""
@@ -84,20 +68,6 @@ def first_difference(found: Any, expected: Any) -> tuple[str, Any, Any] | None:
 TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
-class Objective(NamedTuple):
-  """The loss a phase minimises.
-
-  Attributes:
-    terms: the phase's losses, see `losses.terms`.
-    counts: int[C], training images of each class.
-    num_steps: steps of the phase.
-  """
-
-  terms: losses.Terms
-  counts: np.ndarray
-  num_steps: int
-
-
 def init_variables(model: Model, key: Array, image_size: int) -> dict[str, Any]:
   """Initialises 'params' and 'batch_stats', each under 'encoder' and 'head'.
 
@@ -126,7 +96,9 @@ def num_features(
 def make_train_step(
   model: Model,
   inputs: Inputs,
-  objective: Objective,
+  terms: losses.Terms,
+  counts: np.ndarray,
+  num_steps: int,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   trained: Any,
@@ -137,7 +109,9 @@ def make_train_step(
     model: encoder and head.
     inputs: what the model reads. Unless its encoder is 'trained', no parameter
       of the encoder may be trained.
-    objective: the loss.
+    terms: the phase's losses, see `losses.terms`.
+    counts: int[C], training images of each class.
+    num_steps: steps of the phase.
     optimizer: as made by `optim.make_optimizer`.
     schedule: step -> learning rate, for the log.
     trained: tree of bool over the parameters.
@@ -149,7 +123,7 @@ def make_train_step(
     `key` is the phase's key; the keys of the step and of each example are
     folded from it.
   """
-  forward = _make_loss(model, inputs.encoder, objective)
+  forward = _make_loss(model, inputs.encoder, terms, counts, num_steps)
 
   def train_step(
     state: TrainState,
@@ -161,7 +135,7 @@ def make_train_step(
       jax.random.fold_in(key, state.step)
     )
     rows = pipeline.gather(resident, batch)
-    targets = jax.nn.one_hot(batch["label"], len(objective.counts))
+    targets = jax.nn.one_hot(batch["label"], len(counts))
     views, targets = inputs.draw(view_key, batch["id"], rows, targets)
     grads, (metrics, batch_stats, memory) = jax.grad(forward, has_aux=True)(
       state.params, state, views, (batch["label"], targets), dropout_key
@@ -210,7 +184,11 @@ def skip_nonfinite(train_step: TrainStep) -> TrainStep:
 
 
 def _make_loss(
-  model: Model, encoder: str, objective: Objective
+  model: Model,
+  encoder: str,
+  terms: losses.Terms,
+  counts: np.ndarray,
+  num_steps: int,
 ) -> Callable[..., tuple[Array, Any]]:
   """Makes the loss of a batch of views; its aux values update the state."""
 
@@ -240,12 +218,12 @@ def _make_loss(
       features,
       outputs,
       *truth,
-      counts=jnp.asarray(objective.counts, jnp.float32),
-      progress=state.step / objective.num_steps,
+      counts=jnp.asarray(counts, jnp.float32),
+      progress=state.step / num_steps,
       head=params["head"],
     )
     value, metrics, memory = losses.weighted_sum(
-      objective.terms, loss_inputs, state.memory
+      terms, loss_inputs, state.memory
     )
     return value, (metrics, state.batch_stats | updated["batch_stats"], memory)
 

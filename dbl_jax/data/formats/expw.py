@@ -137,15 +137,13 @@ def _parse_row(line: str, where: str) -> tuple[str, _Face]:
 def _split(
   records: list[Record], photos: Iterable[str], options: Any
 ) -> dict[str, tuple[Record, ...]]:
-  labels = np.array([record.label for record in records])
+  labels, seed = np.array([r.label for r in records]), options.split_seed
   _, groups = np.unique(list(photos), return_inverse=True)
-  rest, test = split_off(
-    labels, options.test_fraction, options.split_seed, TEST, groups
-  )
+  rest, test = split_off(labels, options.test_fraction, seed, TEST, groups)
   train, validation = split_off(
     labels[rest],
     options.validation_fraction,
-    options.split_seed,
+    seed,
     VALIDATION,
     np.unique(groups[rest], return_inverse=True)[1],
   )

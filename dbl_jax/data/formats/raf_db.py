@@ -92,8 +92,16 @@ def find(path: Path, _: Any = None) -> Listing:
   }
   former = _former_fingerprint(labels, images)
   listed = Listing(RAF_DB_NAMES, splits, former=former)
-  warnings = _warnings(listed, str(path), len(images) - len(rows))
-  return listed._replace(warnings=warnings)
+  warnings = []
+  for split, counts in listing.counts(listed).items():
+    warnings += listing.differences(
+      str(path), split, RAF_DB_NAMES, counts, ("RAF-DB", RAF_DB_COUNTS[split])
+    )
+  if unlabelled := len(images) - len(rows):
+    warnings.append(
+      f"{path}: {unlabelled} aligned images have no label and are left out"
+    )
+  return listed._replace(warnings=tuple(warnings))
 
 
 def _has_labels(folder: Path) -> bool:
@@ -156,28 +164,9 @@ def _former_fingerprint(labels: bytes, images: Mapping[str, StoredFile]) -> str:
   return digest.hexdigest()
 
 
-def _warnings(found: Listing, origin: str, unlabelled: int) -> tuple[str, ...]:
-  warnings = []
-  for split, counts in listing.counts(found).items():
-    warnings += listing.differences(
-      origin, split, RAF_DB_NAMES, counts, ("RAF-DB", RAF_DB_COUNTS[split])
-    )
-  if unlabelled:
-    warnings.append(
-      f"{origin}: {unlabelled} aligned images have no label and are left out"
-    )
-  return tuple(warnings)
-
-
 def _parse(data: bytes, origin: str) -> dict[str, tuple[str, int]]:
   """Parses a label file: name -> split, label."""
-  try:
-    text = data.decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise UserError(
-      f"{origin} is not UTF-8 text ({error.reason} at byte {error.start});"
-      " expected rows such as 'train_00001.jpg 5'. Copy the original again."
-    ) from None
+  text = data.decode("utf-8-sig", "replace")
   rows = stored.unique_rows(text, origin, _parse_row)
   for split in RAF_DB_COUNTS:
     if all(row[0] != split for row in rows.values()):
