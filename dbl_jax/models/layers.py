@@ -17,7 +17,6 @@ kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _MOMENTUM, EPSILON = 0.9, 1e-5
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv2d(x: Array, kernel: Array, stride: int, padding: int) -> Array:
   """Convolves a batch of images.
 
@@ -35,12 +34,23 @@ def conv2d(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     [B, (H + 2 padding - K) // stride + 1, likewise for W, F], of x's dtype.
   """
   settings: Any = {"stride": stride, "padding": padding}
-  return lax.platform_dependent(
-    x,
-    kernel,
-    cpu=functools.partial(cpu_conv.forward, **settings),
-    default=functools.partial(_lax_conv, **settings),
-  )
+  lax_conv = functools.partial(_lax_conv, **settings)
+
+  @jax.custom_vjp
+  def convolve(x: Array, kernel: Array) -> Array:
+    cpu = functools.partial(cpu_conv.forward, **settings)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=lax_conv)
+
+  def backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    return lax.platform_dependent(
+      *saved,
+      dy,
+      cpu=functools.partial(cpu_conv.backward, **settings),
+      default=lambda x, kernel, dy: jax.vjp(lax_conv, x, kernel)[1](dy),
+    )
+
+  convolve.defvjp(lambda *saved: (convolve(*saved), saved), backward)
+  return convolve(x, kernel)
 
 
 def _lax_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
@@ -51,31 +61,6 @@ def _lax_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     ((padding, padding), (padding, padding)),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
-
-
-def _conv2d_forward(
-  x: Array, kernel: Array, stride: int, padding: int
-) -> tuple[Array, tuple[Array, Array]]:
-  return conv2d(x, kernel, stride, padding), (x, kernel)
-
-
-def _conv2d_backward(
-  stride: int, padding: int, saved: tuple[Array, Array], dy: Array
-) -> tuple[Array, Array]:
-  settings: Any = {"stride": stride, "padding": padding}
-
-  def lax_backward(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-    return jax.vjp(functools.partial(_lax_conv, **settings), x, kernel)[1](dy)
-
-  return lax.platform_dependent(
-    *saved,
-    dy,
-    cpu=functools.partial(cpu_conv.backward, **settings),
-    default=lax_backward,
-  )
-
-
-conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 def max_pool(x: Array, size: int, padding: int = 0) -> Array:
