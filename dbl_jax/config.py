@@ -39,25 +39,8 @@ FREE_FIELDS = (
   "steps_per_dispatch",
   "tensorboard",
 )
-# Fields that stored configs of older versions lack, and their values then.
+# Fields of a run that stored configs of older versions lack, see `migrate`.
 LATER_FIELDS = {"skip_nonfinite": False}
-_LATER_FIELDS_OF: dict[str, dict[str, Any]] = {
-  "data": {
-    "tfds": "",
-    "download": False,
-    "image_feature": "",
-    "label_feature": "",
-    "train_split": "",
-    "validation_split": "",
-    "test_split": "",
-    "groups": "",
-    "align": "none",
-  },
-  "model": {"normalisation": "half"},
-  "phase": {"unlabelled": ""},
-  "optimizer": {"scaling": "linear", "encoder_rate": 1.0},
-  "augment": {"crop_tries": 1},
-}
 
 # Fields that a config may lack.
 _OPTIONAL = ("preset", "blur_sigma", "crop_tries", "unlabelled")
@@ -400,25 +383,28 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
     The same config without fields removed since, and with fields added since,
     at the values that give the same computation.
   """
+
+  def fill(section: dict[str, Any], name: str, former: dict[str, Any]) -> None:
+    if isinstance(section.get(name), dict):
+      section[name] = former | section[name]
+
   fields = LATER_FIELDS | fields
-  if isinstance(data := fields.get("data"), dict):
-    fields["data"] = _LATER_FIELDS_OF["data"] | data
-  encoder = fields.get("model")
-  if isinstance(encoder, dict) and "normalisation" not in encoder:
-    if encoder.get("name") == "dcnn":  # it had a fourth pooling
+  fill(fields, "data", options.defaults(DataFields))
+  if isinstance(encoder := fields.get("model"), dict):
+    if "normalisation" not in encoder and encoder.get("name") == "dcnn":
+      # It had a fourth pooling.
       flat = encoder.get("pooling", "flatten") == "flatten"
       encoder = {"last_pool": flat} | encoder
-    encoder = _LATER_FIELDS_OF["model"] | encoder
-  if isinstance(encoder, dict) and encoder.get("dtype") == "auto":
-    encoder = encoder | {"dtype": model.auto_dtype()}
+    if encoder.get("dtype") == "auto":
+      encoder = encoder | {"dtype": model.auto_dtype()}
+    fields["model"] = {"normalisation": "half"} | encoder
   for name in PHASES:
     if isinstance(phase := fields.get(name), dict):
       phase = {k: v for k, v in phase.items() if k != "by_data"}
-      for section in ("optimizer", "augment"):
-        if isinstance(phase.get(section), dict):
-          phase[section] = _LATER_FIELDS_OF[section] | phase[section]
-      fields[name] = _LATER_FIELDS_OF["phase"] | phase
-  return fields if encoder is None else fields | {"model": encoder}
+      fill(phase, "optimizer", {"scaling": "linear", "encoder_rate": 1.0})
+      fill(phase, "augment", {"crop_tries": 1})
+      fields[name] = {"unlabelled": ""} | phase
+  return fields
 
 
 def from_dict(fields: dict[str, Any]) -> ConfigDict:
