@@ -5,7 +5,8 @@ kernel. Here a convolution gathers windows of its input and multiplies them by
 matrices derived from the kernel: by `winograd` where that is cheaper, for most
 3x3 kernels with stride 1 and padding 1, else by `im2col`. The batch is
 processed in chunks whose windows fit in the cache; gradients are those of a
-chunk, whose windows are computed again.
+chunk, whose windows are computed again. A depthwise convolution is a sum of
+shifted images instead.
 
 All arithmetic is float32, since bfloat16 products are no faster on CPU.
 """
@@ -251,6 +252,79 @@ def transforms(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   for row, roots in zip(b, [*others, points], strict=True):
     row[: len(roots) + 1] = polynomial.polyfromroots(roots)
   return evaluate(tile).T, b, g
+
+
+def pad_same(x: Array, size: int, stride: int) -> Array:
+  """Pads [B, H, W, C] as TensorFlow's 'SAME' does for a K x K kernel."""
+  pads = [_pads(side, size, stride) for side in x.shape[1:3]]
+  return jnp.pad(x, [(0, 0), *pads, (0, 0)])
+
+
+def _pads(side: int, size: int, stride: int) -> tuple[int, int]:
+  return lax.padtype_to_pads((side,), (size,), (stride,), "SAME")[0]
+
+
+def depthwise(x: Array, kernel: Array, stride: int) -> Array:
+  """See `layers.depthwise_conv2d`: shifted images times one pixel each.
+
+  XLA fuses them into one loop, fifteen times faster than its grouped
+  convolution; the gradient is thirty times faster.
+  """
+  padded = pad_same(x, len(kernel), stride).astype(jnp.float32)
+  return _sum_of_shifts(padded, kernel, stride).astype(x.dtype)
+
+
+def _sum_of_shifts(x: Array, kernel: Array, stride: int) -> Array:
+  """The convolution of a padded batch without padding."""
+  size, (_, height, width, _) = len(kernel), x.shape
+  return sum(
+    x[
+      :,
+      i : height - size + i + 1 : stride,
+      j : width - size + j + 1 : stride,
+    ]
+    * kernel[i : i + 1, j : j + 1].astype(jnp.float32)
+    for i in range(size)
+    for j in range(size)
+  )  # type: ignore[return-value]
+
+
+def depthwise_backward(
+  x: Array, kernel: Array, dy: Array, stride: int
+) -> tuple[Array, Array]:
+  """Gradients of sum(dy * depthwise(x, kernel)) by x and by kernel."""
+  size, (_, height, width, channels) = len(kernel), dy.shape
+  # By x: the full convolution of the dilated dy with the flipped kernel.
+  edges = [(0, 0, 0)] * 4
+  for axis in (1, 2):
+    side, (before, _) = x.shape[axis], _pads(x.shape[axis], size, stride)
+    dilated = (dy.shape[axis] - 1) * stride + 1
+    edges[axis] = (size - 1 - before, side + before - dilated, stride - 1)
+  # By the kernel: sums over pixels, as products with ones, which are faster.
+  pixels = jnp.stack(jnp.divmod(jnp.arange(size * size), size), 1)
+  covered = (height - 1) * stride + 1, (width - 1) * stride + 1
+
+  def step(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+    padded, gradient = (part.astype(jnp.float32) for part in chunk)
+
+    def of_pixel(pixel: Array) -> Array:
+      shape = (len(padded), *covered, channels)
+      shifted = lax.dynamic_slice(padded, (0, *pixel, 0), shape)
+      product = shifted[:, ::stride, ::stride] * gradient
+      product = product.reshape(-1, channels)
+      return jnp.ones(len(product)) @ product
+
+    wide = lax.pad(gradient, jnp.float32(0), edges)
+    dx = _sum_of_shifts(wide, kernel[::-1, ::-1], 1)
+    return total + lax.map(of_pixel, pixels), dx.astype(x.dtype)
+
+  total = jnp.zeros((size * size, channels), jnp.float32)
+  # Products with a shifted gradient fit in the second-level cache.
+  count = images_per_chunk(
+    len(x), 4 * height * width * channels, CHUNK_BYTES // 2
+  )
+  total, dx = _scan(step, total, (pad_same(x, size, stride), dy), count)
+  return dx, total.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _unstack(x: Array, axis: int) -> list[Array]:

@@ -1,6 +1,7 @@
 """Convolution, batch norm and max-pooling, also fast on CPU."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -34,22 +35,37 @@ def conv2d(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     [B, (H + 2 padding - K) // stride + 1, likewise for W, F], of x's dtype.
   """
   settings: Any = {"stride": stride, "padding": padding}
-  lax_conv = functools.partial(_lax_conv, **settings)
+  return _by_platform(
+    x,
+    kernel,
+    functools.partial(cpu_conv.forward, **settings),
+    functools.partial(cpu_conv.backward, **settings),
+    functools.partial(_lax_conv, **settings),
+  )
+
+
+def _by_platform(
+  x: Array,
+  kernel: Array,
+  forward: Callable[..., Array],
+  backward: Callable[..., tuple[Array, Array]],
+  default: Callable[..., Array],
+) -> Array:
+  """`forward`, with the gradients `backward`, on CPU; `default` elsewhere."""
 
   @jax.custom_vjp
   def convolve(x: Array, kernel: Array) -> Array:
-    cpu = functools.partial(cpu_conv.forward, **settings)
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=lax_conv)
+    return lax.platform_dependent(x, kernel, cpu=forward, default=default)
 
-  def backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+  def gradients(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     return lax.platform_dependent(
       *saved,
       dy,
-      cpu=functools.partial(cpu_conv.backward, **settings),
-      default=lambda x, kernel, dy: jax.vjp(lax_conv, x, kernel)[1](dy),
+      cpu=backward,
+      default=lambda x, kernel, dy: jax.vjp(default, x, kernel)[1](dy),
     )
 
-  convolve.defvjp(lambda *saved: (convolve(*saved), saved), backward)
+  convolve.defvjp(lambda *saved: (convolve(*saved), saved), gradients)
   return convolve(x, kernel)
 
 
@@ -60,6 +76,38 @@ def _lax_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     (stride, stride),
     ((padding, padding), (padding, padding)),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+
+
+def depthwise_conv2d(x: Array, kernel: Array, stride: int) -> Array:
+  """Convolves each channel with a kernel of its own.
+
+  Args:
+    x: float[B, H, W, C].
+    kernel: [K, K, 1, C], of x's dtype.
+    stride: step in both directions, in pixels.
+
+  Returns:
+    [B, ceil(H / stride), ceil(W / stride), C], of x's dtype. Zeros outside the
+    image are divided between its sides as by TensorFlow's padding 'SAME'.
+  """
+  return _by_platform(
+    x,
+    kernel,
+    functools.partial(cpu_conv.depthwise, stride=stride),
+    functools.partial(cpu_conv.depthwise_backward, stride=stride),
+    functools.partial(_lax_depthwise, stride=stride),
+  )
+
+
+def _lax_depthwise(x: Array, kernel: Array, stride: int) -> Array:
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    "SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=x.shape[-1],
   )
 
 
@@ -93,18 +141,19 @@ def max_pool(x: Array, size: int, padding: int = 0) -> Array:
 class Conv2D(nn.Module):
   """Convolution without bias; parameter 'kernel' f32[K, K, C, features].
 
-  K // 2 zeros on each side keep the size at stride 1.
-
   Attributes:
     features: output channels.
     kernel_size: K.
     strides: step in both directions, in pixels.
+    padding: zeros on each of the four sides, in pixels; K // 2 if None, which
+      keeps the size at stride 1.
     dtype: of the computation and the output.
   """
 
   features: int
   kernel_size: int
   strides: int = 1
+  padding: int | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -114,8 +163,33 @@ class Conv2D(nn.Module):
     kernel = self.param(
       "kernel", kernel_init, (size, size, x.shape[-1], self.features)
     )
+    padding = size // 2 if self.padding is None else self.padding
     return conv2d(
-      x.astype(self.dtype), kernel.astype(self.dtype), self.strides, size // 2
+      x.astype(self.dtype), kernel.astype(self.dtype), self.strides, padding
+    )
+
+
+class DepthwiseConv2D(nn.Module):
+  """`depthwise_conv2d`; parameter 'kernel' f32[K, K, 1, C].
+
+  Attributes:
+    kernel_size: K.
+    strides: step in both directions, in pixels.
+    dtype: of the computation and the output.
+  """
+
+  kernel_size: int
+  strides: int = 1
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Convolves x, [B, H, W, C]."""
+    size = self.kernel_size
+    init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    kernel = self.param("kernel", init, (size, size, 1, x.shape[-1]))
+    return depthwise_conv2d(
+      x.astype(self.dtype), kernel.astype(self.dtype), self.strides
     )
 
 

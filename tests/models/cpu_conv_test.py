@@ -217,10 +217,10 @@ def test_module_has_one_float32_kernel_with_he_deviation():
   assert kernel.std() == pytest.approx((2 / (3 * 3 * 128)) ** 0.5, rel=0.02)
 
 
-def test_module_pads_to_keep_the_size():
+def test_module_pads_to_keep_the_size_unless_told():
   x = jnp.zeros((1, 8, 8, 3))
-  for strides, size in [(1, 8), (2, 4)]:
-    module = Conv2D(2, 3, strides)
+  for kwargs, size in [({}, 8), ({"strides": 2}, 4), ({"padding": 0}, 6)]:
+    module = Conv2D(2, 3, **kwargs)
     y, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
     assert y.shape == (1, size, size, 2)
 
