@@ -1,6 +1,5 @@
 """Command lines of all programs: flags, config files and error messages."""
 
-import difflib
 import io
 import itertools
 import logging
@@ -217,11 +216,10 @@ def _with_config_file(argv: Sequence[str], path: str) -> list[str]:
   """The command line with the config's name replaced by its file."""
   name, colon, variant = path.partition(":")
   file = f"{_config_file(name)}{colon}{variant}"
-  given = {
-    f"{flag}={path}": f"{flag}={file}" for flag in ("--config", "-config")
-  }
+  flags = ("--config", "-config")
+  given = {f"{flag}={path}": f"{flag}={file}" for flag in flags}
   return [
-    file if before in ("--config", "-config") else given.get(argument, argument)
+    file if before in flags else given.get(argument, argument)
     for before, argument in zip(("", *argv), argv, strict=False)
   ]
 
@@ -250,9 +248,8 @@ def _unknown_field(argv: Sequence[str]) -> str:
     (f for f in fields if not any(f"{n}.".startswith(f"{f}.") for n in names)),
     fields[0],
   )
-  near = difflib.get_close_matches(unknown, names, n=3, cutoff=0.5)
-  hint = f"Did you mean {' or '.join(near)}?" if near else "See the file."
-  return f"{path} has no field {unknown!r}. {hint}"
+  hint = configs.similar(unknown, names) or " See the file."
+  return f"{path} has no field {unknown!r}.{hint}"
 
 
 def load_config(path: str) -> Any:

@@ -12,9 +12,10 @@ encoders, heads, losses, augmentation and optimizers where these are defined.
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, get_args
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_dict
 
 from dbl_jax.augment import views
@@ -38,25 +39,8 @@ FREE_FIELDS = (
   "steps_per_dispatch",
   "tensorboard",
 )
-# Fields that stored configs of older versions lack, and their values then.
+# Fields of a run that stored configs of older versions lack, see `migrate`.
 LATER_FIELDS = {"skip_nonfinite": False}
-_LATER_FIELDS_OF: dict[str, dict[str, Any]] = {
-  "data": {
-    "tfds": "",
-    "download": False,
-    "image_feature": "",
-    "label_feature": "",
-    "train_split": "",
-    "validation_split": "",
-    "test_split": "",
-    "groups": "",
-    "align": "none",
-  },
-  "model": {"normalisation": "half", "mirror": False},
-  "phase": {"unlabelled": ""},
-  "optimizer": {"scaling": "linear", "encoder_rate": 1.0},
-  "augment": {"crop_tries": 1},
-}
 
 # Fields that a config may lack.
 _OPTIONAL = ("preset", "blur_sigma", "crop_tries", "unlabelled", "mirror")
@@ -402,25 +386,28 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
     The same config without fields removed since, and with fields added since,
     at the values that give the same computation.
   """
+
+  def fill(section: dict[str, Any], name: str, former: dict[str, Any]) -> None:
+    if isinstance(section.get(name), dict):
+      section[name] = former | section[name]
+
   fields = LATER_FIELDS | fields
-  if isinstance(data := fields.get("data"), dict):
-    fields["data"] = _LATER_FIELDS_OF["data"] | data
-  encoder = fields.get("model")
-  if isinstance(encoder, dict) and "normalisation" not in encoder:
-    if encoder.get("name") == "dcnn":  # it had a fourth pooling
+  fill(fields, "data", options.defaults(DataFields))
+  if isinstance(encoder := fields.get("model"), dict):
+    if "normalisation" not in encoder and encoder.get("name") == "dcnn":
+      # It had a fourth pooling.
       flat = encoder.get("pooling", "flatten") == "flatten"
       encoder = {"last_pool": flat} | encoder
-    encoder = _LATER_FIELDS_OF["model"] | encoder
-  if isinstance(encoder, dict) and encoder.get("dtype") == "auto":
-    encoder = encoder | {"dtype": model.auto_dtype()}
+    if encoder.get("dtype") == "auto":
+      encoder = encoder | {"dtype": model.auto_dtype()}
+    fields["model"] = {"normalisation": "half", "mirror": False} | encoder
   for name in PHASES:
     if isinstance(phase := fields.get(name), dict):
       phase = {k: v for k, v in phase.items() if k != "by_data"}
-      for section in ("optimizer", "augment"):
-        if isinstance(phase.get(section), dict):
-          phase[section] = _LATER_FIELDS_OF[section] | phase[section]
-      fields[name] = _LATER_FIELDS_OF["phase"] | phase
-  return fields if encoder is None else fields | {"model": encoder}
+      fill(phase, "optimizer", {"scaling": "linear", "encoder_rate": 1.0})
+      fill(phase, "augment", {"crop_tries": 1})
+      fields[name] = {"unlabelled": ""} | phase
+  return fields
 
 
 def from_dict(fields: dict[str, Any]) -> ConfigDict:
@@ -478,8 +465,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
   for path in known:
     _validate(config, path, known)
   for phase in phases(config):
-    _check_losses(config[phase], phase)
-    _check_phase(config[phase], phase)
+    for misfit in _misfits(config[phase]):
+      raise UserError(f"config.{phase}.{misfit}")
   return config
 
 
@@ -587,84 +574,79 @@ def _check_names(config: ConfigDict, known: Mapping[str, Any]) -> None:
     component = "" if named is options.ABSENT else f" {named!r}"
     fields = [name.rpartition(".") for name in sorted(known)]
     shown = ", ".join(name for other, _, name in fields if other == section)
-    near = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(
-      f"Unknown field config.{path}.{hint} The fields of"
+      f"Unknown field config.{path}.{similar(path, known)} The fields of"
       f" config{dot}{section}{component} are {shown}."
     )
 
 
-def _check_losses(phase: ConfigDict, name: str) -> None:
-  """Raises UserError for a loss that does not fit the phase or its head."""
+def similar(unknown: str, names: Iterable[str]) -> str:
+  """A question that names similar fields; '' if there are none."""
+  near = difflib.get_close_matches(unknown, names, n=3, cutoff=0.5)
+  return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _misfits(phase: ConfigDict) -> Iterator[str]:
+  """Yields which fields of a phase, each valid, do not fit together."""
   losses, head = phase.losses, phase.head
+  labelled = [loss for loss in losses if TERMS[loss].labels]
+  weights = [fields.get("weight", 1.0) for fields in losses.values()]
   for loss in losses:
     if phase.mixup and not TERMS[loss].mixes:
       possible = ", ".join(sorted(k for k, t in TERMS.items() if t.mixes))
-      raise UserError(
-        f"config.{name}.mixup={phase.mixup} mixes labels, which the loss"
-        f" {loss!r} does not support. Set mixup=0, or use {possible}."
+      yield (
+        f"mixup={phase.mixup} mixes labels, which the loss {loss!r} does not"
+        f" support. Set mixup=0, or use {possible}."
       )
   if "nt_xent" in losses and phase.views != 2:
-    raise UserError(
-      f"config.{name}.views={phase.views}: the loss 'nt_xent' compares two"
-      " views of each image. Set views=2, or another loss."
+    yield (
+      f"views={phase.views}: the loss 'nt_xent' compares two views of each"
+      " image. Set views=2, or another loss."
     )
   if "balanced_contrastive" in losses and not head.get("prototypes", False):
-    raise UserError(
-      f"config.{name}.losses.balanced_contrastive compares with prototypes,"
-      " which the head lacks. Set head.prototypes=True."
+    yield (
+      "losses.balanced_contrastive compares with prototypes, which the head"
+      " lacks. Set head.prototypes=True."
     )
   # LDAM's margins are in units of the cosine, times the scale of the head.
   scale, cosine = losses.get("ldam", {}).get("scale", 30.0), head.get("cosine")
   if "ldam" in losses and head.name == "mlp" and scale != cosine:
-    raise UserError(
-      f"config.{name}.losses.ldam has scale={scale}, but its logits are"
-      f" head.cosine={cosine or 0.0} times cosines. Set both alike, such as to"
-      " 30.0."
+    yield (
+      f"losses.ldam has scale={scale}, but its logits are head.cosine="
+      f"{cosine or 0.0} times cosines. Set both alike, such as to 30.0."
     )
-  weights = [fields.get("weight", 1.0) for fields in losses.values()]
   if phase.epochs and not any(weights):
-    raise UserError(
-      f"config.{name} has no loss, or none of weight above 0, so it cannot"
+    yield (
+      "losses has no loss, or none of weight above 0, so the phase cannot"
       f" learn. Give it one of {', '.join(sorted(TERMS))}, or epochs=0."
     )
-
-
-def _check_phase(phase: ConfigDict, name: str) -> None:
-  """Raises UserError where valid fields of a phase do not fit together."""
-  head = phase.head.name
-  gives = model.gives(head)
-  readers = {f"losses.{loss}": TERMS[loss].reads for loss in phase.losses}
+  gives = model.gives(head.name)
+  readers = {f"losses.{loss}": TERMS[loss].reads for loss in losses}
   if phase.predictor in OF_LOGITS:
     readers[f"predictor={phase.predictor!r}"] = "logits"
   for reader, what in readers.items():
     if what not in ("features", *gives):
-      others = [
-        other for other in sorted(model.HEADS) if what in model.gives(other)
-      ]
-      raise UserError(
-        f"config.{name}.{reader} reads {what}, but head.name={head!r} gives"
+      others = [one for one in sorted(model.HEADS) if what in model.gives(one)]
+      yield (
+        f"{reader} reads {what}, but head.name={head.name!r} gives"
         f" {' and '.join(gives)}. Set head.name to {' or '.join(others)}, or"
         " change the other field."
       )
-  labelled = [loss for loss in phase.losses if TERMS[loss].labels]
   if phase.get("unlabelled") and (labelled or phase.q != 1):
     found = f"losses.{labelled[0]}" if labelled else f"q={phase.q}"
-    raise UserError(
-      f"config.{name}.{found} needs labels, but unlabelled="
-      f"{phase.unlabelled!r} has none. Set it for a phase with the loss nt_xent"
-      " and q=1 alone."
+    yield (
+      f"{found} needs labels, but unlabelled={phase.unlabelled!r} has none. Set"
+      " it for a phase with the loss nt_xent and q=1 alone."
     )
   if phase.get("unlabelled") and phase.cached_views:
-    raise UserError(
-      f"config.{name}.cached_views={phase.cached_views} reads features of the"
-      " training split alone. Set cached_views=0 for unlabelled images."
+    yield (
+      f"cached_views={phase.cached_views} reads features of the training split"
+      " alone. Set cached_views=0 for unlabelled images."
     )
   if phase.epochs and not phase.trained:
-    raise UserError(
-      f"config.{name}.trained=() trains nothing. Name what to train, such as"
-      " ('head',), or set epochs=0."
+    yield (
+      "trained=() trains nothing. Name what to train, such as ('head',), or set"
+      " epochs=0."
     )
 
 
@@ -714,29 +696,19 @@ def markdown() -> str:
   )
 
 
-def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+def field_names(config: ConfigDict) -> list[str]:
   """Every field's full name, such as 'pretrain.optimizer.learning_rate'."""
-  names = []
-  for key, value in config.items():
-    if isinstance(value, ConfigDict):
-      names += field_names(value, f"{prefix}{key}.")
-    else:
-      names.append(f"{prefix}{key}")
-  return names
+  return list(flatten_dict(config.to_dict(), sep="."))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """The fields in which two configs differ, one line each."""
-
-  def flat(fields: dict[str, Any]) -> dict[str, Any]:
-    config = ConfigDict(fields)
-    values = {name: _get(config, name) for name in field_names(config)}
+  before, after = (
     # JSON turns tuples into lists.
-    return {
-      k: list(v) if isinstance(v, tuple) else v for k, v in values.items()
-    }
-
-  before, after, absent = flat(old), flat(new), options.ABSENT
+    {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+    for flat in (flatten_dict(old, sep="."), flatten_dict(new, sep="."))
+  )
+  absent = options.ABSENT
   return [
     f"{name}: {before.get(name, absent)!r} -> {after.get(name, absent)!r}"
     for name in sorted(before | after)

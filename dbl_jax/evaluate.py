@@ -33,7 +33,7 @@ from dbl_jax.runtime import distributed, sharding
 from dbl_jax.runtime.logs import read_rows
 from dbl_jax.runtime.provenance import provenance
 from dbl_jax.training import checkpoint, inputs, steps
-from dbl_jax.training.state import first_difference
+from dbl_jax.training.steps import first_difference
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from dbl_jax.runtime.logs import MetricWriter, print_line
 from dbl_jax.runtime.provenance import provenance
 from dbl_jax.training import checkpoint, loop, optim, steps
 from dbl_jax.training.phase import Phase, check_phases, make_phase
-from dbl_jax.training.state import by_path
+from dbl_jax.training.steps import by_path
 
 logger = logging.getLogger(__name__)
 # Phases of an earlier run to start from, the last that trains an encoder first.

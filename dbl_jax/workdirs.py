@@ -87,7 +87,7 @@ def _stored_config(workdir: Path) -> dict[str, Any] | None:
   except FileNotFoundError:
     for directory in directories:
       checkpoint.quarantine_damaged(directory)
-      if checkpoint.has_steps(directory):
+      if checkpoint.saved_steps(directory):
         return configs.migrate(checkpoint.load_meta(directory)["config"])
     return None
   except (ValueError, TypeError) as error:

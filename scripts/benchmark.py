@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> None:
   if not selected:
     raise UserError("--cases and --systems match nothing of what --only names.")
   hardware = provenance.describe()
-  if provenance.is_busy(hardware):
+  load = hardware["load_average"]
+  if load is not None and load > 0.25 * hardware["cores"]:
     load = f"Other work is running (load {hardware['load_average']})"
     print(f"{load}: times will scatter, PyTorch's most of all. Better wait.")
   for path in (out, setup.log):

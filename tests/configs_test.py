@@ -19,8 +19,7 @@ from dbl_jax.data import sources
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
 from dbl_jax.losses import terms
-from dbl_jax.models import model
-from dbl_jax.models.kernels import conv
+from dbl_jax.models import layers, model
 from dbl_jax.runtime import options, sharding
 from dbl_jax.training.phase import check_phases
 
@@ -96,7 +95,7 @@ def test_every_config_is_tried_here():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_system_trains_and_scores(name, cache, tmp_path, monkeypatch):
   # The accelerator's convolution, which compiles sooner.
-  monkeypatch.setattr(conv, "conv2d", conv._lax_conv)
+  monkeypatch.setattr(layers, "conv2d", layers._lax_conv)
   # So do these random numbers.
   with jax.default_prng_impl("unsafe_rbg"):
     _trains_and_scores(name, cache, tmp_path)

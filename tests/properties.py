@@ -29,9 +29,9 @@ from dbl_jax.data.formats import (
   image_folder,
   images,
   listing,
+  raf_db,
   stored,
 )
-from dbl_jax.data.raf_db import kaggle, reader
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
 
@@ -105,32 +105,32 @@ def _stored(data: bytes) -> stored.StoredFile:
 
 def check_raf_db(data: bytes) -> None:
   """Names are once and of a part, labels are classes."""
-  rows = reader._parse(data, "labels")
+  rows = raf_db._parse(data, "labels")
   assert {split for split, _ in rows.values()} == {"train", "test"}
   assert all(0 <= label < 7 for _, label in rows.values())
 
 
 def check_kaggle(data: bytes) -> None:
   """Every row has an image and a label."""
-  for number, image, label in kaggle._rows(_stored(data)):
-    assert number > 1
-    assert "," not in image + label
+  text = data.decode("utf-8", "replace")
+  rows = stored.unique_rows(text, "a table", raf_db._parse_table_row)
+  assert not any("," in image + label for image, (label, _) in rows.items())
 
 
 def check_expw(data: bytes) -> None:
   """Faces are once; labels are classes, boxes have an area; all are split."""
   faces, _ = expw._parse(_stored(data))
-  assert len({key for key, _, _ in faces}) == len(faces)
-  for _, label, (left, top, right, bottom) in faces:
+  assert len({face[:2] for face in faces}) == len(faces)
+  for _, _, label, (left, top, right, bottom) in faces:
     assert 0 <= label < 7
     assert right - left >= 1
     assert bottom - top >= 1
   if faces:
     records = [
-      listing.Record(f"{k}", label, _stored(b""), box)
-      for k, label, box in faces
+      listing.Record(f"{photo}#{face}", label, _stored(b""), box)
+      for photo, face, label, box in faces
     ]
-    parts = expw._split(records, [key[0] for key, _, _ in faces], SPLIT)
+    parts = expw._split(records, [photo for photo, *_ in faces], SPLIT)
     whole = [record.name for rows in parts.values() for record in rows]
     assert sorted(whole) == sorted(record.name for record in records)
 

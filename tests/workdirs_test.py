@@ -61,7 +61,7 @@ def test_a_full_disk_loses_nothing(finished, small):
   )
   assert checkpoint.load_model(pretrain, "latest")[1] == 9
   assert classify.is_dir()
-  assert not checkpoint.has_steps(classify)
+  assert not checkpoint.saved_steps(classify)
   filler.unlink()
   train.train_and_evaluate(config, workdir)
   assert soak.differences(whole, workdir) == []

@@ -23,15 +23,8 @@ from dbl_jax.runtime.options import integer, interval, number
 
 # Each decision has its own key, so that switching one off changes no other.
 _DRAWS = (
-  "rotation",
-  "crop",
-  "flip",
-  "blur",
-  "sigma",
-  "jitter",
-  "factors",
-  "grey",
-)
+  "rotation", "crop", "flip", "blur", "sigma", "jitter", "factors", "grey",
+)  # fmt: skip
 # The side of the views for which SimCLR states its blur, in pixels.
 _BLUR_SIDE = 224
 # Full float32 on accelerators too, whose default has fewer bits.
@@ -129,7 +122,7 @@ def make_views(
   out_size: int,
   **family: Any,
 ) -> Array:
-  """Makes several random views of each example of a batch.
+  """Makes V random views of each example of a batch; see `augment`.
 
   The key of view v of example i is fold_in(fold_in(step_key, ids[i]), v), so
   that a view depends neither on the position in the batch nor on the number of
@@ -139,7 +132,7 @@ def make_views(
     step_key: typed key of this training step.
     ids: int32[B], numbers of the examples; equal ids get equal views.
     images: uint8[B, H, W, 3].
-    num_views: V, views per example.
+    num_views: V.
     out_size: side of the views in pixels.
     **family: further options of `augment`.
 
@@ -158,12 +151,7 @@ def make_views(
 def plain(images: Array, out_size: int) -> Array:
   """Converts images without augmentation; resizes them if necessary.
 
-  Args:
-    images: uint8[B, H, W, 3].
-    out_size: side of the result in pixels.
-
-  Returns:
-    f32[B, out_size, out_size, 3] in [0, 1].
+  From uint8[B, H, W, 3] to f32[B, out_size, out_size, 3] in [0, 1].
   """
   _, height, width, _ = images.shape
   images = images.astype(jnp.float32) / 255

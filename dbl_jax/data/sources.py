@@ -25,10 +25,10 @@ from dbl_jax.data.formats import (
   image_folder,
   listed,
   listing,
+  raf_db,
   tfds,
 )
 from dbl_jax.data.formats.listing import Listing, Record
-from dbl_jax.data.raf_db import reader as raf_db
 from dbl_jax.errors import UserError
 from dbl_jax.runtime import files
 from dbl_jax.runtime.environment import user_cache

@@ -147,10 +147,6 @@ def loss_and_accuracy(z: Array, temperature: float) -> tuple[Array, Array]:
   context mesh (`jax.set_mesh`) has several devices and N is divisible by their
   number, each computes the rows of its own examples.
 
-  Args:
-    z: f32[N, 2, D], embeddings of two views of each of N examples.
-    temperature: tau > 0.
-
   Returns:
     The loss, f32[], and the share, f32[] in 0..1. A tie is a miss.
 
@@ -220,13 +216,8 @@ def _map_rows(
 ) -> Any:
   """Maps a function over rows in blocks; each device maps its own rows.
 
-  Args:
-    function: (entries of one row, shared arrays) -> tree of arrays.
-    own: arrays with a leading axis over rows.
-    whole: arrays that all rows share.
-
-  Returns:
-    The results, with a leading axis over rows.
+  The function maps entries of the arrays in `own`, which have a leading axis
+  over rows, and the arrays that all rows share to a tree of arrays.
   """
 
   def local(own: tuple[Any, ...], whole: tuple[Any, ...]) -> Any:

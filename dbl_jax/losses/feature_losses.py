@@ -37,13 +37,8 @@ def center(inputs: LossInputs, centers: Array, *, rate: Rate = 0.5) -> Value:
   del rate  # for the update
   labels = labels_of_rows(inputs)
   away = as_rows(inputs.features) - centers[labels]
-  known = _have_centers(centers)[labels]
+  known = jnp.any(centers != 0, axis=1)[labels]
   return jnp.where(known, jnp.sum(away * away, axis=1), 0.0).mean() / 2, {}
-
-
-def start_centers(num_classes: int, num_features: int) -> Array:
-  """Centres before the first step: zeros, f32[C, F]."""
-  return jnp.zeros((num_classes, num_features))
 
 
 def move_centers(
@@ -53,26 +48,15 @@ def move_centers(
 
     c_j <- c_j - rate x sum_{y_i = j} (c_j - x_i) / (1 + |{i: y_i = j}|)
 
-  The first centre of a class is the mean of its first rows.
-
-  Args:
-    inputs: the batch.
-    centers: f32[C, F].
-    rate: alpha, 0 to 1.
-
-  Returns:
-    f32[C, F].
+  The first centre of a class is the mean of its first rows. The centres are
+  f32[C, F], before and after; the rate is the paper's alpha.
   """
   one_hot = jax.nn.one_hot(labels_of_rows(inputs), len(centers))
   count = one_hot.sum(axis=0)[:, None]
   total = matmul(one_hot.T, as_rows(inputs.features))
   moved = centers - rate * (count * centers - total) / (1 + count)
-  known = _have_centers(centers)[:, None]
+  known = jnp.any(centers != 0, axis=1, keepdims=True)
   return jnp.where(known, moved, total / jnp.maximum(count, 1))
-
-
-def _have_centers(centers: Array) -> Array:
-  return jnp.any(centers != 0, axis=1)
 
 
 def locality_preserving(

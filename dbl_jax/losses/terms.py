@@ -69,7 +69,7 @@ TERMS: dict[str, Term] = {
   ),
   "center": Term(
     feature_losses.center,
-    start=feature_losses.start_centers,
+    start=lambda *shape: jnp.zeros(shape),
     update=feature_losses.move_centers,
     reads="features",
   ),
@@ -91,15 +91,9 @@ TERMS: dict[str, Term] = {
 def start_loss_state(
   terms: Terms, num_classes: int, num_features: Callable[[], int]
 ) -> LossState:
-  """The state of all losses before the first step.
+  """Returns the state of all losses with state before the first step, by name.
 
-  Args:
-    terms: the losses of a config.
-    num_classes: C.
-    num_features: returns F; called only if a loss has state.
-
-  Returns:
-    Name of each loss with state -> array.
+  `num_features` returns F; it is called only if a loss has state.
   """
   return {
     name: start(num_classes, num_features())

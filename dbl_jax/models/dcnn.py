@@ -6,9 +6,9 @@ from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from dbl_jax.models.kernels.conv import Conv2D
+from dbl_jax.models.layers import Conv2D, max_pool
 from dbl_jax.runtime.options import integer, one_of
 
 # Output channels of the convolutions; each group ends in a pooling.
@@ -89,21 +89,6 @@ class _Convolution(nn.Module):
     """[B, H, W, C] -> [B, H, W, features], half as high and wide if pooled."""
     x = Conv2D(self.features, kernel_size=3, dtype=self.dtype, name="conv")(x)
     if self.pool:
-      x = _max_pool(x)
+      x = max_pool(x, 2)
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
     return nn.relu(x + bias.astype(self.dtype)[None, None, None])
-
-
-def _max_pool(x: Array) -> Array:
-  """2x2 max-pooling with stride 2, [B, H, W, C] -> [B, H // 2, W // 2, C].
-
-  Computed by slices along rows, then along columns: the gradient of
-  `lax.reduce_window`, select-and-scatter, is ten times slower on CPU. Equal
-  pixels share the gradient.
-  """
-  for axis in (1, 2):
-    end = x.shape[axis] // 2 * 2
-    first = lax.slice_in_dim(x, 0, end, 2, axis)
-    second = lax.slice_in_dim(x, 1, end, 2, axis)
-    x = jnp.maximum(first, second)
-  return x

@@ -9,9 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from dbl_jax.models.kernels.batch_norm import BatchNorm
-from dbl_jax.models.kernels.conv import Conv2D
-from dbl_jax.models.kernels.depthwise import DepthwiseConv2D, pad_same
+from dbl_jax.models.cpu_conv import pad_same
+from dbl_jax.models.layers import BatchNorm, Conv2D, DepthwiseConv2D
 from dbl_jax.runtime.options import one_of
 
 # Stride of the first convolution. All stems have the same parameters.

@@ -7,9 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from dbl_jax.models.kernels.batch_norm import BatchNorm
-from dbl_jax.models.kernels.conv import Conv2D
-from dbl_jax.models.kernels.pooling import max_pool
+from dbl_jax.models.layers import BatchNorm, Conv2D, max_pool
 from dbl_jax.runtime.options import one_of
 
 # Kernel size and stride of the first convolution.
@@ -149,7 +147,7 @@ class ResNet18(nn.Module):
     fixed = not training("stem_norm")
     x = BatchNorm(fixed, relu=True, dtype=self.dtype, name="stem_norm")(x)
     if self.stem == "imagenet":
-      x = max_pool(x)
+      x = max_pool(x, 3, padding=1)
     for stage, blocks in enumerate(self.blocks, 1):
       for block in range(1, blocks + 1):
         name = f"stage{stage}_block{block}"

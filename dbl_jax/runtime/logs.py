@@ -59,14 +59,7 @@ class MetricWriter:
   def write(
     self, phase: str, step: int, epoch: float, metrics: dict[str, float]
   ) -> None:
-    """Appends a row; metrics that are not finite are omitted.
-
-    Args:
-      phase: name of the phase.
-      step: number of steps of the phase done.
-      epoch: the same in epochs.
-      metrics: name -> value.
-    """
+    """Appends a row of finite metrics: `step` steps of the phase are done."""
     if not distributed.is_main():
       return
     metrics = {k: v for k, v in metrics.items() if math.isfinite(v)}
@@ -134,12 +127,9 @@ class Progress:
     self._shown = 0.0
 
   def show(self, step: int, *words: str, last: bool = False) -> None:
-    """Prints the line if the last one is old enough.
+    """Prints the line, if the last one is old enough or this one is the last.
 
-    Args:
-      step: number of steps done.
-      words: printed before the rate.
-      last: print in any case, and end the line.
+    It shows `words` before the rate; `step` steps are done.
     """
     now = time.perf_counter()
     if self._started is None:  # compilation is not part of the rate

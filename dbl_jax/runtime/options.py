@@ -10,6 +10,7 @@ Defaults are those of the signature, meanings those of the docstring.
 """
 
 import dataclasses
+import functools
 import inspect
 import math
 import re
@@ -50,28 +51,24 @@ class Option:
   meaning: str = ""
 
 
-def number(low: float = -math.inf, high: float = math.inf) -> Option:
-  """Finite numbers from low to high."""
+def number(
+  low: float = -math.inf,
+  high: float = math.inf,
+  kind: Any = int | float,
+  what: str = "number",
+) -> Option:
+  """Finite numbers from low to high, of a type."""
 
   def accepts(value: Any) -> bool:
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    numeric = isinstance(value, kind) and not isinstance(value, bool)
     return numeric and low <= value <= high and math.isfinite(value)
 
-  words = "a number"
-  if low > -math.inf:
-    words += (
-      f" of at least {low}" if high == math.inf else f" from {low} to {high}"
-    )
-  return Option(accepts, lambda: words)
+  bounds = "" if low == -math.inf else f" of at least {low}"
+  bounds = bounds if high == math.inf else f" from {low} to {high}"
+  return Option(accepts, lambda: f"a {what}{bounds}")
 
 
-def integer(low: float = -math.inf, high: float = math.inf) -> Option:
-  """Integers from low to high."""
-  inner = number(low, high)
-  return Option(
-    lambda value: isinstance(value, int) and inner.accepts(value),
-    lambda: inner.expected().replace("number", "whole number"),
-  )
+integer = functools.partial(number, kind=int, what="whole number")
 
 
 def one_of(names: Collection[str]) -> Option:
@@ -159,10 +156,8 @@ def defaults(component: Callable[..., Any]) -> dict[str, Any]:
 def validate(path: str, value: Any, option: Option) -> None:
   """Raises UserError if a field's value is impossible, or absent and required.
 
-  Args:
-    path: of the field in the config, such as 'classify.q'.
-    value: its value; `ABSENT` if there is none.
-    option: its declaration.
+  The path is that in the config, such as 'classify.q'; the value is `ABSENT` if
+  there is none.
   """
   if value is ABSENT and option.default is not REQUIRED:
     return

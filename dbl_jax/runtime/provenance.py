@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-  "dbl_jax",
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "numpy",
-)
+  "dbl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
+)  # fmt: skip
 
 
 @functools.cache
@@ -123,9 +117,3 @@ def gpus() -> list[str]:
   except (OSError, subprocess.SubprocessError):
     return []
   return found.splitlines()
-
-
-def is_busy(machine: dict[str, Any]) -> bool:
-  """Whether other work ran when `describe` was called."""
-  load = machine["load_average"]
-  return load is not None and load > 0.25 * machine["cores"]

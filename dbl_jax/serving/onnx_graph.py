@@ -13,7 +13,7 @@ from dbl_jax.errors import UserError
 from dbl_jax.models import efficientnet, resnet
 from dbl_jax.models import model as models
 from dbl_jax.models.dcnn import DCNN
-from dbl_jax.models.kernels.batch_norm import EPSILON
+from dbl_jax.models.layers import EPSILON
 
 # Of the operators used here; onnxruntime 1.14 and later know it.
 _OPSET = 18

@@ -11,6 +11,7 @@ retained, and the best one by mean-class accuracy on validation.
 import functools
 import json
 import logging
+import operator
 import os
 import re
 import zlib
@@ -25,13 +26,14 @@ from orbax.checkpoint import checkpoint_managers
 
 from dbl_jax.errors import UserError
 from dbl_jax.runtime import distributed, files
-from dbl_jax.training.state import TrainState, by_path, first_difference
+from dbl_jax.training.steps import TrainState, by_path, first_difference
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 # The metric that selects the best step.
 METRIC = "mean_class_accuracy"
+_metric = operator.itemgetter(METRIC)
 # Metrics of a step saved between validations: never the best of several.
 NOT_VALIDATED = {METRIC: -1.0}
 # Version of `meta`, stored from 2 on. In version 1 the fingerprint of synthetic
@@ -75,10 +77,6 @@ def open_manager(directory: Path) -> ocp.CheckpointManager:
     cleanup_tmp_directories=True,
   )
   return ocp.CheckpointManager(directory.resolve(), options=options)
-
-
-def _metric(metrics: dict[str, float]) -> float:
-  return metrics[METRIC]
 
 
 def best_so_far(manager: ocp.CheckpointManager) -> float:
@@ -169,12 +167,8 @@ def same_images(
 ) -> bool:
   """Whether a checkpoint's `meta` has the fingerprint of the images now.
 
-  Synthetic faces of format 1 are the same images: their config fixes them.
-
-  Args:
-    meta: what the checkpoint stores about its run.
-    fingerprint: of the images.
-    former: the fingerprint that earlier versions gave them, see `Dataset`.
+  `former` is the one that earlier versions gave them, see `Dataset`. Synthetic
+  faces of format 1 are the same images: their config fixes them.
   """
   name = meta.get("config", {}).get("data", {}).get("name")
   if name == "synthetic_faces" and meta.get("format", 1) < _FORMAT:
@@ -258,7 +252,7 @@ def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
   Raises:
     UserError: if there is no checkpoint, it is damaged or cannot be read.
   """
-  steps = _saved_steps(directory)
+  steps = _some_steps(directory)
   step = steps[-1]
   if keep == "best":
     scores = [_read(path, _read_json_items)[1][METRIC] for path in steps]
@@ -283,7 +277,7 @@ def load_meta(directory: Path) -> dict[str, Any]:
   Raises:
     UserError: if there is no checkpoint, it is damaged or cannot be read.
   """
-  step = _saved_steps(directory)[-1]
+  step = _some_steps(directory)[-1]
   meta, _ = _read(step, _read_json_items)
   match meta:
     case {"config": {"data": dict()}, "class_names": [*names]} if all(
@@ -301,9 +295,7 @@ def load_start(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
   """Loads the model of another run, for a phase to start from.
 
-  Args:
-    init_from: workdir of that run.
-    phases: names of phases; the first that the run has is loaded.
+  The first of the named phases that the run has is loaded.
 
   Returns:
     Variables, 'params' and 'batch_stats', of the checkpoint that the phase's
@@ -337,7 +329,7 @@ def quarantine_damaged(directory: Path) -> None:
   Raises:
     UserError: if all steps are damaged, or a step cannot be read now.
   """
-  for path in _steps(directory):
+  for path in saved_steps(directory):
     try:
       _read(path, _read_json_items)
     except DamagedError as error:
@@ -345,13 +337,9 @@ def quarantine_damaged(directory: Path) -> None:
   _check_some_left(directory)
 
 
-def has_steps(directory: Path) -> bool:
-  """Whether a phase has a checkpoint that is not in quarantine."""
-  return bool(_steps(directory))
-
-
-def _steps(directory: Path) -> list[Path]:
-  """Folders of saved steps, in order. A save in progress has another name."""
+def saved_steps(directory: Path) -> list[Path]:
+  """Returns folders of saved steps, in order, without those in quarantine."""
+  # A save in progress has another name.
   steps = [path for path in _entries(directory) if path.name.isdecimal()]
   return sorted(steps, key=lambda path: int(path.name))
 
@@ -364,9 +352,9 @@ def _entries(directory: Path) -> list[Path]:
     return []
 
 
-def _saved_steps(directory: Path) -> list[Path]:
-  """`_steps`, at least one."""
-  if steps := _steps(directory):
+def _some_steps(directory: Path) -> list[Path]:
+  """`saved_steps`, at least one."""
+  if steps := saved_steps(directory):
     return steps
   raise UserError(
     f"No checkpoint found in {directory}. Expected the workdir of a run that"
@@ -376,7 +364,7 @@ def _saved_steps(directory: Path) -> list[Path]:
 
 def _quarantine(path: Path, error: DamagedError) -> None:
   """Renames a damaged step, so that the step can be saved again."""
-  last = path == _steps(path.parent)[-1]
+  last = path == saved_steps(path.parent)[-1]
   name, count = f"{_DAMAGED}{path.name}", 1
   while (path.parent / name).exists():
     count += 1
@@ -396,7 +384,7 @@ def _quarantine(path: Path, error: DamagedError) -> None:
 def _check_some_left(directory: Path) -> None:
   """Raises UserError if all steps are in quarantine."""
   damaged = [p.name for p in _entries(directory) if p.name.startswith(_DAMAGED)]
-  if damaged and not _steps(directory):
+  if damaged and not saved_steps(directory):
     raise UserError(
       f"None of the checkpoints in {directory} can be read: all are damaged."
       f" Restore them from a backup, move {', '.join(damaged)} away to start"

@@ -5,12 +5,13 @@ them once and training the head on them is many times faster; the price is a
 finite number of views per image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dbl_jax.augment import views
 from dbl_jax.data.datasets import Split
@@ -43,9 +44,6 @@ def of_images(
     phase: the phase's config: views, augment, mixup.
     image_size: height and width of the views, in pixels.
     encoder: 'trained' or 'frozen'.
-
-  Returns:
-    The inputs.
   """
 
   def draw(key: jax.Array, ids: jax.Array, images: jax.Array) -> jax.Array:
@@ -68,13 +66,8 @@ def of_images(
 def of_features(phase: Mapping[str, Any]) -> Inputs:
   """Makes inputs of features f32[B, K, F], of which each step draws a view.
 
-  Args:
-    phase: the phase's config: views (how many of the K to draw), mixup.
-
-  Returns:
-    The inputs.
+  Of the phase's config it uses views, how many of the K to draw, and mixup.
   """
-
   num_views = phase["views"]
 
   def draw(key: jax.Array, ids: jax.Array, features: jax.Array) -> jax.Array:
@@ -126,17 +119,13 @@ def _mixed(
   return mixed if alpha else plain
 
 
-# A compiled step, its first argument and the rows it goes over.
-_Pass = tuple[Any, Any, tuple[np.ndarray, ...]]
-
-
 def extract(
   model: Model,
   variables: Any,
   splits: Mapping[str, Split],
   phase: Mapping[str, Any],
   key: jax.Array,
-  mesh: jax.sharding.Mesh,
+  mesh: Mesh,
   name: str,
 ) -> dict[str, Split]:
   """Extracts the features of a frozen encoder, once before a phase.
@@ -158,54 +147,39 @@ def extract(
     'train' with features f32[n, K, F] and 'validation' with f32[n, 1, F].
   """
   train, validation = splits["train"], splits["validation"]
-  size = train.images.shape[1]
-  image_inputs = of_images(
-    dict(phase) | {"views": 1, "mixup": 0.0}, size, "frozen"
+  images = of_images(
+    dict(phase) | {"views": 1, "mixup": 0.0}, train.images.shape[1], "frozen"
   )
 
-  def encode(variables: Any, views: jax.Array) -> tuple[jax.Array]:
-    return (model.apply(variables, views, train=False)[0],)
-
-  def plain(variables: Any, images: jax.Array) -> tuple[jax.Array]:
-    return encode(variables, image_inputs.plain(images))
-
-  def drawn(
-    given: tuple[Any, jax.Array], images: jax.Array, ids: jax.Array
+  def encode(
+    given: tuple[Any, jax.Array | None], rows: jax.Array, ids: jax.Array
   ) -> tuple[jax.Array]:
     variables, key = given
-    views, _ = image_inputs.draw(key, ids, images, None)
-    return encode(variables, views[0])
+    if key is None:
+      views = images.plain(rows)
+    else:
+      views = images.draw(key, ids, rows, None)[0][0]
+    return (model.apply(variables, views, train=False)[0],)
 
-  plain_step, drawn_step = (
-    jit_eval_step(plain, mesh),
-    jit_eval_step(drawn, mesh),
-  )
-  ids = np.arange(len(train.images), dtype=np.int32)
-  passes: list[_Pass] = [(plain_step, variables, (train.images,))]
-  for view in range(1, phase["cached_views"]):
-    given = (variables, jax.random.fold_in(key, view))
-    passes.append((drawn_step, given, (train.images, ids)))
-  passes.append((plain_step, variables, (validation.images,)))
-  *views, held_out = _run(passes, mesh, name)
-  return {
-    "train": Split(np.stack(views, axis=1), train.labels),
-    "validation": Split(held_out[:, None], validation.labels),
-  }
-
-
-def _run(
-  passes: Sequence[_Pass], mesh: jax.sharding.Mesh, name: str
-) -> list[np.ndarray]:
-  """Outputs of each (step, first argument, rows), with one progress line."""
-  total = sum(len(rows[0]) for _, _, rows in passes)
+  step = jit_eval_step(encode, mesh)
+  keys = [jax.random.fold_in(key, i) for i in range(1, phase["cached_views"])]
+  passes = [(one, train.images) for one in (None, *keys)]
+  passes.append((None, validation.images))
+  total, before = sum(len(rows) for _, rows in passes), 0
   progress = Progress(f"{name}: features", total)
-  found, before = [], 0
-  for step, given, rows in passes:
+  found = []
+  for one, rows in passes:
 
     def show(count: int, before: int = before) -> None:
       done = before + count
       progress.show(done, f"{done}/{total} views", last=done == total)
 
-    found.append(make_forward(step, given, mesh, show)(*rows)[0])
-    before += len(rows[0])
-  return found
+    ids = np.arange(len(rows), dtype=np.int32)
+    forward = make_forward(step, (variables, one), mesh, show)
+    found.append(forward(rows, ids)[0])
+    before += len(rows)
+  *features, held_out = found
+  return {
+    "train": Split(np.stack(features, axis=1), train.labels),
+    "validation": Split(held_out[:, None], validation.labels),
+  }

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dbl_jax.data import pipeline, sampling
@@ -20,7 +21,7 @@ from dbl_jax.runtime import distributed, sharding, signals
 from dbl_jax.runtime.logs import MetricWriter, Progress, print_line
 from dbl_jax.training import checkpoint, inputs, steps
 from dbl_jax.training.phase import Phase
-from dbl_jax.training.state import TrainState
+from dbl_jax.training.steps import TrainState
 
 # Seconds. Saving a quick phase after every epoch takes longer than training
 # it; a checkpoint with a better score is saved at once.
@@ -39,7 +40,7 @@ class CompiledPhase:
 
   Attributes:
     phase: the phase.
-    state: its state, on every device.
+    state: its state, on every device; donated by `train_steps`.
     train_steps: several training steps as one program, see `steps.repeat`.
     max_steps_per_dispatch: the largest number of steps per call.
     eval_step: forward pass over rows of `splits`.
@@ -57,10 +58,7 @@ class CompiledPhase:
 
 
 def compile_phase(
-  phase: Phase,
-  splits: Mapping[str, Split],
-  mesh: jax.sharding.Mesh,
-  config: ConfigDict,
+  phase: Phase, splits: Mapping[str, Split], mesh: Mesh, config: ConfigDict
 ) -> CompiledPhase:
   """Places state and data on the devices and wraps the steps in `jax.jit`.
 
@@ -71,23 +69,22 @@ def compile_phase(
     splits: images, with 'train' and 'validation'.
     mesh: the devices.
     config: resolved config of the run.
-
-  Returns:
-    The compiled phase; its `state` is donated by `train_steps`.
   """
   state = sharding.put(phase.state, sharding.replicated(mesh))
-  if phase.config.cached_views:
-    splits = inputs.extract(
-      phase.model,
-      state.model(),
-      splits,
-      phase.config,
-      phase.key,
-      mesh,
-      phase.name,
+  own, name = phase.config, phase.split
+  if own.cached_views:
+    splits, name = (
+      inputs.extract(
+        phase.model, state.model(), splits, own, phase.key, mesh, phase.name
+      ),
+      "train",
     )
-  max_steps = _max_steps_per_dispatch(phase, mesh, config)
-  train = splits["train" if phase.config.cached_views else phase.split]
+  max_steps = config.steps_per_dispatch
+  if not max_steps:
+    # On a CPU a step over images takes so long that its dispatch costs nothing,
+    # and Ctrl-C waits for the end of what has been dispatched.
+    one = mesh.devices.flat[0].platform == "cpu" and not own.cached_views
+    max_steps = 1 if one else min(config.log_every, _MAX_STEPS_PER_DISPATCH)
   return CompiledPhase(
     phase=phase,
     state=state,
@@ -102,23 +99,9 @@ def compile_phase(
     ),
     splits=splits,
     pipeline=pipeline.make_pipeline(
-      train.images, train.labels, phase.sampler, mesh, config.data.input
+      *splits[name], phase.sampler, mesh, config.data.input
     ),
   )
-
-
-def _max_steps_per_dispatch(
-  phase: Phase, mesh: jax.sharding.Mesh, config: ConfigDict
-) -> int:
-  """The config's value, or one that suits the device.
-
-  On a CPU a step over images takes so long that its dispatch costs nothing,
-  and Ctrl-C waits for the end of what has been dispatched.
-  """
-  on_cpu = mesh.devices.flat[0].platform == "cpu"
-  one = on_cpu and not phase.config.cached_views
-  several = min(config.log_every, _MAX_STEPS_PER_DISPATCH)
-  return config.steps_per_dispatch or (1 if one else several)
 
 
 def run_phase(
@@ -162,7 +145,8 @@ def run_phase(
   best, saved = checkpoint.best_so_far(manager), time.monotonic()
   # Step 0 is validated if the phase has no steps and was not validated yet.
   done = -1 if restored is None else step
-  targets = [target for target in _log_steps(phase, log_every) if target > done]
+  logged = {*range(log_every, phase.num_steps, log_every), *phase.eval_steps}
+  targets = sorted(target for target in logged if target > done)
   for target in targets:
     state, pending = _dispatch(
       compiled, state, next_batches, target - step, stop
@@ -176,24 +160,18 @@ def run_phase(
     if validating:
       scores = validate(compiled, state, meta["class_names"])
       log.write_scores(step, scores)
-      metrics, now = _selection_metrics(scores), time.monotonic()
+      now = time.monotonic()
       # Of two equal checkpoints Orbax prefers the later one: save it, too.
-      better = metrics[checkpoint.METRIC] >= best
+      better = scores[checkpoint.METRIC] >= best
       due = step == phase.num_steps or now - saved > _SAVE_EVERY
       if distributed.any_process(better or due or stopping):
-        checkpoint.save(manager, state, metrics, meta)
-        best, saved = max(best, metrics[checkpoint.METRIC]), now
+        checkpoint.save(manager, state, scores, meta)
+        best, saved = max(best, scores[checkpoint.METRIC]), now
     elif stopping and step > resumed_from:
       checkpoint.save(manager, state, checkpoint.NOT_VALIDATED, meta)
     if stopping:
       break
   manager.wait_until_finished()
-
-
-def _log_steps(phase: Phase, log_every: int) -> list[int]:
-  """Steps after which metrics are read, those of validation among them."""
-  logged = range(log_every, phase.num_steps, log_every)
-  return sorted({*logged, *phase.eval_steps})
 
 
 def _dispatch(
@@ -254,10 +232,12 @@ class _Log:
         self._show(step, metrics)
 
   def write_scores(self, step: int, scores: dict[str, float]) -> None:
-    """Writes validation scores."""
-    self._write(step, scores)
+    """Writes validation scores; their names begin with 'knn_' or 'val_'."""
+    prefix = "knn" if self._phase.config.predictor == "knn" else "val"
+    self._write(step, {f"{prefix}_{k}": value for k, value in scores.items()})
     shown = ", ".join(
-      f"{name.replace('_', ' ')} {value:.1%}" for name, value in scores.items()
+      f"{prefix} {name.replace('_', ' ')} {value:.1%}"
+      for name, value in scores.items()
     )
     epoch = step / self._phase.steps_per_epoch
     print_line(f"{self._phase.name}  epoch {epoch:.1f}  {shown}")
@@ -281,67 +261,45 @@ class _Log:
 
   def _last_finite(self, pending: _Pending, step: int) -> dict[str, float]:
     """Metrics of the last step, after a check that all steps are finite."""
-    counts, metrics = zip(*jax.device_get(pending), strict=True)
-    rows = {
-      name: np.concatenate(
-        [
-          some[name][:count]
-          for some, count in zip(metrics, counts, strict=True)
-        ]
-      )
-      for name in metrics[0]
-    }
+    parts = [
+      {name: row[:count] for name, row in metrics.items()}
+      for count, metrics in jax.device_get(pending)
+    ]
+    rows = jax.tree.map(lambda *some: np.concatenate(some), *parts)
     if steps.SKIPPED not in rows:
-      _check_finite(rows, step, self._phase, self._manager)
+      self._check_finite(rows, step)
     return {name: float(row[-1]) for name, row in rows.items()}
 
+  def _check_finite(self, rows: dict[str, np.ndarray], done: int) -> None:
+    """Raises UserError for the first step whose loss or gradient is not finite.
 
-def _check_finite(
-  rows: dict[str, np.ndarray],
-  done: int,
-  phase: Phase,
-  manager: ocp.CheckpointManager,
-) -> None:
-  """Raises UserError for the first step whose loss or gradient is not finite.
-
-  Args:
-    rows: metrics of the latest steps.
-    done: number of steps done.
-    phase: the phase.
-    manager: its checkpoints.
-  """
-  bad = {name: ~np.isfinite(rows[name]) for name in ("loss", "grad_norm")}
-  for place in np.flatnonzero(bad["loss"] | bad["grad_norm"])[:1]:
-    name = next(name for name in bad if bad[name][place])
-    manager.wait_until_finished()
-    last = manager.latest_step()
-    where = f"{manager.directory}, step {last}" if last else "none yet"
-    step = done - len(rows[name]) + 1 + int(place)
-    images = np.unique(sampling.batch_indices(phase.sampler, step - 1))
-    names = [phase.image_names[i] if phase.image_names else i for i in images]
-    raise UserError(
-      f"{phase.name}: {name} is {rows[name][place]} at step {step}. Last good"
-      f" checkpoint: {where}. The batch had the training images"
-      f" {', '.join(map(str, names))}. Check these images, try a"
-      f" lower --config.{phase.name}.optimizer.learning_rate or a clip_norm, or"
-      " skip such steps with --config.skip_nonfinite."
-    )
+    Args:
+      rows: metrics of the latest steps.
+      done: number of steps done.
+    """
+    bad = {name: ~np.isfinite(rows[name]) for name in ("loss", "grad_norm")}
+    for place in np.flatnonzero(bad["loss"] | bad["grad_norm"])[:1]:
+      phase, manager = self._phase, self._manager
+      name = next(name for name in bad if bad[name][place])
+      manager.wait_until_finished()
+      last = manager.latest_step()
+      where = f"{manager.directory}, step {last}" if last else "none yet"
+      step = done - len(rows[name]) + 1 + int(place)
+      images = np.unique(sampling.batch_indices(phase.sampler, step - 1))
+      names = [phase.image_names[i] if phase.image_names else i for i in images]
+      raise UserError(
+        f"{phase.name}: {name} is {rows[name][place]} at step {step}. Last good"
+        f" checkpoint: {where}. The batch had the training images"
+        f" {', '.join(map(str, names))}. Check these images, try a lower"
+        f" --config.{phase.name}.optimizer.learning_rate or a clip_norm, or"
+        " skip such steps with --config.skip_nonfinite."
+      )
 
 
 def validate(
   compiled: CompiledPhase, state: TrainState, class_names: tuple[str, ...]
 ) -> dict[str, float]:
-  """Overall and mean-class accuracy on the validation split.
-
-  Args:
-    compiled: the phase.
-    state: whose model is evaluated.
-    class_names: in the order of the labels.
-
-  Returns:
-    Name -> fraction; names begin with 'knn_' for the kNN probe, else 'val_'.
-  """
-  predictor = compiled.phase.config.predictor
+  """Returns overall and mean-class accuracy on the validation split, 0 to 1."""
   context = FitContext(
     make_forward(compiled.eval_step, state.model(), compiled.pipeline.mesh),
     state.model(),
@@ -349,17 +307,9 @@ def validate(
     len(class_names),
   )
   result, _ = evaluate(
-    predictors.fit(predictor, context),
+    predictors.fit(compiled.phase.config.predictor, context),
     context.validation,
     context.validation_labels,
     class_names,
   )
-  prefix = "knn" if predictor == "knn" else "val"
-  return {
-    f"{prefix}_{name}": result[name]
-    for name in ("overall_accuracy", "mean_class_accuracy")
-  }
-
-
-def _selection_metrics(scores: dict[str, float]) -> dict[str, float]:
-  return {name.split("_", 1)[1]: value for name, value in scores.items()}
+  return {k: result[k] for k in ("overall_accuracy", checkpoint.METRIC)}

@@ -11,7 +11,7 @@ import optax
 
 from dbl_jax.errors import UserError
 from dbl_jax.runtime.options import number, one_of
-from dbl_jax.training.state import by_path
+from dbl_jax.training.steps import by_path
 
 # Factor of the peak rate, given the batch size over 256.
 SCALINGS: dict[str, Callable[[float], float]] = {
@@ -110,17 +110,10 @@ class OptimizerFields:
 def make_schedule(
   options: Mapping[str, Any], total_steps: int, batch_size: int
 ) -> optax.Schedule:
-  """Linear warm-up, then a cosine to zero.
+  """Returns step -> learning rate: linear warm-up, then a cosine to zero.
 
-  The peak is the rate for batches of 256, scaled to the batch size.
-
-  Args:
-    options: the phase's `optimizer`, of `OptimizerFields`.
-    total_steps: steps of the phase, warm-up included.
-    batch_size: images per step over all devices.
-
-  Returns:
-    step -> learning rate.
+  The peak is the rate for batches of 256, scaled to the batch size. The
+  `total_steps` of the phase include the warm-up.
   """
   scale = SCALINGS[options["scaling"]](batch_size / 256)
   return optax.warmup_cosine_decay_schedule(
@@ -132,34 +125,36 @@ def make_schedule(
 
 
 def trained_mask(params: Any, patterns: Sequence[str]) -> Any:
-  """Selects the leaves that a phase trains.
-
-  Args:
-    params: a tree of parameters.
-    patterns: regular expressions, matched against the start of each leaf's
-      path, such as 'head' or 'encoder/stage4'.
-
-  Returns:
-    A tree of bool like `params`.
+  """Selects the leaves that a phase trains, as a tree of bool like `params`.
 
   Raises:
     UserError: if a pattern matches no parameter.
   """
   names = list(by_path(params))
-  for pattern in patterns:
-    if not any(re.match(pattern, name) for name in names):
-      groups = sorted({"/".join(name.split("/")[:2]) for name in names})
-      raise UserError(
-        f"trained={tuple(patterns)}: {pattern!r} matches no parameter."
-        f" Parameters begin with {', '.join(groups)}."
-      )
+  check_patterns("trained", patterns, names)
   return jax.tree.unflatten(
     jax.tree.structure(params), [matches(name, patterns) for name in names]
   )
 
 
+def check_patterns(
+  field: str, patterns: Sequence[str], paths: Sequence[str]
+) -> None:
+  """Raises UserError if a pattern of a field matches none of the paths."""
+  for pattern in patterns:
+    if not any(matches(path, [pattern]) for path in paths):
+      groups = sorted({"/".join(path.split("/")[:2]) for path in paths})
+      raise UserError(
+        f"{field}={tuple(patterns)}: {pattern!r} matches no parameter."
+        f" Parameters begin with {', '.join(groups)}."
+      )
+
+
 def matches(path: str, patterns: Sequence[str]) -> bool:
-  """Whether one of the regular expressions matches the path's start."""
+  """Whether one of the regular expressions matches the start of a path.
+
+  A path is that of a parameter, such as 'encoder/stage4_block1/conv1/kernel'.
+  """
   return any(re.match(pattern, path) for pattern in patterns)
 
 
@@ -176,9 +171,6 @@ def make_optimizer(
     options: the phase's `optimizer`, of `OptimizerFields`.
     schedule: step -> learning rate.
     trained: tree of bool, as made by `trained_mask`.
-
-  Returns:
-    The transformation.
   """
 
   def matrices(params: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dbl_jax.data import pipeline, sampling
@@ -26,13 +27,11 @@ from dbl_jax.models.model import Model, make_model
 from dbl_jax.runtime import options as declared
 from dbl_jax.runtime import sharding
 from dbl_jax.training import inputs, optim, steps
-from dbl_jax.training.state import TrainState, by_path, first_difference
+from dbl_jax.training.steps import TrainState, by_path, first_difference
 
 logger = logging.getLogger(__name__)
 # In the order they run; a config has one or more of them.
 PHASES = ("pretrain", "finetune", "classify")
-# Stages 0 to 2 of seed s use the streams 3 s + stage, as they always have.
-_DENSE_STAGES = 3
 
 
 def phases(config: ConfigDict) -> list[str]:
@@ -55,11 +54,10 @@ def split_of(name: str, options: ConfigDict) -> str:
   return f"unlabelled_{name}" if options.get("unlabelled") else "train"
 
 
-def sampler_seed(seed: int, stage: int) -> int:
+def _sampler_seed(seed: int, stage: int) -> int:
   """Seed of the batches of one stage; no two (seed, stage) share it."""
-  if stage < _DENSE_STAGES:
-    return seed * _DENSE_STAGES + stage
-  return (stage << 40) + seed
+  # Stages 0 to 2 use these streams as they always have.
+  return seed * 3 + stage if stage < 3 else (stage << 40) + seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +125,6 @@ def make_phase(
     start: variables of the model to start from, or None. Parameters that the
       phase does not inherit are initialised.
 
-  Returns:
-    The phase.
-
   Raises:
     UserError: if batch size, data and start do not fit together.
   """
@@ -142,7 +137,7 @@ def make_phase(
     num_classes,
     options.q,
     options.batch_size,
-    sampler_seed(config.seed, stage),
+    _sampler_seed(config.seed, stage),
   )
   num_steps = sampling.num_steps(sampler, options.epochs)
   init_key, key = jax.random.split(
@@ -170,16 +165,27 @@ def make_phase(
   images = inputs.of_images(options, size, "frozen" if frozen else "trained")
   read = inputs.of_features(options) if options.cached_views else images
   counts = np.bincount(dataset.splits["train"].labels, minlength=num_classes)
-  objective = steps.Objective(options.losses, counts, max(num_steps, 1))
   train_step = steps.make_train_step(
-    model, read, objective, optimizer, schedule, trained
+    model=model,
+    inputs=read,
+    terms=options.losses,
+    counts=counts,
+    num_steps=max(num_steps, 1),
+    optimizer=optimizer,
+    schedule=schedule,
+    trained=trained,
   )
   return Phase(
     name=name,
     split=split,
     config=options,
     model=model,
-    state=TrainState.create(variables, optimizer, loss_state),
+    state=TrainState(
+      step=jnp.int32(0),
+      **variables,
+      opt_state=optimizer.init(variables["params"]),
+      memory=loss_state,
+    ),
     trained=trained,
     images=images,
     inputs=read,
@@ -194,24 +200,13 @@ def make_phase(
 
 
 def check_phases(
-  config: ConfigDict,
-  dataset: Dataset,
-  mesh: jax.sharding.Mesh,
-  start: dict[str, Any] | None,
+  config: ConfigDict, dataset: Dataset, mesh: Mesh, start: dict[str, Any] | None
 ) -> dict[str, Any]:
   """Traces every phase, so that a mistake in the last one is found at once.
 
   Nothing is computed. Each phase is traced on the shapes that the phase before
-  it leaves, with one training step where it has a start.
-
-  Args:
-    config: resolved config.
-    dataset: with a 'train' split.
-    mesh: the devices.
-    start: variables of the model to start from or their shapes, or None.
-
-  Returns:
-    Shapes of the model after the last phase.
+  it leaves, with one training step where it has a start: variables, or their
+  shapes. Returns the shapes of the model after the last phase.
 
   Raises:
     UserError: naming the phase, if its batch size, parameters, loss or
@@ -249,7 +244,7 @@ def _trace(
   config: ConfigDict,
   name: str,
   dataset: Dataset,
-  mesh: jax.sharding.Mesh,
+  mesh: Mesh,
   start: dict[str, Any] | None,
 ) -> dict[str, Any]:
   """Shapes of the model after a phase, from the shapes of its start."""
@@ -262,9 +257,8 @@ def _trace(
       return phase.state.model()
     shape, dtype = images.shape[1:], images.dtype
     if views:
-      width = steps.num_features(
-        phase.model, phase.state.model(), dataset.image_size
-      )
+      model = phase.state.model()
+      width = steps.num_features(phase.model, model, dataset.image_size)
       shape, dtype = (views, width), np.dtype(np.float32)
     pipeline.check_form(
       len(labels) * math.prod(shape) * dtype.itemsize, mesh, config.data.input
@@ -284,11 +278,7 @@ def _check_frozen(
 ) -> None:
   """Raises UserError if a frozen encoder is random or a cached one is trained.
 
-  Args:
-    name: of the phase.
-    phase: its config.
-    trained: tree of bool over the encoder's parameters.
-    start: variables to start from, or None.
+  `trained` is a tree of bool over the encoder's parameters.
   """
   kept = by_path({"encoder": trained})
   frozen = [path for path, changes in kept.items() if not changes]
@@ -317,14 +307,9 @@ def _with_inherited(
   variables: dict[str, Any], start: dict[str, Any], patterns: Sequence[str]
 ) -> dict[str, Any]:
   """Fresh variables, those whose path matches replaced, shapes checked."""
-  every = [path for tree in (variables, start) for path in _paths(tree)]
-  for pattern in patterns:
-    if not any(optim.matches(path, [pattern]) for path in every):
-      groups = sorted({"/".join(path.split("/")[:2]) for path in every})
-      raise UserError(
-        f"inherit={tuple(patterns)}: {pattern!r} matches no parameter."
-        f" Parameters begin with {', '.join(groups)}."
-      )
+  trees = (*variables.values(), *start.values())
+  paths = [path for tree in trees for path in by_path(tree)]
+  optim.check_patterns("inherit", patterns, paths)
   replaced = {}
   for kind, tree in variables.items():
     fresh = by_path(tree)
@@ -335,18 +320,13 @@ def _with_inherited(
     if differs := first_difference(inherited, expected):
       raise UserError(
         "The model to start from has another architecture: its"
-        f" {kind}/{differs[0]} has shape {differs[1]}, but the config asks"
-        f" for {differs[2]}. Set config.model and the head as that run"
-        " had them."
+        f" {kind}/{differs[0]} has shape {differs[1]}, but the config asks for"
+        f" {differs[2]}. Set config.model and the head as that run had them."
       )
     replaced[kind] = jax.tree.unflatten(
       jax.tree.structure(tree), list((fresh | inherited).values())
     )
   return replaced
-
-
-def _paths(variables: dict[str, Any]) -> list[str]:
-  return [path for tree in variables.values() for path in by_path(tree)]
 
 
 def _frozen_modules(trained: Any) -> tuple[str, ...]:

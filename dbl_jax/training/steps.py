@@ -1,50 +1,77 @@
-"""Training and evaluation steps as pure functions, compiled by the callers."""
+"""State, training and evaluation steps: pure functions, not yet compiled."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 from dbl_jax.data import pipeline
 from dbl_jax.losses import terms as losses
 from dbl_jax.losses.batch import LossInputs
 from dbl_jax.models.model import Model
 from dbl_jax.training.inputs import Inputs
-from dbl_jax.training.state import TrainState
-
-# (state, resident, batch, key) -> next state, metrics f32[]
-TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
-class Objective(NamedTuple):
-  """The loss a phase minimises.
+class TrainState(flax.struct.PyTreeNode):
+  """State of one phase.
 
   Attributes:
-    terms: the phase's losses, see `losses.terms`.
-    counts: int[C], training images of each class.
-    num_steps: steps of the phase.
+    step: int32[], number of steps done.
+    params: parameters, under 'encoder' and 'head'.
+    batch_stats: batch-norm running statistics, under the same keys.
+    opt_state: optimizer state of the trained leaves.
+    memory: state of the loss terms, such as class centres.
   """
 
-  terms: losses.Terms
-  counts: np.ndarray
-  num_steps: int
+  step: Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  memory: dict[str, Array]
+
+  def model(self) -> dict[str, Any]:
+    """Variables of a forward pass."""
+    return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def init_variables(
-  model: Model, key: jax.Array, image_size: int
-) -> dict[str, Any]:
+def by_path(tree: Any) -> dict[str, Any]:
+  """Returns the leaves in order, by paths such as 'head/logits/bias'."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in leaves
+  }
+
+
+def first_difference(found: Any, expected: Any) -> tuple[str, Any, Any] | None:
+  """Returns path and shapes of the first leaf whose shapes differ, or None.
+
+  The shape in `found`, then in `expected`, trees of anything that has a shape;
+  it is None if the tree lacks the leaf.
+  """
+  have, want = (
+    {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}
+    for tree in (found, expected)
+  )
+  for path in sorted(have | want):
+    if have.get(path) != want.get(path):
+      return path, have.get(path), want.get(path)
+  return None
+
+
+# (state, resident, batch, key) -> next state, metrics f32[]
+TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
+
+
+def init_variables(model: Model, key: Array, image_size: int) -> dict[str, Any]:
   """Initialises 'params' and 'batch_stats', each under 'encoder' and 'head'.
 
-  Args:
-    model: the model.
-    key: typed key.
-    image_size: height and width in pixels.
-
-  Returns:
-    The variables.
+  The side of the images, in pixels, determines the shape of some parameters.
   """
   images = jnp.zeros((1, image_size, image_size, 3))
   init = jax.jit(model.init, static_argnames="train")
@@ -69,7 +96,9 @@ def num_features(
 def make_train_step(
   model: Model,
   inputs: Inputs,
-  objective: Objective,
+  terms: losses.Terms,
+  counts: np.ndarray,
+  num_steps: int,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   trained: Any,
@@ -80,7 +109,9 @@ def make_train_step(
     model: encoder and head.
     inputs: what the model reads. Unless its encoder is 'trained', no parameter
       of the encoder may be trained.
-    objective: the loss.
+    terms: the phase's losses, see `losses.terms`.
+    counts: int[C], training images of each class.
+    num_steps: steps of the phase.
     optimizer: as made by `optim.make_optimizer`.
     schedule: step -> learning rate, for the log.
     trained: tree of bool over the parameters.
@@ -92,19 +123,19 @@ def make_train_step(
     `key` is the phase's key; the keys of the step and of each example are
     folded from it.
   """
-  forward = _make_loss(model, inputs.encoder, objective)
+  forward = _make_loss(model, inputs.encoder, terms, counts, num_steps)
 
   def train_step(
     state: TrainState,
-    resident: jax.Array | None,
-    batch: Mapping[str, jax.Array],
-    key: jax.Array,
-  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    resident: Array | None,
+    batch: Mapping[str, Array],
+    key: Array,
+  ) -> tuple[TrainState, dict[str, Array]]:
     view_key, dropout_key = jax.random.split(
       jax.random.fold_in(key, state.step)
     )
     rows = pipeline.gather(resident, batch)
-    targets = jax.nn.one_hot(batch["label"], len(objective.counts))
+    targets = jax.nn.one_hot(batch["label"], len(counts))
     views, targets = inputs.draw(view_key, batch["id"], rows, targets)
     grads, (metrics, batch_stats, memory) = jax.grad(forward, has_aux=True)(
       state.params, state, views, (batch["label"], targets), dropout_key
@@ -133,41 +164,41 @@ SKIPPED = "skipped_steps"
 def skip_nonfinite(train_step: TrainStep) -> TrainStep:
   """Wraps a step so that it keeps the state if loss or gradient is not finite.
 
-  Args:
-    train_step: as made by `make_train_step`.
-
-  Returns:
-    The same step with one more metric, `SKIPPED`: the number of steps skipped
-    so far, which the state stores under the same name.
+  It has one more metric, `SKIPPED`: the number of steps skipped so far, which
+  the state stores under the same name.
   """
 
   def step(
     state: TrainState, *given: Any
-  ) -> tuple[TrainState, dict[str, jax.Array]]:
+  ) -> tuple[TrainState, dict[str, Array]]:
     after, metrics = train_step(state, *given)
     fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     skipped = state.memory[SKIPPED] + ~fine
-    after = after.replace(memory=after.memory | {SKIPPED: skipped})
+    own = {SKIPPED: skipped}
+    after = after.replace(memory=after.memory | own)
     kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), after, state)
-    memory = kept.memory | {SKIPPED: skipped}
-    kept = kept.replace(step=after.step, memory=memory)
+    kept = kept.replace(step=after.step, memory=kept.memory | own)
     return kept, metrics | {SKIPPED: skipped.astype(jnp.float32)}
 
   return step
 
 
 def _make_loss(
-  model: Model, encoder: str, objective: Objective
-) -> Callable[..., tuple[jax.Array, Any]]:
+  model: Model,
+  encoder: str,
+  terms: losses.Terms,
+  counts: np.ndarray,
+  num_steps: int,
+) -> Callable[..., tuple[Array, Any]]:
   """Makes the loss of a batch of views; its aux values update the state."""
 
   def loss(
     params: Any,
     state: TrainState,
-    views: jax.Array,
-    truth: tuple[jax.Array, jax.Array],
-    dropout_key: jax.Array,
-  ) -> tuple[jax.Array, Any]:
+    views: Array,
+    truth: tuple[Array, Array],
+    dropout_key: Array,
+  ) -> tuple[Array, Any]:
     num_views = views.shape[0]
     # The views of an example are adjacent: rows 2k-1 and 2k of eq. (3). The
     # axis stays split over the devices.
@@ -187,12 +218,12 @@ def _make_loss(
       features,
       outputs,
       *truth,
-      counts=jnp.asarray(objective.counts, jnp.float32),
-      progress=state.step / objective.num_steps,
+      counts=jnp.asarray(counts, jnp.float32),
+      progress=state.step / num_steps,
       head=params["head"],
     )
     value, metrics, memory = losses.weighted_sum(
-      objective.terms, loss_inputs, state.memory
+      terms, loss_inputs, state.memory
     )
     return value, (metrics, state.batch_stats | updated["batch_stats"], memory)
 
@@ -203,11 +234,7 @@ def repeat(train_step: TrainStep, max_steps: int) -> TrainStep:
   """Makes one program of several steps, which the host dispatches at once.
 
   The number of steps is an argument, not a shape: one program serves every
-  number of steps and gives the same bits.
-
-  Args:
-    train_step: as made by `make_train_step`.
-    max_steps: L, the largest number of steps per call.
+  number of steps, up to `max_steps` L, and gives the same bits.
 
   Returns:
     A function of (state, resident, batches, key, count): leaves of `batches`
@@ -217,21 +244,19 @@ def repeat(train_step: TrainStep, max_steps: int) -> TrainStep:
 
   def train_steps(
     state: TrainState,
-    resident: jax.Array | None,
-    batches: Mapping[str, jax.Array],
-    key: jax.Array,
-    count: jax.Array,
-  ) -> tuple[TrainState, dict[str, jax.Array]]:
-    def step(i: jax.Array, state: TrainState) -> Any:
+    resident: Array | None,
+    batches: Mapping[str, Array],
+    key: Array,
+    count: Array,
+  ) -> tuple[TrainState, dict[str, Array]]:
+    def step(i: Array, state: TrainState) -> Any:
       batch = jax.tree.map(lambda leaf: leaf[i], batches)
       return train_step(state, resident, batch, key)
 
-    def body(i: jax.Array, carry: Any) -> Any:
-      state, metrics = carry
-      state, latest = step(i, state)
-      return state, jax.tree.map(
-        lambda row, value: row.at[i].set(value), metrics, latest
-      )
+    def body(i: Array, carry: Any) -> Any:
+      state, latest = step(i, carry[0])
+      metrics = {k: row.at[i].set(latest[k]) for k, row in carry[1].items()}
+      return state, metrics
 
     _, shapes = jax.eval_shape(step, jnp.int32(0), state)
     empty = jax.tree.map(lambda leaf: jnp.zeros(max_steps, leaf.dtype), shapes)
@@ -242,20 +267,16 @@ def repeat(train_step: TrainStep, max_steps: int) -> TrainStep:
 
 def make_eval_step(
   model: Model, inputs: Inputs
-) -> Callable[[Mapping[str, Any], jax.Array], tuple[jax.Array, jax.Array]]:
+) -> Callable[[Mapping[str, Any], Array], tuple[Array, Array]]:
   """Makes the forward pass without augmentation.
-
-  Args:
-    model: encoder and head.
-    inputs: what the model reads.
 
   Returns:
     (variables, rows [B, ...]) -> features f32[B, F], outputs f32[B, K].
   """
 
   def eval_step(
-    variables: Mapping[str, Any], rows: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+    variables: Mapping[str, Any], rows: Array
+  ) -> tuple[Array, Array]:
     # With no mutable collection, flax returns the model's result alone.
     return model.apply(  # type: ignore[return-value]
       variables, inputs.plain(rows), train=False, encoder=inputs.encoder

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from dbl_jax.models import layers
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.heads import MLPHead
-from dbl_jax.models.kernels import conv
 from dbl_jax.models.model import Model, make_model
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("debug_nans")
 @pytest.fixture
 def plain(monkeypatch):
   """The accelerator's convolution, which compiles sooner."""
-  monkeypatch.setattr(conv, "conv2d", conv._lax_conv)
+  monkeypatch.setattr(layers, "conv2d", layers._lax_conv)
 
 
 def make(pooling, size, dtype=jnp.float32, last_pool=False):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbl_jax.models.kernels import conv, cpu_conv
+from dbl_jax.models import cpu_conv, layers
 from dbl_jax.models.resnet import (
   PaddedBlock,
   ResidualBlock,
@@ -113,10 +113,10 @@ def test_network_is_the_same_on_both_convolutions(monkeypatch):
   model = ResNet18()
   variables = initialise(model, IMAGES)
   with monkeypatch.context() as patch:
-    patch.setattr(cpu_conv, "_images_per_chunk", lambda *_: 4)
+    patch.setattr(cpu_conv, "images_per_chunk", lambda *_: 4)
     fast = jax.jit(make_step(model))(variables, IMAGES)
   with monkeypatch.context() as patch:
-    patch.setattr(conv, "conv2d", conv._lax_conv)
+    patch.setattr(layers, "conv2d", layers._lax_conv)
     plain = jax.jit(make_step(model))(variables, IMAGES)
   assert fast[0].shape == (6, 512)
   assert_trees_close(fast, plain, 2e-3)
@@ -175,7 +175,7 @@ def test_statistics_change_in_training_alone():
       jax.tree.leaves(after), jax.tree.leaves(before), strict=True
     )
   )
-  y = conv.conv2d(images, variables["params"]["conv1"]["kernel"], 2, 1)
+  y = layers.conv2d(images, variables["params"]["conv1"]["kernel"], 2, 1)
   mean, variance = y.mean((0, 1, 2)), y.var((0, 1, 2))  # biased, as flax's
   np.testing.assert_allclose(after["norm1"]["mean"], 0.1 * mean, atol=1e-5)
   np.testing.assert_allclose(

@@ -103,10 +103,3 @@ def test_processor_cores_and_memory_are_the_systems():
   assert found["memory_gib"] > 0.1
   assert f" {found['cores']} core" in provenance.words()
   assert f"{found['memory_gib']} GiB" in provenance.words()
-
-
-@pytest.mark.parametrize(
-  ("load", "busy"), [(None, False), (0.4, False), (0.6, True)]
-)
-def test_a_machine_is_busy_from_a_quarter_of_its_cores(load, busy):
-  assert provenance.is_busy({"load_average": load, "cores": 2}) is busy

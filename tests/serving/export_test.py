@@ -13,12 +13,11 @@ from scipy import special
 import tiny
 from dbl_jax import config as configs
 from dbl_jax import evaluate, train
-from dbl_jax.models import torch_weights
-from dbl_jax.models.kernels import conv
+from dbl_jax.models import layers, torch_weights
 from dbl_jax.models.model import make_model
 from dbl_jax.serving import onnx_graph
 from dbl_jax.training import steps
-from dbl_jax.training.state import by_path
+from dbl_jax.training.steps import by_path
 
 NAMES = tuple("abcdefg")
 RESNET = {"name": "resnet18", "stem": "medium"}
@@ -49,7 +48,7 @@ MODELS = {
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch):
   """The accelerator's convolution, which compiles sooner."""
-  monkeypatch.setattr(conv, "conv2d", conv._lax_conv)
+  monkeypatch.setattr(layers, "conv2d", layers._lax_conv)
 
 
 def config_of(encoder, head):

@@ -14,7 +14,7 @@ import pytest
 
 from dbl_jax.errors import UserError
 from dbl_jax.training import checkpoint
-from dbl_jax.training.state import TrainState
+from dbl_jax.training.steps import TrainState
 
 # Callbacks of TensorStore that come after Orbax has failed, see `cli.run_main`.
 pytestmark = pytest.mark.filterwarnings(
@@ -34,7 +34,8 @@ def state_at(step):
     "params": {"head": {"kernel": jnp.asarray(rng.normal(size=(64, 100)))}},
     "batch_stats": {"encoder": {}},
   }
-  state = TrainState.create(variables, optax.adam(1e-3), {})
+  opt_state = optax.adam(1e-3).init(variables["params"])
+  state = TrainState(jnp.int32(0), **variables, opt_state=opt_state, memory={})
   grads = state.params
   _, opt_state = optax.adam(1e-3).update(grads, state.opt_state, state.params)
   return state.replace(step=jnp.int32(step), opt_state=opt_state)

@@ -83,10 +83,10 @@ WRONG = {
     {"classify.losses": LDAM, "classify.head.cosine": 10.0},
     r"head.cosine=10.0 times cosines. Set both alike",
   ),
-  "no loss": ({"classify.losses": {}}, "classify has no loss, or none"),
+  "no loss": ({"classify.losses": {}}, "classify.losses has no loss, or none"),
   "a loss that weighs nothing": (
     {"classify.losses": {"cross_entropy": {"weight": 0.0}}},
-    "classify has no loss, or none of weight above 0",
+    "classify.losses has no loss, or none of weight above 0",
   ),
   "a number for a loss": (
     {"classify.losses": {"cross_entropy": 1.0}},

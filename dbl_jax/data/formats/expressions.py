@@ -2,23 +2,11 @@
 
 # The order of FER2013 and ExpW.
 FER2013_NAMES = (
-  "angry",
-  "disgust",
-  "fear",
-  "happy",
-  "sad",
-  "surprise",
-  "neutral",
-)
+  "angry", "disgust", "fear", "happy", "sad", "surprise", "neutral",
+)  # fmt: skip
 RAF_DB_NAMES = (
-  "surprise",
-  "fear",
-  "disgust",
-  "happiness",
-  "sadness",
-  "anger",
-  "neutral",
-)
+  "surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral",
+)  # fmt: skip
 # Images per class in RAF-DB (Li, Deng & Du 2017).
 RAF_DB_COUNTS = {
   "train": (1290, 281, 717, 4772, 1982, 705, 2524),

@@ -39,8 +39,8 @@ _MAX_DEGENERATE = 0.01
 _MAX_COORDINATE = 1e6  # in pixels; no photo is so large
 _EXPECTED = "expected label/label.lst and the photos in image/origin/"
 _ROW = "image_name face_id top left right bottom confidence label"
-# (photo, face id), label, box.
-_Face = tuple[tuple[str, str], int, Box]
+# Photo, face id, label, box.
+_Face = tuple[str, str, int, Box]
 
 
 def find(path: Path, options: Any) -> Listing:
@@ -62,7 +62,7 @@ def find(path: Path, options: Any) -> Listing:
   labels = files[lists[0]]
   faces, warnings = _parse(labels)
   photos = _photos(files)
-  missing = sorted({key[0] for key, _, _ in faces} - photos.keys())
+  missing = sorted({photo for photo, *_ in faces} - photos.keys())
   if missing:
     raise UserError(
       f"{path}: {len(missing)} photos named in {labels.origin} are missing:"
@@ -70,13 +70,13 @@ def find(path: Path, options: Any) -> Listing:
     )
   records = [
     Record(f"{photo}#{face}", label, photos[photo], box)
-    for (photo, face), label, box in faces
+    for photo, face, label, box in faces
   ]
   counts = np.bincount([r.label for r in records], minlength=len(CLASS_NAMES))
   warnings += listing.differences(
     str(path), "all", CLASS_NAMES, counts.tolist(), ("ExpW", COUNTS)
   )
-  splits = _split(records, [key[0] for key, _, _ in faces], options)
+  splits = _split(records, [photo for photo, *_ in faces], options)
   return Listing(CLASS_NAMES, splits, tuple(warnings))
 
 
@@ -88,38 +88,25 @@ def _photos(files: dict[str, StoredFile]) -> dict[str, StoredFile]:
 
 
 def _parse(file: StoredFile) -> tuple[list[_Face], list[str]]:
-  faces: dict[tuple[str, str], tuple[int, Box, int]] = {}
   text = file.read().decode("utf-8-sig", "replace")
-  for number, line in enumerate(text.splitlines(), start=1):
-    if not line.strip():
-      continue
-    where = f"{file.origin}, line {number}"
-    key, label, box = _parse_row(line, where)
-    if key in faces:
-      raise UserError(
-        f"{where}: face {key[1]} of {key[0]} was already in line"
-        f" {faces[key][2]}; expected each face once. Remove the wrong row."
-      )
-    faces[key] = (label, box, number)
+  faces = stored.unique_rows(text, file.origin, _parse_row)
   if not faces:
     raise UserError(
       f"{file.origin} has no rows; expected '{_ROW}'. Copy the original again."
     )
-  bad = {key: None for key, (_, box, _) in faces.items() if _is_empty(box)}
-  shown = few(f"{photo} face {face}" for photo, face in bad)
+  bad = {name for name, face in faces.items() if _is_empty(face[-1])}
+  shown = few(name for name in faces if name in bad)
   if len(bad) > max(1, _MAX_DEGENERATE * len(faces)):
     raise UserError(
       f"{file.origin}: {len(bad)} of {len(faces)} boxes have no area: {shown};"
       f" expected rows '{_ROW}'. Check the order of the columns."
     )
-  warnings = []
-  if bad:
-    warnings.append(
-      f"{file.origin}: {len(bad)} faces are left out, as their boxes have no"
-      f" area: {shown}"
-    )
-  kept = [(k, v[0], v[1]) for k, v in faces.items() if k not in bad]
-  return kept, warnings
+  left_out = (
+    f"{file.origin}: {len(bad)} faces are left out, as their boxes have no"
+    f" area: {shown}"
+  )
+  kept = [face for name, face in faces.items() if name not in bad]
+  return kept, [left_out] if bad else []
 
 
 def _is_empty(box: Box) -> bool:
@@ -127,7 +114,7 @@ def _is_empty(box: Box) -> bool:
   return right - left < 1 or bottom - top < 1 or right <= 0 or bottom <= 0
 
 
-def _parse_row(line: str, where: str) -> _Face:
+def _parse_row(line: str, where: str) -> tuple[str, _Face]:
   fields = line.split()
   try:
     # A photo's name may hold a space; the numbers after it do not.
@@ -140,24 +127,23 @@ def _parse_row(line: str, where: str) -> _Face:
   except ValueError:
     codes = ", ".join(f"{i} {c}" for i, c in enumerate(CLASS_NAMES))
     raise UserError(
-      f"{where}: found {line.strip()[:80]!r}, expected '{_ROW}' with a label"
+      f"{where}: found {line[:80]!r}, expected '{_ROW}' with a label"
       f" of {codes}. Correct the row or copy the original again."
     ) from None
-  return (" ".join(name), face), int(label), box
+  photo = " ".join(name)
+  return f"face {face} of {photo}", (photo, face, int(label), box)
 
 
 def _split(
   records: list[Record], photos: Iterable[str], options: Any
 ) -> dict[str, tuple[Record, ...]]:
-  labels = np.array([record.label for record in records])
+  labels, seed = np.array([r.label for r in records]), options.split_seed
   _, groups = np.unique(list(photos), return_inverse=True)
-  rest, test = split_off(
-    labels, options.test_fraction, options.split_seed, TEST, groups
-  )
+  rest, test = split_off(labels, options.test_fraction, seed, TEST, groups)
   train, validation = split_off(
     labels[rest],
     options.validation_fraction,
-    options.split_seed,
+    seed,
     VALIDATION,
     np.unique(groups[rest], return_inverse=True)[1],
   )

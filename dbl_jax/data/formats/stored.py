@@ -16,12 +16,13 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from dbl_jax.errors import UserError
 from dbl_jax.runtime.provenance import available_memory
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 # A file is read whole, and many at once. FER2013's table has 0.3 GB.
 _MAX_BYTES = 1 << 30
@@ -468,6 +469,34 @@ def by_name(files: Mapping[str, StoredFile]) -> dict[str, StoredFile]:
       )
     found[name] = file
   return found
+
+
+def unique_rows(
+  text: str, origin: str, parse: Callable[[str, str], tuple[str, _T]]
+) -> dict[str, _T]:
+  """Parses the rows of a label file that are not blank.
+
+  Args:
+    text: the content.
+    origin: the file, for messages.
+    parse: (row, its place) -> what it is about, value.
+
+  Raises:
+    UserError: if two rows are about the same.
+  """
+  rows: dict[str, _T] = {}
+  lines: dict[str, int] = {}
+  for number, row in enumerate(text.splitlines(), start=1):
+    if row.strip():
+      where = f"{origin}, line {number}"
+      name, value = parse(row.strip(), where)
+      if name in rows:
+        raise UserError(
+          f"{where}: {name} was already in line {lines[name]}; expected it"
+          " once. Remove the wrong row."
+        )
+      rows[name], lines[name] = value, number
+  return rows
 
 
 def few(names: Iterable[str], limit: int = 5) -> str:

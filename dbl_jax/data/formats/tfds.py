@@ -66,7 +66,7 @@ def _builder(path: Path, options: Any) -> Any:
     ) from error
   tfds.disable_progress_bar()
   # Makes our builder of RAF-DB known to tfds.
-  importlib.import_module("dbl_jax.data.raf_db.raf_db_dataset_builder")
+  importlib.import_module("dbl_jax.data.formats.raf_db_dataset_builder")
   if (path / "dataset_info.json").is_file():
     return tfds.builder_from_directory(path)
   name, folder = options.tfds, path if options.dir else None

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbl_jax.models.kernels.batch_norm import BatchNorm
+from dbl_jax.models.layers import BatchNorm
 from dbl_jax.runtime import sharding
 
 pytestmark = pytest.mark.usefixtures("debug_nans")

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from dbl_jax.training import state
+from dbl_jax.training import steps
 
 A, B, WIDE = np.zeros(4), np.zeros((2, 3)), np.zeros((2, 5))
 
 
 def test_leaves_have_paths_in_the_order_of_the_tree():
   tree = {"head": {"kernel": B, "bias": A}, "scale": [1]}
-  assert list(state.by_path(tree)) == ["head/bias", "head/kernel", "scale/0"]
+  assert list(steps.by_path(tree)) == ["head/bias", "head/kernel", "scale/0"]
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ def test_leaves_have_paths_in_the_order_of_the_tree():
   ],
 )
 def test_the_first_difference_in_shape_is_found(found, expected, difference):
-  assert state.first_difference(found, expected) == difference
+  assert steps.first_difference(found, expected) == difference

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dbl_jax.models.kernels import chunks, depthwise
+from dbl_jax.models import cpu_conv, layers
 
 
 @pytest.mark.parametrize("chunk", [None, 2])
@@ -18,20 +18,20 @@ def test_values_and_gradients_equal_xlas(
   side, size, stride, chunk, monkeypatch
 ):
   if chunk:  # 3 images: the last chunk is padded
-    monkeypatch.setattr(chunks, "images_per_chunk", lambda *_: chunk)
+    monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: chunk)
   rng = np.random.default_rng(0)
   x = rng.standard_normal((3, side, side + 1, 4)).astype(np.float32)
   kernel = rng.standard_normal((size, size, 1, 4)).astype(np.float32)
   expected, transposed = jax.vjp(
-    functools.partial(depthwise._grouped, stride=stride), x, kernel
+    functools.partial(layers._lax_depthwise, stride=stride), x, kernel
   )
   dy = rng.standard_normal(expected.shape).astype(np.float32)
   found, backward = jax.jit(
     lambda x, kernel, dy: (
-      depthwise.depthwise_conv2d(x, kernel, stride),
-      jax.vjp(
-        lambda *args: depthwise.depthwise_conv2d(*args, stride), x, kernel
-      )[1](dy),
+      layers.depthwise_conv2d(x, kernel, stride),
+      jax.vjp(lambda *args: layers.depthwise_conv2d(*args, stride), x, kernel)[
+        1
+      ](dy),
     )
   )(x, kernel, dy)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

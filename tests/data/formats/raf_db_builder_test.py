@@ -12,9 +12,8 @@ import tiny
 from dbl_jax import config as configs
 from dbl_jax import train
 from dbl_jax.data import pipeline, sampling, sources
-from dbl_jax.data.formats import listing
+from dbl_jax.data.formats import listing, raf_db, raf_db_dataset_builder
 from dbl_jax.data.formats.expressions import RAF_DB_NAMES
-from dbl_jax.data.raf_db import raf_db_dataset_builder, reader
 from dbl_jax.errors import UserError
 from dbl_jax.runtime import sharding
 
@@ -58,7 +57,7 @@ class RafDbTest(tfds.testing.DatasetBuilderTestCase):
       train.train_and_evaluate(configs.resolve(config), root / "workdir")
     config.data.download = True
     config = configs.resolve(config)
-    found = reader.find(manual)
+    found = raf_db.find(manual)
     dataset = sources.load(config.data)
     assert dataset.class_names == RAF_DB_NAMES
     for split, records in found.splits.items():

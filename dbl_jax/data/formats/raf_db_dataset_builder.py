@@ -9,9 +9,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from dbl_jax.data.formats import raf_db
 from dbl_jax.data.formats.expressions import RAF_DB_NAMES
 from dbl_jax.data.formats.listing import Listing, Record
-from dbl_jax.data.raf_db import reader
 
 _DESCRIPTION = """
 RAF-DB, the Real-world Affective Faces Database, basic emotions: 15,339 faces
@@ -28,16 +28,6 @@ _CITATION = """
   booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
   pages = {2584--2593},
   year = {2017}
-}
-@article{li2019reliable,
-  title = {Reliable Crowdsourcing and Deep Locality-Preserving Learning for
-           Unconstrained Facial Expression Recognition},
-  author = {Li, Shan and Deng, Weihong},
-  journal = {IEEE Transactions on Image Processing},
-  volume = {28},
-  number = {1},
-  pages = {356--370},
-  year = {2019}
 }
 """
 
@@ -59,12 +49,7 @@ class RafDb(tfds.core.GeneratorBasedBuilder):
   """
 
   def __init__(self, *, listing: Listing | None = None, **kwargs: Any):
-    """Constructs the builder.
-
-    Args:
-      listing: the images; by default those in manual_dir.
-      **kwargs: as for any tfds builder.
-    """
+    """Constructs the builder of a listing, by default of manual_dir's."""
     self._listing = listing
     super().__init__(**kwargs)
 
@@ -87,7 +72,7 @@ class RafDb(tfds.core.GeneratorBasedBuilder):
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-    found = self._listing or reader.find(Path(dl_manager.manual_dir))
+    found = self._listing or raf_db.find(Path(dl_manager.manual_dir))
     return {
       split: self._generate_examples(records)
       for split, records in found.splits.items()

@@ -1,13 +1,14 @@
-"""Both forms of convolution: `lax` is the reference for the CPU's."""
+"""Convolution and max-pooling against those of `lax` and flax."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 
-from dbl_jax.models.kernels import chunks, cpu_conv, winograd
-from dbl_jax.models.kernels.conv import Conv2D, conv2d
+from dbl_jax.models import cpu_conv
+from dbl_jax.models.layers import Conv2D, conv2d, max_pool
 from dbl_jax.runtime import sharding
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
@@ -27,7 +28,7 @@ CASES = [
   (3, 4, 5, 5, 1, 64, 1, 0),
   (5, 13, 9, 16, 3, 20, 1, 1),
   (5, 12, 16, 20, 3, 16, 1, 1),
-  (5, 2, 2, 6, 3, 4, 1, 1),
+  (5, 2, 2, 64, 3, 48, 1, 1),
   (5, 4, 4, 6, 3, 4, 2, 1),
 ]
 
@@ -82,7 +83,7 @@ def one_device(monkeypatch):
 )
 def test_values_and_gradients_equal_lax(case, chunk, monkeypatch):
   if chunk:
-    monkeypatch.setattr(cpu_conv, "_images_per_chunk", lambda *_: chunk)
+    monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: chunk)
   inputs = make_inputs(case)
   actual = value_and_gradients(conv2d, case)(*inputs)
   expected = value_and_gradients(lax_conv, case)(*inputs)
@@ -91,32 +92,30 @@ def test_values_and_gradients_equal_lax(case, chunk, monkeypatch):
 
 
 def test_the_cases_cover_every_form():
-  forms = set()
-  for case in CASES:
-    x, kernel, _ = make_inputs(case)
-    form = cpu_conv.choose_form(x, kernel, *case[-2:])
-    forms.add((type(form).__name__, getattr(form, "tile", None)))
-  assert forms == {
-    ("Dense", None), ("Im2Col", None), ("Winograd", 3), ("Winograd", 4),
-  }  # fmt: skip
+  shapes = [(case, *make_inputs(case)[:2]) for case in CASES]
+  assert {
+    cpu_conv.choose_tile(x.shape, kernel.shape, *case[-2:])
+    for case, x, kernel in shapes
+  } == {0, 2, 3, 4}
 
 
-@pytest.mark.parametrize("tile", [3, 4])
+@pytest.mark.parametrize("tile", [2, 3, 4])
 def test_winograd_loses_few_bits_over_many_channels(tile):
-  x, kernel, dy = make_inputs((4, 13, 13, 256, 3, 64, 1, 1))
-  form = winograd.Winograd(x.shape, kernel.shape, tile)
-  matrices = form.matrices(kernel)
-  exact, pull_back = jax.vjp(lambda *args: lax_conv(*args, 1, 1), x, kernel)
-  dx, dkernel = pull_back(dy)
-  assert_close(form.convolve(x, matrices), exact, 1e-5)
-  assert_close(form.convolve_transposed(dy, matrices), dx, 1e-5)
-  gradient = form.kernel_gradient(form.matrices_gradient(x, dy))
-  assert_close(gradient, dkernel, 1e-5)
+  inputs = make_inputs((4, 13, 13, 256, 3, 64, 1, 1))
+
+  def convolve(x, kernel, *_):
+    matrices = cpu_conv.winograd_matrices(kernel, tile)
+    return cpu_conv.winograd(x, matrices, tile)
+
+  actual = value_and_gradients(convolve, (1, 1))(*inputs)
+  expected = value_and_gradients(lax_conv, (1, 1))(*inputs)
+  for ours, reference in zip(actual, expected, strict=True):
+    assert_close(ours, reference, 1e-5)
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[4]], ids=str)
 def test_bfloat16_in_and_out_computed_in_float32(case, monkeypatch):
-  monkeypatch.setattr(cpu_conv, "_images_per_chunk", lambda *_: 2)
+  monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: 2)
   inputs = make_inputs(case, jnp.bfloat16)
   actual = value_and_gradients(conv2d, case)(*inputs)
   wide = [array.astype(jnp.float32) for array in inputs]
@@ -139,11 +138,11 @@ def test_bfloat16_in_and_out_computed_in_float32(case, monkeypatch):
 @pytest.mark.usefixtures("one_device")
 def test_chunk_fits_the_budget(batch, images_that_fit, expected):
   budget = int(1000 * images_that_fit)
-  assert chunks.images_per_chunk(batch, 1000, budget) == expected
+  assert cpu_conv.images_per_chunk(batch, 1000, budget) == expected
 
 
 def test_batch_is_whole_on_several_devices():
-  assert chunks.images_per_chunk(64, 1000, 1000) == 64
+  assert cpu_conv.images_per_chunk(64, 1000, 1000) == 64
 
 
 @pytest.mark.usefixtures("one_device")
@@ -177,7 +176,7 @@ def test_exports_with_any_batch_size():
 )
 def test_batch_split_over_devices(case, chunk, monkeypatch):
   if chunk:
-    monkeypatch.setattr(cpu_conv, "_images_per_chunk", lambda *_: chunk)
+    monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: chunk)
   mesh = sharding.make_mesh()
   split, whole = sharding.batched(mesh), sharding.replicated(mesh)
   inputs = make_inputs(case)
@@ -224,3 +223,23 @@ def test_module_pads_to_keep_the_size_unless_told():
     module = Conv2D(2, 3, **kwargs)
     y, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
     assert y.shape == (1, size, size, 2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("window", "padding"), [(3, 1), (2, 0)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (6, 9), (2, 3)], ids=str)
+def test_max_pooling_equals_flax(size, window, padding, dtype):
+  # Distinct and exact in bfloat16 (8 bits) within each image and channel.
+  pixels = jax.vmap(lambda key: jax.random.permutation(key, size[0] * size[1]))(
+    jax.random.split(jax.random.key(0), 6)
+  )
+  x = pixels.reshape(2, 3, *size).transpose(0, 2, 3, 1).astype(dtype) - 20
+  y, pull_back = jax.vjp(lambda x: max_pool(x, window, padding), x)
+  expected, reference_pull_back = jax.vjp(
+    lambda x: nn.max_pool(x, (window,) * 2, (2, 2), [(padding,) * 2] * 2), x
+  )
+  assert y.dtype == dtype
+  np.testing.assert_array_equal(y, expected)
+  dy = jax.random.randint(jax.random.key(1), y.shape, 1, 9).astype(dtype)
+  dx, expected = pull_back(dy)[0], reference_pull_back(dy)[0]
+  np.testing.assert_array_equal(dx, expected)

@@ -20,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dbl_jax.data import sampling
+from dbl_jax.data import synthetic_scene as scene
 from dbl_jax.data.formats import expressions
-from dbl_jax.data.synthetic import features, scene
-from dbl_jax.data.synthetic.scene import ActionUnits, Values
+from dbl_jax.data.synthetic_scene import ActionUnits, Values
 from dbl_jax.errors import UserError
 
 # Part of the data set's fingerprint. Raise it when the pixels change.
@@ -205,7 +205,7 @@ def _draw_block(
   f = scene.frame_of(p, image_size)
   scene.background(f, p)
   head = scene.body(f, p, au)
-  features.draw(f, p, au)
+  scene.features(f, p, au)
   scene.hair_front(f, p, head)
   scene.accessories(f, p)
   return scene.camera(f.rgb, p, noise)
@@ -233,11 +233,7 @@ def _expression(labels: np.ndarray, rng: np.random.Generator) -> ActionUnits:
 
 
 def _nuisances(size: int, rng: np.random.Generator) -> Values:
-  """Draws everything about a picture that is not the expression.
-
-  Args:
-    size: number B of faces in the block.
-    rng: source of randomness of the block.
+  """Draws everything about the pictures of B faces but their expressions.
 
   Returns:
     Namespace of float32[B, 1, 1] values, one per entry of `_RANGES` and of

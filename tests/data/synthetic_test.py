@@ -7,10 +7,9 @@ import pytest
 
 from dbl_jax.data import synthetic
 from dbl_jax.data.formats.expressions import RAF_DB_COUNTS
-from dbl_jax.data.synthetic import faces
 from dbl_jax.errors import UserError
 
-NUM_CLASSES = len(faces.CLASS_NAMES)
+NUM_CLASSES = len(synthetic.CLASS_NAMES)
 # Version -> sums and labels of 8 faces of the training and the test split.
 PIXELS = {
   1: [
@@ -23,7 +22,7 @@ PIXELS = {
 
 
 def render(labels, seed, image_size=32, stream=0):
-  return faces.render(np.asarray(labels), seed, image_size, stream)
+  return synthetic.render(np.asarray(labels), seed, image_size, stream)
 
 
 def test_the_version_belongs_to_the_pixels():
@@ -91,20 +90,20 @@ def test_a_split_is_reproducible_long_tailed_and_shuffled():
   assert labels.dtype == np.int32
   np.testing.assert_array_equal(
     np.bincount(labels),
-    faces.long_tailed_counts(300, RAF_DB_COUNTS["train"]),
+    synthetic.long_tailed_counts(300, RAF_DB_COUNTS["train"]),
   )
   assert np.count_nonzero(np.diff(labels)) > 100
 
 
 @pytest.mark.parametrize("n", [7, 8, 50, 1000, 12271])
 def test_long_tailed_counts_sum_to_n_and_cover_every_class(n):
-  counts = faces.long_tailed_counts(n, RAF_DB_COUNTS["train"])
+  counts = synthetic.long_tailed_counts(n, RAF_DB_COUNTS["train"])
   assert counts.sum() == n
   assert counts.min() >= 1
 
 
 def test_long_tailed_counts_keep_the_proportions():
-  profile, counts = RAF_DB_COUNTS["train"], faces.long_tailed_counts
+  profile, counts = RAF_DB_COUNTS["train"], synthetic.long_tailed_counts
   np.testing.assert_array_equal(counts(12271, profile), profile)
   expected = np.array(profile) / sum(profile) * 5000
   assert np.abs(counts(5000, profile) - expected).max() < 1

@@ -1,1 +1,0 @@
-"""RAF-DB (Li, Deng & Du 2017): its reader and its tfds builder."""

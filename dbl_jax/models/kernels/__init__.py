@@ -1,1 +1,0 @@
-"""Convolution, pooling and batch norm, in the form fast on the platform."""
