@@ -361,7 +361,8 @@ def _fingerprint(found: Listing, paths: str, options: Any) -> str:
   A file counts as unchanged if path, size and time of change are the same.
   """
   key = f"{listing.former_fingerprint(found)} {os.path.abspath(paths)}"
-  name = f"content-{hashlib.sha256(key.encode()).hexdigest()[:32]}.txt"
+  digest = hashlib.sha256(os.fsencode(key)).hexdigest()
+  name = f"content-{digest[:32]}.txt"
   cached = cache_dir(options) / name
   with contextlib.suppress(OSError, UnicodeDecodeError):
     if re.fullmatch("[0-9a-f]{64}", text := cached.read_text()):
@@ -369,10 +370,13 @@ def _fingerprint(found: Listing, paths: str, options: Any) -> str:
   files_ = [r.file for rows in found.splits.values() for r in rows]
   if all(file.crc is not None for file in files_):
     return listing.fingerprint(found)
-  _check_writable(cached.parent)
+  prepared = any(cached.parent.glob("*.npz"))
+  if not prepared:
+    _check_writable(cached.parent)
   progress = _progress(options.name, "comparing")
   fingerprint = listing.fingerprint(found, progress)
-  with _writing(cached.parent):
+  # A folder with prepared data may be read-only, as it is shared.
+  with contextlib.suppress(*[UserError] * prepared), _writing(cached.parent):
     files.write(cached, fingerprint.encode())
   return fingerprint
 

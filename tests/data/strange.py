@@ -11,6 +11,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import samples
@@ -161,6 +162,34 @@ def tar_with_a_device(root):
   return root / "d.tar"
 
 
+def tar_of_old_form(root):
+  """As Unix's seventh edition wrote it: headers without a magic word."""
+  path = tarred()(root)
+  data = bytearray(path.read_bytes())
+  with tarfile.open(path) as archive:
+    places = [member.offset for member in archive]
+  for place in places:
+    header = data[place : place + 512]
+    header[257:265], header[148:156] = bytes(8), b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[place : place + 512] = header
+  path.write_bytes(data)
+  return path
+
+
+def tar_with_times(*times):
+  def build(root):
+    path = faces(root)
+    with tarfile.open(root / "d.tar", "w") as archive:
+      for i, file in enumerate(sorted(path.rglob("*.png"))):
+        entry = archive.gettarinfo(file, str(file.relative_to(path)))
+        entry.pax_headers = {"mtime": times[i % len(times)]}
+        archive.addfile(entry, io.BytesIO(file.read_bytes()))
+    return root / "d.tar"
+
+  return build
+
+
 def tar_bomb(root):
   path = root / "d.tar.gz"
   with gzip.open(path, "wb", 1) as file:
@@ -292,6 +321,17 @@ def kaggle(change=lambda path: None):
 def write_table(text):
   """Kaggle's table of labels beside its folders."""
   return lambda path: (path.parent / "train_labels.csv").write_bytes(text)
+
+
+def renamed(name):
+  """The folder under another name, in bytes."""
+
+  def build(root):
+    path = os.fsdecode(os.fsencode(root) + b"/" + name)
+    os.rename(faces(root), path)
+    return Path(path)
+
+  return build
 
 
 def last_line(text):

@@ -107,6 +107,7 @@ def all_quoted(text):
 
 
 picture = strange.picture
+LFS = b"version https://git-lfs.github.com/spec/v1\nsize 9\n"
 FOLDER = {
   "as it should be": (faces, loads(IMAGES)),
   "1 pixel": (with_image(picture((1, 1))), loads(15)),
@@ -246,6 +247,11 @@ FOLDER = {
   "tgz": (strange.tarred("w:gz", "d.tgz"), loads(IMAGES)),
   "tar.bz2": (strange.tarred("w:bz2", "d.tar.bz2"), loads(IMAGES)),
   "tar.xz": (strange.tarred("w:xz", "d.tar.xz"), loads(IMAGES)),
+  "tar of old form": (strange.tar_of_old_form, loads(IMAGES)),
+  "tar with impossible times": (
+    strange.tar_with_times("nan", "inf", "-1e300", "-5.5"),
+    loads(IMAGES),
+  ),
   "tar with a hard link": (strange.linked, loads(15)),
   "tar that leaves its folder": (
     strange.tar_that_leaves,
@@ -297,6 +303,25 @@ FOLDER = {
     strange.named("x.h5", b"\x89HDF\r\n"),
     fails("is an HDF5 file; .* Save its images"),
   ),
+  "an empty file": (strange.named("d.zip", b""), fails(r"d\.zip is empty")),
+  "a web page": (
+    strange.named("d.zip", b"\n<!doctype html><title>Quota</title>"),
+    fails("is a web page, which a failed download leaves"),
+  ),
+  "a Git LFS pointer": (strange.named("d.zip", LFS), fails("git lfs pull")),
+  "only archives in a folder": (
+    folder_of(strange.named("d.parquet", b"PAR1")),
+    fails(r"Images inside of other files are not found \(d\.parquet\)"),
+  ),
+  "folder not UTF-8": (strange.renamed(b"\xff\n"), loads(IMAGES)),
+  "image that Git LFS left out": (
+    with_image(LFS),
+    bad_image(r"x\.png is a Git LFS pointer"),
+  ),
+  "HEIC": (
+    with_image(b"\0\0\0\x18ftypheic" + bytes(20), "x.jpg"),
+    bad_image("is in the format HEIC, which is not read"),
+  ),
   "locked zip": (strange.locked, bad_image("locked by a password")),
 }
 FER = {
@@ -306,6 +331,10 @@ FER = {
   "blank lines": (fer(lambda text: text.replace(b"\n", b"\n\n")), loads(28)),
   "no last newline": (fer(bytes.rstrip), loads(28)),
   "quotes": (fer(all_quoted), loads(28)),
+  "row numbers, as pandas adds": (
+    fer(lambda text: b"," + text.replace(b"\n", b"\n7,", 28)),
+    loads(28),
+  ),
   "tabs for commas": (
     fer(lambda text: text.replace(b",", b"\t")),
     fails("expected the columns"),

@@ -75,7 +75,7 @@ def _find_table(path: Path, files: dict[str, StoredFile]) -> StoredFile | None:
   by_name.sort(key=lambda f: names.index(f.origin.rsplit("/", 1)[-1]))
   others = [f for n, f in files.items() if n.lower().endswith(".csv")]
   columns = {f.origin: _column_names(f.read().split(b"\n")[0]) for f in others}
-  by_columns = [f for f in others if set(columns[f.origin]) == set(_COLUMNS)]
+  by_columns = [f for f in others if set(_COLUMNS) <= set(columns[f.origin])]
   lacking = [f.origin for f in others if "pixels" in columns[f.origin]]
   if lacking and not by_name and not by_columns:
     raise UserError(
@@ -139,10 +139,13 @@ def _read_table(file: StoredFile) -> dict[str, tuple[Record, ...]]:
   return {split: tuple(records) for split, records in splits.items()}
 
 
-def _columns(header: bytes, origin: str) -> tuple[int, int, int]:
-  """Finds the columns of emotion, Usage and pixels."""
+def _columns(header: bytes, origin: str) -> tuple[int, int, int, int]:
+  """Finds the columns of emotion, Usage and pixels, and counts all.
+
+  Others are ignored, such as the row numbers that pandas adds.
+  """
   names = _column_names(header)
-  if sorted(names) != sorted(_COLUMNS):
+  if any(names.count(column) != 1 for column in _COLUMNS):
     text = header.decode("utf-8-sig", "replace")
     raise UserError(
       f"{origin} begins with {text.strip()[:80]!r}; expected the columns"
@@ -150,7 +153,7 @@ def _columns(header: bytes, origin: str) -> tuple[int, int, int]:
       " train.csv and test.csv lack one of them."
     )
   emotion, usage, pixels = map(names.index, _COLUMNS)
-  return emotion, usage, pixels
+  return emotion, usage, pixels, len(names)
 
 
 def _column_names(header: bytes) -> list[str]:
@@ -159,12 +162,13 @@ def _column_names(header: bytes) -> list[str]:
 
 
 def _parse_row(
-  line: bytes, columns: tuple[int, int, int], where: str
+  line: bytes, columns: tuple[int, int, int, int], where: str
 ) -> tuple[str, int, bytes]:
   """Parses a row: split, label, pixels."""
   fields = [field.strip(b' "\r') for field in line.split(b",")]
-  if len(fields) == 3:
-    code, usage, pixels = (fields[column] for column in columns)
+  *places, number = columns
+  if len(fields) == number:
+    code, usage, pixels = (fields[column] for column in places)
     if len(code) == 1 and code in b"0123456" and usage in _SPLITS:
       return _SPLITS[usage], int(code), pixels
   raise UserError(

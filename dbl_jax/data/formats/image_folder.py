@@ -14,6 +14,7 @@ is split off the training split as for every data set.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ _KINDS = {
   "dev": "validation",
   "test": "test",
   "testing": "test",
+  "trn": "train",
+  "tst": "test",
 }
 # A word for a split in the name of a folder, and what is before and after it.
 _SPLIT_NAME = re.compile(
@@ -44,6 +47,8 @@ _SPLIT_NAME = re.compile(
   r"(?:[ _.-](.+)|(\d.*|sets?|images|data))?",
   re.IGNORECASE,
 )
+# Where words are joined without a separator, as in FER2013Train and trainA.
+_JOINT = re.compile(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # What the known names of splits have before and after the word.
 _BEFORE = {"", "seg"}
 _AFTER = {"", "set", "sets", "data", "images", "imgs", "split"}
@@ -51,6 +56,12 @@ _AFTER = {"", "set", "sets", "data", "images", "imgs", "split"}
 _NO_CLASS = {"images", "image", "imgs", "img", "jpegimages"}
 _IMAGE = re.compile(
   r".*\.(jpe?g|jpe|jfif|png|bmp|gif|webp|tiff?|p[gnp]m)",
+  re.IGNORECASE | re.DOTALL,
+)
+# Files that hold images in a form that is not searched.
+_PACKED = re.compile(
+  r".*\.(zip|tar|t?gz|t?bz2|t?xz|7z|rar|zst|parquet|arrow|tfrecord[^/]*|mdb"
+  r"|h5|hdf5|mat|npz|npy|pkl)",
   re.IGNORECASE | re.DOTALL,
 )
 # Files that hold labels in the formats of other data sets.
@@ -61,6 +72,10 @@ _EXPECTED = (
 )
 # Split -> class -> name -> file.
 _Tree = dict[str, dict[str, dict[str, StoredFile]]]
+_PACKED_ADVICE = (
+  " Images inside of other files are not found ({}): extract them, or give one"
+  " archive. TFRecords are for --config.data.name=tfds."
+)
 _UNLABELLED = " Images without labels are for --config.pretrain.unlabelled."
 
 
@@ -174,13 +189,18 @@ def read_tree(
       f"{path}: the classes are {few(sorted(inside))}, although each of these"
       f" folders holds {few(shared)}"
     )
+  alike = Counter(name.casefold() for name in spellings)
+  if twins := [n for n in sorted(spellings) if alike[n.casefold()] > 1]:
+    warnings.append(f"{path}: classes differ in case alone: {few(twins)}")
+  packed = [name for name in others if _PACKED.fullmatch(name)]
+  advice = _PACKED_ADVICE.format(few(packed)) if packed else _UNLABELLED
   for split, classes in tree.items():
     if not classes:
       where = f"{path}/{split}" if split else str(path)
       raise UserError(
         f"{where} has no class folder with images (found:"
         f" {few(files) or 'nothing'}); {_EXPECTED}. Check --config.data.dir."
-        f"{_UNLABELLED if files else ''}"
+        f"{advice if files else ''}"
       )
   return tree, warnings
 
@@ -240,10 +260,11 @@ def _named_split(folder: str) -> tuple[str, str, str] | None:
 
   The folder 'faces_train2017' gives ('train', 'faces', '2017').
   """
-  if (match := _SPLIT_NAME.fullmatch(folder)) is None:
-    return None
-  before, word, after, joined = match.groups(default="")
-  return _KINDS[word.lower()], before.lower(), (after or joined).lower()
+  for name in (folder, _JOINT.sub("_", folder)):
+    if match := _SPLIT_NAME.fullmatch(name):
+      before, word, after, joined = match.groups(default="")
+      return _KINDS[word.lower()], before.lower(), (after or joined).lower()
+  return None
 
 
 def _split_of(folder: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -10,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from dbl_jax.data.formats import stored
 from dbl_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000
@@ -18,6 +20,15 @@ _R = TypeVar("_R")
 
 # Named, since Pillow would else hand PostScript to an interpreter.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_CONVERT = "Convert it to JPEG or PNG."
+# First bytes of images that are not read -> their format.
+_OTHER_FORMATS = {
+  rb".{4}ftyp(hei|hev|mif1|msf1)": "HEIC",
+  rb".{4}ftypavi": "AVIF",
+  rb".{4}jP  ": "JPEG 2000",
+  rb"\xff\x0a|.{4}JXL ": "JPEG XL",
+  rb".{128}DICM": "DICOM",
+}
 
 
 # Edges of a region of an image, in pixels: left, top, right, bottom.
@@ -103,10 +114,9 @@ def opened(data: bytes, origin: str) -> Iterator[Image.Image]:
   except (Image.DecompressionBombError, Image.DecompressionBombWarning):
     raise _too_large(origin, "many more") from None
   except UnidentifiedImageError:
+    what, advice = _named(data)
     raise UserError(
-      f"{origin} is not an image that can be read ({len(data)} bytes, first"
-      f" {data[:8]!r}); expected {', '.join(_FORMATS)}. Replace or convert"
-      " the file."
+      f"{origin} is {what}; expected {', '.join(_FORMATS)}. {advice}"
     ) from None
   # Pillow's decoders raise whatever their parsing trips over.
   except Exception as error:
@@ -114,6 +124,17 @@ def opened(data: bytes, origin: str) -> Iterator[Image.Image]:
       f"{origin} is damaged or cut off ({error}); expected a whole image."
       " Copy the file again."
     ) from error
+
+
+def _named(data: bytes) -> tuple[str, str]:
+  """Names a file that is no image that is read, and what to do."""
+  for pattern, name in _OTHER_FORMATS.items():
+    if re.match(pattern, data[:132], re.DOTALL):
+      return f"in the format {name}, which is not read", _CONVERT
+  return stored.stand_in(data[:64]) or (
+    f"not an image that can be read ({len(data)} bytes, first {data[:8]!r})",
+    "Replace or convert the file.",
+  )
 
 
 def in_threads(

@@ -49,6 +49,13 @@ def find(path: Path, options: Any) -> Listing:
     if file is not None:
       splits[split] = _read(file, find_file)
   class_names = _class_names(splits["train"])
+  found = set(splits["train"].labels)
+  if missing := [i for i in range(len(class_names)) if i not in found]:
+    raise UserError(
+      f"The training list of {path} has no image of class"
+      f" {few(map(str, missing))}; expected classes numbered from 0 without a"
+      " gap. Correct the numbers in all lists."
+    )
   for rows in splits.values():
     for i, label in enumerate(rows.labels):
       if label >= len(class_names):
@@ -102,8 +109,10 @@ def _read(file: StoredFile, find_file: _Find) -> "_Rows":
   for number, line in enumerate(text.splitlines(), start=1):
     if not line.strip():
       continue
-    name, _, label = line.strip().rpartition(" ")
-    name = name.strip().removeprefix("./")
+    name, label = ("", *line.strip().rsplit(None, 1))[-2:]
+    name = name.removeprefix("./")
+    if find_file(name) is None and "\\" in name:  # written on Windows
+      name = name.replace("\\", "/").removeprefix("./")
     where = f"{file.origin}, line {number}"
     if not name or not re.fullmatch(r"[0-9]{1,6}", label):
       raise UserError(

@@ -69,6 +69,17 @@ _OTHER_KINDS = {
   b"SQLite": ("an SQLite file", _EXPORT),
   b"RIFF": ("a single image or video", _GIVE_FOLDER),
 } | dict.fromkeys(_IMAGES, ("a single image", _GIVE_FOLDER))
+# First bytes of what lies in place of a file that was never downloaded.
+_STAND_INS = {
+  rb"version https://git-lfs": (
+    "a Git LFS pointer, not the file itself",
+    "Run 'git lfs pull' in the repository that it comes from.",
+  ),
+  rb"\s*<(!doctype|html|\?xml|error)": (
+    "a web page, which a failed download leaves",
+    "Download the file again.",
+  ),
+}
 _SPLIT_ARCHIVE = re.compile(r".+\.(\d{3}|z\d\d|r\d\d|part\d+\.rar)", re.I)
 # Folders that operating systems and network disks add.
 _SYSTEM_FOLDER = re.compile(
@@ -77,6 +88,14 @@ _SYSTEM_FOLDER = re.compile(
   r"|System Volume Information|Network Trash Folder|Temporary Items",
   re.IGNORECASE,
 )
+
+# Pictures of reports are no data, if a folder of them lies within the data: a
+# file next to them -> their names.
+_OUTPUTS = {
+  "run.lock": re.compile(r"confusion_matrix\.png"),
+  "findings.csv": re.compile(r"(class_\d+_.*|duplicates)\.png", re.DOTALL),
+  "table.csv": re.compile(r"(confusion_matrices|accuracies)\.png"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +158,8 @@ def open_tree(
       path,
       few(sorted(system)),
     )
-  shown = [name for name in sorted(found) if not _is_hidden(name)]
+  outputs = {name for name in found if _is_output(name, found)}
+  shown = [n for n in sorted(found) if not _is_hidden(n) and n not in outputs]
   folders = {name for name in _folders(found) if not _is_hidden(name)}
   filled = _folders(name for name in shown if not name.endswith("/"))
   files = {name: found[name] for name in shown if not name.endswith("/")}
@@ -150,6 +170,15 @@ def _is_hidden(name: str) -> bool:
   """Whether a path has a hidden part or a folder of the system."""
   parts = name.split("/")
   return any(p.startswith(".") for p in parts) or bool(_system_parts(name))
+
+
+def _is_output(name: str, found: Collection[str]) -> bool:
+  """Whether a path is that of a picture which this project wrote."""
+  folder, separator, file = name.rpartition("/")
+  return file.endswith(".png") and any(
+    pattern.fullmatch(file) and f"{folder}{separator}{mark}" in found
+    for mark, pattern in _OUTPUTS.items()
+  )
 
 
 def _system_parts(name: str) -> list[str]:
@@ -225,20 +254,22 @@ def _archive_files(path: Path, expected: str) -> dict[str, StoredFile]:
       f"{path} is one part of a split archive; {expected}. Join and extract all"
       " parts (7z x does both), and give the folder."
     )
-  for magic, (what, advice) in _OTHER_KINDS.items():
-    if head.startswith(magic):
-      raise UserError(f"{path} is {what}; {expected}. {advice}")
+  if not head:
+    raise UserError(f"{path} is empty; {expected}. Copy or download it again.")
+  known = [k for magic, k in _OTHER_KINDS.items() if head.startswith(magic)]
+  for what, advice in (*known, *filter(None, [stand_in(head)])):
+    raise UserError(f"{path} is {what}; {expected}. {advice}")
   for magic, open_compressed in _COMPRESSED.items():
     if head.startswith(magic):
       content = _decompress(path, open_compressed)
-      if content[257:262] != b"ustar":
+      if not _is_tar(content):
         raise UserError(
           f"{path} is a single compressed file, not an archive; {expected}."
           " Decompress it, and give what it contains."
         )
       read_at = functools.partial(_slice, content)
       return _tar_files(BytesIO(content), str(path), read_at)
-  if head[257:262] == b"ustar":
+  if _is_tar(head):
     with path.open("rb") as file:
       return _tar_files(file, str(path), functools.partial(_read_at, path))
   if not head.startswith(b"PK") and not zipfile.is_zipfile(path):
@@ -272,6 +303,15 @@ def _decompress(
       f" reading it in memory. {_EXTRACT}"
     )
   return content
+
+
+def _is_tar(head: bytes) -> bool:
+  """Whether a file begins like a tar; old ones have a checksum, no magic."""
+  try:
+    tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "replace")
+  except tarfile.HeaderError:
+    return head[257:262] == b"ustar"
+  return True
 
 
 def _tar_files(
@@ -313,7 +353,8 @@ def _tar_files(
       read = functools.partial(
         _read_member, read_at, member.offset_data, member.size, place
       )
-      stamp = int(member.mtime * 1e9)
+      # A stored time may be anything, such as infinite or not a number.
+      stamp = int(min(1e10, max(-1e10, member.mtime)) * 1e9)
       found[name] = StoredFile(place, member.size, stamp, read)
   return found
 
@@ -436,6 +477,18 @@ def _read_file(path: Path) -> bytes:
     return path.read_bytes()
   except OSError as error:
     raise _unreadable(path, error) from error
+
+
+def stand_in(head: bytes) -> tuple[str, str] | None:
+  """Names what lies in place of a file, and what to do; None if nothing does.
+
+  Args:
+    head: the first bytes of the file.
+  """
+  for pattern, kind in _STAND_INS.items():
+    if re.match(pattern, head, re.IGNORECASE):
+      return kind
+  return None
 
 
 def _check_size(size: int, origin: str) -> None:

@@ -244,6 +244,12 @@ LAYOUTS = {
     ["train_2019/1.png", "test_2019/1.png"],
     "may be splits or classes",
   ),
+  "joined words": (
+    [f"FER2013{part}/{part}_1.png" for part in ("Train", "Valid", "Test")],
+    "may be splits or classes",
+  ),
+  "joined letters": (grid("trainA", "testA"), "may be splits or classes"),
+  "abbreviated": (grid("trn", "tst"), SPLIT),
   "one word": (grid("training_v2", "holdout"), "may be splits or classes"),
   "classes named like splits": (
     [f"{c}/{i}.png" for c in ("train", "valid", "test_tube") for i in range(5)],
@@ -299,6 +305,7 @@ LEFT_OUT = {
     ["train/ant /1.png"],
     "alike are one class: 'ant', 'ant '",
   ),
+  "another case": (["train/Ant/1.png"], "differ in case alone: Ant, ant"),
   "zero width": (["test/a\u200bnt/1.png"], r"'ant', 'a\\u200bnt'"),
   "decomposed": (
     ["train/\u00e9/1.png", "test/e\u0301/2.png"],
@@ -343,6 +350,21 @@ def test_folders_of_the_system_are_left_out(tmp_path, caplog):
     splits = image_folder.find(root, None).splits
   assert {k: len(rows) for k, rows in splits.items()} == SPLIT
   assert "are left out: $RECYCLE.BIN, @eaDir, System Volume" in caplog.text
+
+
+def test_reports_within_the_data_are_no_images(tmp_path):
+  outputs = {
+    "run": ("run.lock", "confusion_matrix.png"),
+    "check": ("findings.csv", "class_0_ant.png", "duplicates.png"),
+    "table": ("table.csv", "accuracies.png", "confusion_matrices.png"),
+  }
+  inside = [f"{f}/{n}" for f, names in outputs.items() for n in names]
+  images = [f"{c}/{i}.png" for c in ("ant", "bee") for i in range(3)]
+  root = files(tmp_path, *images, *inside, "bee/duplicates.png")
+  found = image_folder.find(root, get_options(root, tmp_path))
+  assert found.class_names == ("ant", "bee")
+  assert sum(map(len, found.splits.values())) == 7
+  assert "hold no image and give no class: check, run, table" in str(found)
 
 
 def test_no_images_no_folder_and_one_class_are_refused(tmp_path):

@@ -51,6 +51,14 @@ def test_lists_are_found_and_read(root):
     np.testing.assert_array_equal(part.images, dataset.splits[name].images)
 
 
+def test_tabs_and_the_separators_of_windows_are_read(root):
+  before = labels(sources.load(options(root)))
+  for path in root.glob("*.txt"):
+    text = path.read_text().replace("/", "\\").replace("EG ", "EG\t")
+    path.write_text(text)
+  assert labels(sources.load(options(root))) == before
+
+
 def test_lists_elsewhere_are_named_and_classes_may_share_a_folder(root):
   text = (root / "ImageNet_LT_val.txt").read_text()
   (root / "ImageNet_LT_val.txt").unlink()
@@ -69,6 +77,7 @@ def test_lists_elsewhere_are_named_and_classes_may_share_a_folder(root):
     ("{0} 0\n{0} 1", "line 2: .* was already in line 1"),
     ("{0} -1", "line 1: found"),
     ("{0} 999999", "line 1: class 999999; at most"),
+    ("{0} 1", "training list .* has no image of class 0"),
     ("{0} 0", "test.txt, line 2: class 1; the training list has the classes 0"),
     (" \n", "train.txt is empty"),
   ],
