@@ -40,6 +40,7 @@ NOT_VALIDATED = {METRIC: -1.0}
 # faces was a hash of source code.
 _FORMAT = 2
 _CHECKSUMS = "checksums"  # key in `meta`
+_STEP = re.compile("0|[1-9][0-9]*")  # name of a step's folder
 _DAMAGED = "damaged."  # prefix of folders in quarantine
 # Fields of `meta` that must not change when a run resumes, for the message.
 _SAME = {
@@ -340,7 +341,7 @@ def quarantine_damaged(directory: Path) -> None:
 def saved_steps(directory: Path) -> list[Path]:
   """Returns folders of saved steps, in order, without those in quarantine."""
   # A save in progress has another name.
-  steps = [path for path in _entries(directory) if path.name.isdecimal()]
+  steps = [p for p in _entries(directory) if _STEP.fullmatch(p.name)]
   return sorted(steps, key=lambda path: int(path.name))
 
 
@@ -476,6 +477,12 @@ def _read_json_items(step: Path) -> tuple[dict[str, Any], dict[str, float]]:
   _read_json(step / "_CHECKPOINT_METADATA")
   metrics = _read_json(step / "metrics" / "metrics")
   meta = _read_json(step / "meta" / "metadata")
+  if isinstance(newer := meta.get("format"), int) and newer > _FORMAT:
+    raise UserError(
+      f"{step} was saved by a newer version of dbl_jax: it has the format"
+      f" {newer}, and this version reads those up to {_FORMAT}. Update dbl_jax,"
+      " or use another --workdir. Nothing was changed."
+    )
   if not isinstance(metrics.get(METRIC), int | float):
     raise ValueError(f"its metrics have no {METRIC}")
   _verify(meta, metrics=metrics)

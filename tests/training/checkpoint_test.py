@@ -1,4 +1,9 @@
-"""Damaged steps are reported and replaced; other errors change nothing."""
+"""Damaged steps are reported and replaced; other errors change nothing.
+
+What happens (`DAMAGE`, `PASSING`, `OTHERS`) x when (at open, at restore, at
+save, in evaluate): the message, what is on disk, and that the same call works
+once the cause is gone.
+"""
 
 import errno
 import json
@@ -208,6 +213,64 @@ def test_an_error_that_may_pass_changes_nothing(
         CALLS[call](directory)
     assert names(directory) == ["1", "2"]
   assert CALLS[call](directory) == 2
+  assert caplog.text == ""
+
+
+def test_an_error_at_save_leaves_what_is_saved(directory, monkeypatch):
+  for error in PASSING:
+
+    def fail(*_, error=error, **__):
+      raise error
+
+    with monkeypatch.context() as patch:
+      patch.setattr(ocp.CheckpointManager, "save", fail)
+      with pytest.raises(type(error)) as caught:
+        save(directory, {3: 0.75})
+    assert caught.value is error
+    assert names(directory) == ["1", "2"]
+  assert_is(restore(directory), 2)
+  save(directory, {3: 0.75})
+  assert_is(restore(directory), 3)
+
+
+def interrupt(directory):
+  """As a kill before or during Orbax's last rename leaves it."""
+  shutil.copytree(directory / "2", directory / "3.orbax-checkpoint-tmp")
+
+
+def copy_by_hand(directory):
+  """What disks, systems and users add."""
+  for name in ("2 (1)", "1 - Copy", "02", "\u0663"):
+    shutil.copytree(directory / "2", directory / name)
+  for name in (".DS_Store", "notes.txt", "2/desktop.ini", "2/model/.nfs01"):
+    (directory / name).write_text("x")
+
+
+def save_by_newer_version(directory):
+  for step in ("1", "2"):
+    path = directory / step / "meta" / "metadata"
+    path.write_text(json.dumps({"format": 99, "checksums": "of another kind"}))
+
+
+OTHERS = {  # change -> message, or None where step 2 is read
+  interrupt: None,
+  copy_by_hand: None,
+  save_by_newer_version: "was saved by a newer version.*99.*Update dbl_jax",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("change", OTHERS)
+def test_what_is_not_damage_renames_nothing(directory, change, call, caplog):
+  change(directory)
+  before = names(directory)
+  if OTHERS[change]:
+    with pytest.raises(UserError, match=OTHERS[change]):
+      CALLS[call](directory)
+  else:
+    assert CALLS[call](directory) == 2
+  left = {*names(directory), "3.orbax-checkpoint-tmp"}  # which Orbax removes
+  assert left == {*before, "3.orbax-checkpoint-tmp"}
   assert caplog.text == ""
 
 
