@@ -17,13 +17,17 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import environment
+from dbl_jax.runtime import environment, files
 
 _T = TypeVar("_T")
 
 # Folders of programs and configs: in a clone they lie next to the package, in
 # an installed wheel inside of it.
 _HOMES = Path(__file__).parents[1], Path(__file__).parent
+_NOT_TEXT = (
+  "The file of --flagfile is not UTF-8 text; expected a flag on each line. Save"
+  " it as UTF-8."
+)
 # Commands of `dbl-jax`, and their programs.
 COMMANDS = {
   "train": "dbl_jax/main.py",
@@ -59,6 +63,9 @@ def shipped(path: str) -> Path:
 
 def run_main(main: Callable[[Sequence[str]], None]) -> None:
   """Runs `main(argv)`; a user's error ends it with one line and status 2."""
+  # Both are None if a shell or a service closes them.
+  sys.stdout = sys.stdout or io.StringIO()
+  sys.stderr = sys.stderr or io.StringIO()
   _set_up_logging()
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -71,11 +78,25 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     main(sys.argv)
   except UserError as error:
     _exit_with(str(error))
+  except BrokenPipeError:
+    _exit_with(
+      "Nothing reads the output any more, as after '| head'. Run the same"
+      " command again; training resumes."
+    )
   except OSError as error:
     where = error.filename or "A file or the disk"
     _exit_with(
       f"{where} cannot be read or written ({error.strerror or error}). Check"
       " that it exists, that you may use it, and that the disk has room."
+    )
+  except Exception as error:
+    if (cause := files.out_of_memory(error)) is None:
+      raise
+    why = str(cause).strip().split("\n")[0][:200] or "MemoryError"
+    _exit_with(
+      f"Not enough memory ({why}). Choose a smaller batch_size or image_size,"
+      " or end other programs that use the device. A run whose config changes"
+      " resumes with --accept_changes."
     )
   except KeyboardInterrupt as stopped:  # or `signals.Stopped`, with a message
     how = str(stopped) or "\nStopped. Run the same command to resume."
@@ -140,6 +161,8 @@ def parse_flags(argv: Sequence[str], positional: bool = False) -> Sequence[str]:
     sys.exit(0)
   try:
     argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    # Some editors on Windows begin a file, such as a flag file, with a mark.
+    argv = [argument.removeprefix("\ufeff") for argument in argv]
     for argument in argv[1:]:
       if argument.startswith("--help="):
         from dbl_jax import config as configs
@@ -153,6 +176,8 @@ def parse_flags(argv: Sequence[str], positional: bool = False) -> Sequence[str]:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
     raise UserError(f"{_message(error)}. See --help.") from error
+  except UnicodeDecodeError as error:
+    raise UserError(_NOT_TEXT) from error
   except (AttributeError, KeyError) as error:
     raise UserError(_unknown_field(argv)) from error
   if len(rest) > 1 and not positional:
@@ -194,6 +219,8 @@ def define(define_flag: Callable[..., _T], *arguments: Any) -> _T:
     return define_flag(*arguments)
   except flags.Error as error:
     _exit_with(_message(error))
+  except UnicodeDecodeError:
+    _exit_with(_NOT_TEXT)
   except (AttributeError, KeyError):
     _exit_with(_unknown_field(sys.argv))
 
@@ -208,6 +235,8 @@ def _config_path(argv: Sequence[str]) -> str | None:
   for argument, following in itertools.zip_longest(argv[1:], argv[2:]):
     name, equals, value = argument.partition("=")
     if name in ("--config", "-config"):
+      if found is not None:
+        raise UserError(f"{argument}: --config is given twice. Give it once.")
       found = value if equals else following
   return found
 

@@ -31,13 +31,15 @@ def make(workdir: Path) -> None:
   """Creates the folder of a run, or raises UserError if it cannot be written.
 
   Orbax uses the path in patterns and would write checkpoints without arrays.
+  TensorStore takes only paths in UTF-8.
   """
-  # Of the '://' of a URL, `Path` leaves ':/'.
-  if re.search(r"[*?[]|(^|/)[a-z][a-z0-9+.-]+:/", str(workdir)):
+  # Of the '://' of a URL, `Path` leaves ':/'; Python decodes bytes that are not
+  # UTF-8 to surrogates.
+  if re.search(r"[*?[\ud800-\udfff]|(^|/)[a-z][a-z0-9+.-]+:/", str(workdir)):
     raise UserError(
-      f"--workdir={workdir} is a URL or has one of the characters * ? [ in its"
-      " path, with which checkpoints cannot be written. Choose a path without"
-      " them, on a local or mounted file system."
+      f"--workdir={workdir} is a URL or has one of the characters * ? [ or a"
+      " byte that is not UTF-8 in its path, with which checkpoints cannot be"
+      " written. Choose a path without them, on a local or mounted file system."
     )
   files.make_writable(workdir, "--workdir")
 
@@ -152,7 +154,8 @@ def _lock(descriptor: int, workdir: Path) -> None:
 
 
 # Errors of a disk that the user can correct; any other is a bug.
-_REMEDIES = {
+_NETWORK = (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
+_REMEDIES = dict.fromkeys(_NETWORK, "Mount the network disk again") | {
   errno.ENOSPC: "Free some space",
   errno.EDQUOT: "Free some of your quota",
   errno.EFBIG: "Raise the limit on the size of files",
@@ -160,6 +163,7 @@ _REMEDIES = {
   errno.EACCES: "Make it readable and writable",
   errno.EPERM: "Make it readable and writable",
   errno.EIO: "Check the disk",
+  errno.EMFILE: "Raise the limit of open files (ulimit -n)",
 }
 
 
@@ -182,8 +186,11 @@ def plain_errors(workdir: Path) -> Iterator[None]:
       for number, remedy in _REMEDIES.items():
         words = os.strerror(number)
         if getattr(cause, "errno", None) == number or words in str(cause):
+          # Of an error at printing no file is known.
+          where = f"{workdir} or what the output is redirected to"
+          where = where if isinstance(cause, OSError) else f"{workdir}"
           raise UserError(
-            f"{getattr(cause, 'filename', None) or workdir}: {words}. {remedy},"
+            f"{getattr(cause, 'filename', None) or where}: {words}. {remedy},"
             " then run the same command: it resumes from its last checkpoint."
           ) from error
     raise

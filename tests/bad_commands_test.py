@@ -162,6 +162,10 @@ MAIN = [
   (f"{DBL} --workdir={LONG}", "cannot be written"),
   (f"{DBL} --workdir=/proc/x", "cannot be written"),
   (f"{DBL} --coordinator=x", "numbered from 0"),
+  (f"{DBL} --num_processes=2 --process_id=0", "need --coordinator"),
+  ("--config=basic --config=dbl --config.seed=1", "--config is given twice"),
+  ("--flagfile=bom.txt", "config.seed=-1 is impossible"),
+  ("--flagfile=utf16.txt", "--flagfile is not UTF-8 text"),
   (f"{DBL} --process_id=x", "--process_id=x"),
   (f"{DBL} runs/a", "Unexpected argument 'runs/a'"),
   ("--config=configs/no\x1b[31m.py", "no\\\\x1b\\[31m\\.py: no such file"),
@@ -262,6 +266,10 @@ def check(program, command, message):
 
 @pytest.mark.parametrize(("command", "message"), MAIN)
 def test_main(command, message, tmp_path):
+  flags = "--config=dbl\r\n--config.seed=-1\r\n"
+  for encoding, name in (("utf-8-sig", "bom.txt"), ("utf-16", "utf16.txt")):
+    (tmp_path / name).write_text(flags, encoding)
+    command = command.replace(f"={name}", f"={tmp_path / name}")
   if "--workdir" not in command:
     command += f" --workdir={tmp_path / 'run'}"
   check("main", command, message)

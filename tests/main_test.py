@@ -1,12 +1,15 @@
 """Programs in processes of their own; see also `bad_commands_test.py`."""
 
 import os
+import re
 import subprocess
 import sys
 
+import jax
 import mains
 import pytest
 
+from dbl_jax import cli
 from dbl_jax import config as configs
 
 DBL = ("-m", "dbl_jax.main", "--config=configs/dbl.py")
@@ -61,6 +64,36 @@ cli.run_main(main)
   assert done.returncode == 0
   assert "RuntimeError: a bug" in done.stderr
   assert "Event loop" not in done.stderr
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    MemoryError("Unable to allocate 9 GiB"),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n9 GiB"),
+  ],
+)
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
+  def main(_):
+    raise ValueError("in Orbax") from error
+
+  monkeypatch.setattr(cli.environment, "prepare", lambda: None)
+  with pytest.raises(SystemExit, match="2"):
+    cli.run_main(main)
+  line = capsys.readouterr().err
+  assert re.fullmatch(r"error: Not enough memory \([UR].*smaller.*\n", line)
+
+
+def test_output_that_nobody_reads(monkeypatch, capsys):
+  def main(_):
+    raise BrokenPipeError(32, "Broken pipe")
+
+  monkeypatch.setattr(cli.environment, "prepare", lambda: None)
+  with pytest.raises(SystemExit, match="2"):
+    cli.run_main(main)
+  assert "error: Nothing reads the output any more" in capsys.readouterr().err
+  monkeypatch.setattr(sys, "stdout", None)  # as a shell's >&- leaves it
+  cli.run_main(lambda _: print(sys.stdout.isatty()))
 
 
 def test_values_left_open_depend_on_the_data():

@@ -1,6 +1,7 @@
 """The folder of a run: full disks lose nothing, and one run at a time."""
 
 import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -98,7 +99,9 @@ def test_a_read_only_workdir_is_refused(tmp_path, monkeypatch):
     workdirs.make(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a[1]", "what?", "gs:/bucket/run", "s3:/b"])
+@pytest.mark.parametrize(
+  "name", ["a[1]", "what?", "gs:/bucket/run", "s3:/b", os.fsdecode(b"a\xff")]
+)
 def test_a_path_that_checkpoints_cannot_have_is_refused(tmp_path, name):
   """Of a URL, `Path` leaves one slash; Orbax uses paths as patterns."""
   with pytest.raises(UserError, match=r"a URL or has one of the characters"):
@@ -118,6 +121,8 @@ def test_a_run_moved_to_such_a_path_is_read(finished, tmp_path):
   [
     'RESOURCE_EXHAUSTED: Error writing "a": No space left on device [os]',
     "PERMISSION_DENIED: Failed to open: Permission denied",
+    "UNKNOWN: Failed to open: Stale file handle",
+    "UNKNOWN: Failed to open: Too many open files",
   ],
 )
 def test_errors_within_other_errors_are_found(text):
@@ -128,6 +133,15 @@ def test_errors_within_other_errors_are_found(text):
     workdirs.plain_errors(Path()),
   ):
     raise error
+
+
+def test_output_on_a_full_disk_is_not_attributed_to_the_workdir():
+  with (
+    pytest.raises(UserError, match="run or what the output is redirected to"),
+    workdirs.plain_errors(Path("run")),
+    open("/dev/full", "w", buffering=1) as full,
+  ):
+    print("a line", file=full)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,11 @@ def initialize(
     UserError: if the processes do not find each other, or there is no device.
   """
   arguments: tuple[Any, ...] = ()
+  if not coordinator and (num_processes, process_id) != (-1, -1):
+    raise UserError(
+      "--num_processes and --process_id need --coordinator, the host:port of"
+      " process 0; without it each process would train alone."
+    )
   if coordinator not in ("", "auto"):
     arguments = (coordinator, num_processes, process_id)
     if not 0 <= process_id < num_processes:

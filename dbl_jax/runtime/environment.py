@@ -31,14 +31,29 @@ _MALLOC = {
 }
 
 
-def prepare() -> None:
-  """Enables the compilation cache and tunes malloc.
+# Variables that would change random numbers or types, and with them results.
+_RESULTS = (
+  "JAX_DEFAULT_DTYPE_BITS",
+  "JAX_DEFAULT_PRNG_IMPL",
+  "JAX_ENABLE_X64",
+  "JAX_NUMPY_DTYPE_PROMOTION",
+  "JAX_RANDOM_SEED_OFFSET",
+  "JAX_THREEFRY_PARTITIONABLE",
+)
 
+
+def prepare() -> None:
+  """Enables the compilation cache, tunes malloc, removes some variables.
+
+  JAX's variables that would change results are ignored, with a warning.
   `DBL_JAX_CACHE=off` and `DBL_JAX_MALLOC=off` disable either, as do JAX's and
   glibc's own variables.
   """
   # Notebooks set a backend that only they have; pages need none.
   os.environ["MPLBACKEND"] = "agg"
+  for name in _RESULTS:
+    if (value := os.environ.pop(name, None)) is not None:
+      logger.warning("%s=%s is ignored: it would change results.", name, value)
   for name, enable in (
     ("DBL_JAX_CACHE", enable_compilation_cache),
     ("DBL_JAX_MALLOC", tune_malloc),

@@ -75,6 +75,19 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     cause = cause.__cause__ or cause.__context__
 
 
+def out_of_memory(error: BaseException) -> BaseException | None:
+  """Returns the first cause that is a lack of memory, of a host or a device.
+
+  JAX's exception is known by its status code. TensorStore has the same code
+  for a full disk, in a ValueError.
+  """
+  for cause in causes(error):
+    status = isinstance(cause, RuntimeError) and str(cause).partition(":")[0]
+    if isinstance(cause, MemoryError) or status == "RESOURCE_EXHAUSTED":
+      return cause
+  return None
+
+
 # Scores and images hardly compress; small arrays of labels may.
 _MAX_RATIO, _MIN_LIMIT = 100, 16 << 20
 

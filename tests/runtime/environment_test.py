@@ -63,6 +63,16 @@ def test_programs_are_the_users_to_place(clean, tmp_path, name, value):
   assert not list(tmp_path.iterdir())
 
 
+def test_jax_s_variables_do_not_change_results(clean, caplog):
+  clean.setenv("DBL_JAX_CACHE", "off")
+  clean.setenv("DBL_JAX_MALLOC", "off")
+  for name in environment._RESULTS:
+    clean.setenv(name, "1")
+  environment.prepare()
+  assert not set(environment._RESULTS) & set(os.environ)
+  assert "JAX_ENABLE_X64=1 is ignored" in caplog.text
+
+
 def test_a_cache_that_cannot_be_written_is_a_warning(clean, tmp_path, caplog):
   def no_home():
     raise RuntimeError("Could not determine home directory.")
