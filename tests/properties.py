@@ -9,6 +9,7 @@ asked.
 import contextlib
 import io
 import json
+import tarfile
 import tempfile
 import types
 import warnings
@@ -16,24 +17,29 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from dbl_jax import config as configs
+from dbl_jax import workdirs
 from dbl_jax.data import datasets
 from dbl_jax.data.formats import (
   expw,
   fer2013,
   image_folder,
   images,
+  listed,
   listing,
   raf_db,
   stored,
 )
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
+from dbl_jax.training import checkpoint
 
 SPLIT = types.SimpleNamespace(
   test_fraction=0.2, validation_fraction=0.1, split_seed=0
@@ -159,6 +165,50 @@ def check_names(names: list[str]) -> None:
   image_folder._class_names(tree, Path("d"))
 
 
+def check_list(data: bytes) -> None:
+  """Images are once, and labels are numbers."""
+  rows = listed._read(_stored(data), lambda name: _stored(b""))
+  assert len(set(rows.names)) == len(rows) == len(rows.labels) > 0
+  assert all(0 <= label < 10**5 for label in rows.labels)
+  listed._class_names(rows)
+
+
+def check_override(given: tuple[str, Any]) -> None:
+  """A config with a field of any value is resolved, and is then the same."""
+  config = configs.base()
+  config.pretrain, config.classify = configs.simclr(), configs.classifier()
+  field, value = given
+  with contextlib.suppress(TypeError, KeyError):  # as the command line has it
+    config.update_from_flattened_dict({field: value})
+  once = configs.resolve(config)
+  assert configs.resolve(once).to_dict() == once.to_dict()
+
+
+def check_meta(given: tuple[bytes, bytes, bytes]) -> None:
+  """A run with any metadata and config is refused, or left as it is."""
+  meta, metrics, stored_config = given
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    mock.patch.object(workdirs, "logger"),
+    mock.patch.object(checkpoint, "logger"),
+  ):
+    step = checkpoint.phase_dir(Path(folder), "classify") / "1"
+    for name, content in {
+      "_CHECKPOINT_METADATA": b"{}",
+      "meta/metadata": meta,
+      "metrics/metrics": metrics,
+      "../../../config.json": stored_config,
+    }.items():
+      (step / name).parent.mkdir(parents=True, exist_ok=True)
+      (step / name).write_bytes(content)
+    found = checkpoint.load_meta(step.parent)
+    assert all(isinstance(name, str) for name in found["class_names"])
+    for config in ("there", "lost"):
+      (Path(folder) / "config.json").unlink(config == "lost")
+      workdirs.remember(_CONFIG, Path(folder), True)
+    assert step.is_dir()
+
+
 def check_picture(data: bytes) -> None:
   """An array of the size asked for."""
   found = images.decode(data, 8, "a file")
@@ -185,7 +235,7 @@ def _read_prepared(path: Path) -> None:
     assert set(part.labels.tolist()) <= set(range(len(dataset.class_names)))
 
 
-def _read_zip(path: Path) -> None:
+def _read_archive(path: Path) -> None:
   for name, file in stored.open_tree(path, "expected images").items():
     assert ".." not in name.split("/")
     try:
@@ -217,6 +267,27 @@ def _archives() -> tuple[bytes, ...]:
     with zipfile.ZipFile(file, "w", method) as archive:
       archive.writestr("train/a/0.png", b"abc" * 9)
       archive.writestr(name, b"d")
+    found.append(file.getvalue())
+  return tuple(found)
+
+
+def _tars() -> tuple[bytes, ...]:
+  found = []
+  for mode, form in (
+    ("w", tarfile.USTAR_FORMAT),
+    ("w", tarfile.GNU_FORMAT),
+    ("w", tarfile.PAX_FORMAT),
+    ("w:gz", tarfile.GNU_FORMAT),
+    ("w:xz", tarfile.GNU_FORMAT),
+  ):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode, format=form) as archive:
+      for i, name in enumerate(
+        ("train/a/0.png", "test/" + "b" * 60 + "/" + "1" * 60)
+      ):
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.mtime = 3, 1.5 * i
+        archive.addfile(entry, io.BytesIO(b"abc"))
     found.append(file.getvalue())
   return tuple(found)
 
@@ -259,6 +330,44 @@ _JSON = st.recursive(
   ),
   max_leaves=5,
 )
+_VALUES = st.one_of(
+  _JSON,
+  st.floats(),
+  st.sampled_from(["", "auto", "sgd", "nan", "1e999", "(", "\0", "\udcff"]),
+  st.lists(st.floats(), max_size=3).map(tuple),
+)
+_CONFIG = configs.base()
+_CONFIG.pretrain, _CONFIG.classify = configs.simclr(), configs.classifier()
+_FIELDS = sorted(configs.field_names(_CONFIG))
+_CONFIG = configs.with_dtype(configs.resolve(_CONFIG))
+
+
+@st.composite
+def _metas(draw: st.DrawFn) -> tuple[bytes, bytes, bytes]:
+  """Metadata, metrics and config of a step: right but for a few values."""
+  config = _CONFIG.to_dict()
+  meta = {"config": config, "class_names": ["a", "b"], "fingerprint": "0"}
+  metrics = {checkpoint.METRIC: 0.5}
+  texts = []
+  for content in (meta, metrics, config):
+    place: dict[str, Any] = content
+    if draw(st.integers(0, 3)) == 0:
+      while isinstance(inner := place[draw(st.sampled_from([*place]))], dict):
+        place = inner or place
+        if not inner:
+          break
+      place[draw(st.sampled_from([*place]))] = draw(_VALUES)
+    texts.append(json.dumps(content).encode())
+  if draw(st.integers(0, 9)) == 0:
+    sums = draw(_JSON)
+    texts[0] = json.dumps(meta | {"checksums": sums, "format": sums}).encode()
+  which = draw(st.integers(0, 5))
+  return tuple(  # type: ignore[return-value]
+    draw(_damaged((text,))) if i == which else text
+    for i, text in enumerate(texts)
+  )
+
+
 _ARRAYS = hnp.arrays(
   st.sampled_from([np.uint8, np.int32, np.int64, np.float32, np.bool_, "U3"]),
   hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3),
@@ -381,7 +490,17 @@ READERS: dict[str, tuple[st.SearchStrategy, Callable[[Any], None]]] = {
   "fer2013 table": (_FER_ROWS, check_fer2013),
   "image_folder names": (_NAMES, check_names),
   "pictures": (_damaged(_pictures()), check_picture),
-  "zips": (_damaged(_archives()), _of_file(_read_zip)),
+  "lists": (
+    _messy(st.one_of(_STEMS, _texts(9)), st.one_of(_CODE, _any_of("999999"))),
+    check_list,
+  ),
+  "config overrides": (
+    st.tuples(st.sampled_from(_FIELDS), _VALUES),
+    check_override,
+  ),
+  "metadata of checkpoints": (_metas(), check_meta),
+  "tars": (_damaged(_tars()), _of_file(_read_archive)),
+  "zips": (_damaged(_archives()), _of_file(_read_archive)),
   "prepared files": (_damaged((_prepared(),)), _of_file(_read_prepared)),
   "prepared fields": (_CONTENTS, _of_file(_read_prepared)),
   "scores": (_damaged((_scores(),)), _of_file(predictions.load)),
