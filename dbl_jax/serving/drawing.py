@@ -95,9 +95,10 @@ def _bars(
   """Draws a panel below a box, or at its lower edge if there is no room."""
   first = np.argsort(-scores)[:_BARS]
   lengths = scores if calibrated else np.exp(scores - scores.max())
+  names = [" ".join(class_names[c].split()) for c in first]  # in one line
   lines = [
-    f"{class_names[c]} {scores[c]:.0%}" if calibrated else class_names[c]
-    for c in first
+    f"{name} {scores[c]:.0%}" if calibrated else name
+    for c, name in zip(first, names, strict=True)
   ]
   height = font.size * 1.4
   width = max(edges[2] - edges[0], *(pen.textlength(x, font) for x in lines))

@@ -385,7 +385,11 @@ def rows(
 
 
 def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
-  """Writes rows as JSON or, by the file's name, CSV with a column a class."""
+  """Writes rows as JSON or, by the file's name, CSV with a column a class.
+
+  The column of a class that is named like another one, such as 'left', begins
+  with the kind of its values: 'scores left'.
+  """
   if path.suffix.lower() == ".json":
     content = json.dumps(table, indent=1, ensure_ascii=False)
   else:
@@ -395,7 +399,11 @@ def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
       edges = row["box"] or [None] * 4
       box = dict(zip(("left", "top", "right", "bottom"), edges, strict=True))
       cells = {name: row[name] for name in plain if name != "box"}
-      flat.append(cells | box | (row[values] or {}))
+      own = {
+        f"{values} {name}" if name in cells | box else name: value
+        for name, value in (row[values] or {}).items()
+      }
+      flat.append(cells | box | own)
     columns = dict.fromkeys(name for row in flat for name in row)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns))

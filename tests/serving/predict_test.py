@@ -15,7 +15,8 @@ import tiny
 from dbl_jax import config as configs
 from dbl_jax import evaluate, train
 from dbl_jax.data import alignment, sources, synthetic
-from dbl_jax.serving import predict
+from dbl_jax.data.formats import stored
+from dbl_jax.serving import drawing, predict
 
 NAMES = ("dark", "middle", "light")
 
@@ -99,6 +100,20 @@ def test_every_kind_of_photo(model, photos, tmp_path):
   drawn = {path.name for path in (tmp_path / "d").iterdir()}
   assert {"one.jpg", "two.jpg"} <= drawn
   assert "nobody.jpg" not in drawn
+
+
+def test_classes_may_have_any_name(photos, tmp_path):
+  names = ("left", "photo", "two\nlines")
+  scores = np.float32([0.5, 0.25, 0.25])
+  one = predict.Prediction("a.png", "aligned", (1.0, 2.0, 30.0, 40.0), scores)
+  predict.write(tmp_path / "t.csv", predict.rows([one], names, True))
+  with (tmp_path / "t.csv").open(newline="") as file:
+    (row,) = csv.DictReader(file)
+  assert (row["photo"], row["left"], row["label"]) == ("a.png", "1.0", "left")
+  assert row["probabilities left"] == "0.5"
+  assert row["two\nlines"] == "0.25"
+  photo = stored.of_path(photos / "one.png")
+  drawing.draw(photo, [(one.box, scores)], names, True)
 
 
 def test_a_crop_is_used_as_it_is(model, faces, tmp_path):
