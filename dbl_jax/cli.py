@@ -222,7 +222,10 @@ def define(define_flag: Callable[..., _T], *arguments: Any) -> _T:
   except UnicodeDecodeError:
     _exit_with(_NOT_TEXT)
   except (AttributeError, KeyError):
-    _exit_with(_unknown_field(sys.argv))
+    try:
+      _exit_with(_unknown_field(sys.argv))
+    except UserError as error:
+      _exit_with(str(error))
 
 
 def _message(error: flags.Error) -> str:

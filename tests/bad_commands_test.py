@@ -164,6 +164,7 @@ MAIN = [
   (f"{DBL} --coordinator=x", "numbered from 0"),
   (f"{DBL} --num_processes=2 --process_id=0", "need --coordinator"),
   ("--config=basic --config=dbl --config.seed=1", "--config is given twice"),
+  ("--config=basic --config=dbl --config.sed=1", "--config is given twice"),
   ("--flagfile=bom.txt", "config.seed=-1 is impossible"),
   ("--flagfile=utf16.txt", "--flagfile is not UTF-8 text"),
   (f"{DBL} --process_id=x", "--process_id=x"),

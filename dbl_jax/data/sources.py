@@ -375,9 +375,12 @@ def _fingerprint(found: Listing, paths: str, options: Any) -> str:
     _check_writable(cached.parent)
   progress = _progress(options.name, "comparing")
   fingerprint = listing.fingerprint(found, progress)
-  # A folder with prepared data may be read-only, as it is shared.
-  with contextlib.suppress(*[UserError] * prepared), _writing(cached.parent):
-    files.write(cached, fingerprint.encode())
+  try:
+    with _writing(cached.parent):
+      files.write(cached, fingerprint.encode())
+  except UserError:
+    if not prepared:  # else it may be shared and read-only
+      raise
   return fingerprint
 
 

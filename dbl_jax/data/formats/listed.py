@@ -111,7 +111,7 @@ def _read(file: StoredFile, find_file: _Find) -> "_Rows":
       continue
     name, label = ("", *line.strip().rsplit(None, 1))[-2:]
     name = name.removeprefix("./")
-    if find_file(name) is None and "\\" in name:  # written on Windows
+    if "\\" in name and find_file(name) is None:  # written on Windows
       name = name.replace("\\", "/").removeprefix("./")
     where = f"{file.origin}, line {number}"
     if not name or not re.fullmatch(r"[0-9]{1,6}", label):

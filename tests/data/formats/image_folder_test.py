@@ -1,5 +1,6 @@
 """Folders of class folders, in every form users have them in."""
 
+import errno
 import logging
 import os
 import re
@@ -416,6 +417,9 @@ def test_copies_have_the_same_fingerprint(parted, tmp_path):
     read.assert_not_called()  # the files did not change
   copied = tmp_path / "other mount" / "faces"
   shutil.copytree(parted, copied, copy_function=shutil.copyfile)
+  full = OSError(errno.EROFS, "Read-only file system")
+  with mock.patch.object(sources.files, "write", side_effect=full):
+    assert load(copied).fingerprint == before.fingerprint  # a shared cache
   archive = samples.zip_folder(parted, tmp_path / "faces.zip")
   image = parted / "train" / "cat" / "0.png"
   os.utime(image)
