@@ -27,6 +27,7 @@ from dbl_jax.evaluation import (
   report,
 )
 from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
+from dbl_jax.evaluation.metrics import by_tier, confusion_matrix
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.models.model import gives, make_model
 from dbl_jax.runtime import distributed, sharding
@@ -118,10 +119,14 @@ def write(
     temperature = predictors.fit_temperature(validation, labels)
   best = run.config[phase].keep == "best"
   lost = better_lost(run.history, phase, run.step) if best else None
+  counts = np.bincount(context.labels, minlength=len(names))
+  predicted = scores.argmax(axis=1)
+  confusion = confusion_matrix(part.labels, predicted, len(names))
   metrics = {
     "dataset": dataset.name,
     "split": split,
     **result,
+    "tiers": by_tier(confusion, counts),
     "temperature": temperature,
     "phase": phase,
     "checkpoint_step": run.step,
@@ -134,7 +139,6 @@ def write(
   }
   if not distributed.is_main():
     return metrics
-  counts = np.bincount(context.labels, minlength=len(names))
   predictions.save(
     out / f"scores_{split}.npz",
     predictions.Predictions(
@@ -147,10 +151,10 @@ def write(
       fitted.name in predictors.CALIBRATED,
     ),
   )
-  predicted = scores.argmax(axis=1)
   report.write(
     out,
     metrics,
+    confusion,
     train_counts=counts.tolist(),
     history=run.history,
     view_pairs=_view_pairs(run.config, dataset),
@@ -158,7 +162,8 @@ def write(
     extra=pictures.sections(
       part,
       model_outputs[0],
-      scores / (temperature or 1.0),
+      scores,
+      temperature or 1.0,
       names,
       fitted.name in predictors.CALIBRATED,
       mistakes,

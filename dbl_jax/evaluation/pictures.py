@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy import special
 
 from dbl_jax.data.datasets import Split
-from dbl_jax.evaluation import page, plots
+from dbl_jax.evaluation import metrics, page, plots
 from dbl_jax.evaluation.plots import (
   BLUE,
   FAINT,
@@ -49,6 +49,7 @@ def sections(
   part: Split,
   features: np.ndarray,
   scores: np.ndarray,
+  temperature: float,
   class_names: Sequence[str],
   calibrated: bool,
   mistakes: bool,
@@ -58,7 +59,8 @@ def sections(
   Args:
     part: images uint8[n, S, S, 3] and labels int[n].
     features: f32[n, F], of the encoder.
-    scores: f32[n, C], divided by the temperature of a calibrated predictor.
+    scores: f32[n, C].
+    temperature: divisor of the scores.
     class_names: C names.
     calibrated: whether the softmax of scores is a class distribution.
     mistakes: whether to show the most confident mistakes.
@@ -68,13 +70,16 @@ def sections(
   """
   if not len(part.labels):
     return []
-  wrong = scores.argmax(axis=1) != part.labels
-  shares = special.softmax(scores, axis=1)
+  predicted = scores.argmax(axis=1)
+  wrong = predicted != part.labels
+  share = metrics.in_blocks(
+    lambda rows: special.softmax(rows / temperature, axis=1).max(axis=1), scores
+  )
   reliability = strip = None
   if calibrated:
-    reliability = reliability_figure(shares.max(axis=1), ~wrong)
+    reliability = reliability_figure(share, ~wrong)
   if mistakes and wrong.any():
-    strip = mistakes_figure(*part, shares, class_names, calibrated)
+    strip = mistakes_figure(*part, predicted, share, class_names, calibrated)
   embedding = embedding_figure(features, part.labels, wrong, class_names)
   return [
     page.figure(
@@ -241,7 +246,8 @@ def _scatter(
 def mistakes_figure(
   images: np.ndarray,
   labels: np.ndarray,
-  shares: np.ndarray,
+  predicted: np.ndarray,
+  share: np.ndarray,
   class_names: Sequence[str],
   calibrated: bool,
 ) -> bytes:
@@ -250,15 +256,15 @@ def mistakes_figure(
   Args:
     images: uint8[n, S, S, 3], at least one of them misclassified.
     labels: int[n].
-    shares: f32[n, C], softmax of the scores.
+    predicted: int[n] classes.
+    share: f32[n], softmax of the scores, of the predicted class.
     class_names: C names.
     calibrated: whether shares are probabilities and are written.
 
   Returns:
     A PNG file with at most 16 images.
   """
-  predicted = shares.argmax(axis=1)
-  confidence = np.where(predicted == labels, -1, shares.max(axis=1))
+  confidence = np.where(predicted == labels, -1, share)
   chosen = np.argsort(-confidence, kind="stable")[:_MAX_MISTAKES]
   chosen = chosen[confidence[chosen] >= 0]
   columns = min(len(chosen), _MISTAKES_IN_ROW)
@@ -273,9 +279,9 @@ def mistakes_figure(
     truth, guess = (
       one_line(class_names[c], 15) for c in (labels[i], predicted[i])
     )
-    share = f" {confidence[i]:.0%}" if calibrated else ""
+    certainty = f" {share[i]:.0%}" if calibrated else ""
     axes.set_title(
-      f"{truth}\n→ {guess}{share}",
+      f"{truth}\n→ {guess}{certainty}",
       size=7.5,
       color=INK,
       loc="left",
