@@ -65,7 +65,7 @@ _CUTS = flags.DEFINE_list(
   "cuts",
   [],
   "Tiers: classes with more training images than the first are 'many', with"
-  " fewer than the second 'few'. Default: for more than 30 classes 100,20, as in"
+  " fewer than the second 'few'. Default: of more than 30 classes 100,20, as in"
   " the literature; else the mean class size, and a third of it.",
 )
 _PAPER_POINTS = flags.DEFINE_bool(

@@ -5,6 +5,7 @@ same pixels, or near-duplicates by a perceptual hash. An image that is in the
 training and the test split makes test accuracy too high.
 """
 
+import csv
 import dataclasses
 import hashlib
 import itertools
@@ -28,13 +29,15 @@ from dbl_jax.errors import UserError
 # Bits of 128. On FER2013, 95 in 100 of the pairs within it are one picture
 # (correlation of 16 x 16 grey thumbnails above 0.95); at 12 it is 83.
 NEAR = 8
+# Of more classes a sample is shown.
+MAX_CLASSES = 30
 # Bits of the narrowest band, and hashes of a bucket that are compared at once.
 _MIN_BAND, _SMALL_BUCKET = 8, 256
 # Indices of two images, and the number of bits in which they differ.
 Pair = tuple[int, int, int]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
   """Properties of an image.
 
@@ -266,15 +269,33 @@ def report(findings: Findings) -> list[str]:
   return lines + _duplicate_lines(facts, _groups(findings), found.splits)
 
 
+def _shown(counts: Mapping[str, Sequence[int]]) -> list[int]:
+  """Labels of all classes, or of many a sample evenly spaced by frequency."""
+  of_class = np.sum([*counts.values()], axis=0)
+  if len(of_class) <= MAX_CLASSES:
+    return [*range(len(of_class))]
+  places = np.linspace(0, len(of_class) - 1, MAX_CLASSES).round().astype(int)
+  return np.argsort(-of_class, kind="stable")[places].tolist()
+
+
 def _count_table(found: Listing) -> list[str]:
   counts = listing.counts(found)
-  width = max(len("imbalance"), *(len(n) for n in found.class_names))
+  shown = _shown(counts)
+  names = [found.class_names[label] for label in shown]
+  width = max(len("imbalance"), *map(len, names))
   lines = [" " * width + "".join(f"{name:>16}" for name in counts)]
-  for label, name in enumerate(found.class_names):
+  totals = {name: max(sum(c), 1) for name, c in counts.items()}
+  for label, name in zip(shown, names, strict=True):
     cells = [
-      f"{c[label]:9} {c[label] / max(sum(c), 1):6.1%}" for c in counts.values()
+      f"{c[label]:9} {c[label] / totals[split]:6.1%}"
+      for split, c in counts.items()
     ]
     lines.append(f"{name:{width}}" + "".join(cells))
+  if len(shown) < len(found.class_names):
+    lines.append(
+      f"({len(shown)} of {len(found.class_names)} classes, evenly spaced by"
+      " frequency)"
+    )
   total = "".join(f"{sum(c):9}       " for c in counts.values())
   ratio = "".join(
     f"{max(c) / min(c):9.1f}       " if min(c) else f"{'-':>9}       "
@@ -360,8 +381,11 @@ _ROWS = {"train": 6, "validation": 2, "test": 3}
 _LINE = 16  # height of a line of text
 
 
-def write_sheets(findings: Findings, out: Path) -> list[Path]:
-  """Writes a contact sheet (PNG) of each class, and one of duplicates, if any.
+def write(findings: Findings, out: Path) -> list[Path]:
+  """Writes findings.csv, and contact sheets of classes and of duplicates.
+
+  Each class has a sheet (PNG); of more than `MAX_CLASSES`, those in the table
+  of `report`. What an earlier call wrote to the folder is removed first.
 
   Args:
     findings: from `inspect`.
@@ -371,17 +395,23 @@ def write_sheets(findings: Findings, out: Path) -> list[Path]:
     The files.
   """
   out.mkdir(parents=True, exist_ok=True)
-  for old in out.glob("*.png"):  # those of other data must not stay
-    if re.fullmatch(r"class_\d+_.*\.png|duplicates\.png", old.name):
+  for old in out.iterdir():  # those of other data must not stay
+    if re.fullmatch(
+      r"class_\d+_.*\.png|duplicates\.png|findings\.csv", old.name
+    ):
       old.unlink()
+  paths = [out / "findings.csv"]
+  with paths[0].open(
+    "w", newline="", encoding="utf-8", errors="backslashreplace"
+  ) as file:
+    csv.writer(file).writerows(table(findings))
   found, facts = findings.listing, findings.facts
   members = defaultdict(list)
   for fact in facts:
     if not fact.error:
       members[fact.record.label, fact.split].append(fact)
-  paths = []
-  for label, name in enumerate(found.class_names):
-    bands = []
+  for label in _shown(listing.counts(found)):
+    name, bands = found.class_names[label], []
     for split in found.splits:
       inside = members[label, split]
       # Seeded, so that two sheets of the same data are the same.

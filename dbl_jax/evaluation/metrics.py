@@ -5,7 +5,7 @@ there are images, while C x C numbers of 8,142 classes take 530 MB.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, TypeAlias
 
@@ -129,6 +129,23 @@ def summarise(
   cells = confusion.tocoo()
   rows = np.stack([cells.row, cells.col, cells.data], axis=1)
   return summary | {"confusion_cells": rows.tolist()}
+
+
+def confusion_of(summary: Mapping[str, Any]) -> sparse.csr_array:
+  """Returns the confusion matrix of a summary, or of a file metrics.json.
+
+  Args:
+    summary: from `summarise`.
+
+  Returns:
+    Sparse int64[C, C].
+  """
+  if summary["confusion_matrix"] is not None:
+    return sparse.csr_array(summary["confusion_matrix"], dtype=np.int64)
+  shape = (len(summary["class_names"]),) * 2
+  cells = np.array(summary["confusion_cells"], np.int64).reshape(-1, 3)
+  true, predicted, images = cells.T
+  return sparse.coo_array((images, (true, predicted)), shape).tocsr()
 
 
 def correct_and_count(

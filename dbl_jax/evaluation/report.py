@@ -11,6 +11,7 @@ from scipy import sparse
 
 from dbl_jax.evaluation import page, plots
 from dbl_jax.evaluation.metrics import (
+  confusion_of,
   correct_and_count,
   mean_class_interval,
   wilson_interval,
@@ -66,7 +67,6 @@ _VIEWS_NOTE = (
 def write(
   out_dir: Path,
   metrics: Mapping[str, Any],
-  confusion: sparse.csr_array,
   *,
   train_counts: Sequence[int],
   history: Sequence[Mapping[str, Any]],
@@ -87,7 +87,6 @@ def write(
       `top5_accuracy`, `tiers` (see `metrics.by_tier`), `made_by`,
       `data_fingerprint`, `skipped_steps` and `better_checkpoint_lost`. Written
       in the order given, with null for numbers that are not finite.
-    confusion: int64[C, C], rows are the truth.
     train_counts: C training images per class.
     history: rows of `metrics.jsonl`, possibly none.
     view_pairs: originals uint8[k, H, W, 3], and first and second views
@@ -96,6 +95,7 @@ def write(
     extra: HTML of further sections, see `pictures.sections`.
     title: heading of the page, plain text.
   """
+  confusion = confusion_of(metrics)
   matrices = {key: metrics[key] for key in _MATRICES if metrics.get(key)}
   results = _to_json({**metrics, **{key: [] for key in matrices}})
   names = results["class_names"]

@@ -127,7 +127,10 @@ def test_many_classes_are_listed_by_cells():
   assert summary["confusion_matrix"] is None
   assert summary["confusion_cells"] == [[1, 1, 2], [1, 8141, 1], [8141, 0, 1]]
   assert summary["mean_class_accuracy"] == pytest.approx((2 / 3 + 0) / 2)
-  assert json.loads(json.dumps(summary)) == summary
+  stored = json.loads(json.dumps(summary))
+  assert stored == summary
+  assert (metrics.confusion_of(stored) != confusion).nnz == 0
+  assert metrics.confusion_of(stored).shape == (8142, 8142)
 
 
 def test_tiers_by_hand():
