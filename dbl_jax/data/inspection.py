@@ -162,18 +162,21 @@ def _near(bits: np.ndarray, distance: int) -> list[Pair]:
 
   Only hashes that agree in many bits are compared, see `_keys`. Of a group of n
   that are linked, n - 1 pairs are given: the closest ones that were compared.
-  Time and memory are linear in the number of hashes, also if all are alike.
+  Memory is linear in the number of hashes, and so is time, unless thousands
+  that are not alike share a key.
   """
   found, group = np.zeros((0, 3), np.int64), np.arange(len(bits))
   for keys in _keys(bits, distance):
-    linked: list[np.ndarray] = []
+    linked, new = [found], 0
     for pairs in _links(bits, keys, distance, group):
       linked.append(pairs)
-      if sum(map(len, linked)) > len(bits) // 2:
-        found, linked = np.concatenate([found, *linked]), []
+      new += len(pairs)
+      if new > len(bits) // 2:
+        found, new = np.concatenate(linked), 0
+        linked = [found]
         group[:] = _components(found, len(bits))
-    if any(map(len, linked)):
-      found = np.concatenate([found, *linked])
+    if new:
+      found = np.concatenate(linked)
       group[:] = _components(found, len(bits))
   forest = csgraph.minimum_spanning_tree(_graph(found, len(bits))).tocoo()
   return sorted(
@@ -185,6 +188,10 @@ def _near(bits: np.ndarray, distance: int) -> list[Pair]:
 def _graph(pairs: np.ndarray, number: int) -> Any:
   """A graph of int[k, 3], with weights distance + 1: 0 means no edge."""
   one, other, apart = np.reshape(pairs, (-1, 3)).astype(np.int64).T
+  one, other = np.minimum(one, other), np.maximum(one, other)
+  # Weights of a repeated pair would be added.
+  _, first = np.unique(one * number + other, return_index=True)
+  one, other, apart = one[first], other[first], apart[first]
   return sparse.csr_array((apart + 1.0, (one, other)), (number, number))
 
 

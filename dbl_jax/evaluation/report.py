@@ -108,7 +108,6 @@ def write(
   listing = json.dumps(shown | results["config"], indent=2, ensure_ascii=False)
   sections = (
     _headline(results, confusion),
-    _tiers(results),
     _per_class(results, confusion, train_counts),
     page.figure(
       "Confusion matrix",
@@ -165,28 +164,34 @@ def _headline(results: Mapping[str, Any], confusion: sparse.csr_array) -> str:
   recall = np.where(count > 0, correct / np.maximum(count, 1), np.inf)
   frequent, weakest = int(count.argmax()), int(recall.argmin())
   lower, upper = wilson_interval(int(correct.sum()), total)
-  chance = f"chance: {_percent(1 / len(count))}"
-  majority = f"always “{names[frequent]}”: {_percent(count[frequent] / total)}"
-  hits = f"{correct[weakest]:,} of {count[weakest]:,} images"
+  many = len(names) > plots.MAX_CLASSES
+  digits = 3 if many else 1
+  chance = f"chance: {_percent(1 / len(count), digits)}"
+  share = _percent(count[frequent] / total, digits)
+  majority = f"always “{names[frequent]}”: {share}"
+  hits = [f"{correct[weakest]:,} of {count[weakest]:,} images"]
+  if others := int((recall == recall[weakest]).sum()) - 1:
+    hits.append(f"the same for {others:,} more")
   mean_class, overall, top5 = (
     _percent(results.get(f"{name}_accuracy"))
     for name in ("mean_class", "overall", "top5")
   )
   about = [_interval(lower, upper), majority]
-  if len(names) > plots.MAX_CLASSES:
+  if many:
     about.append(f"class among the five most likely: {top5}")
   return page.tiles(
     [
       ("Mean-class accuracy", mean_class, (_interval(*interval), chance)),
       ("Overall accuracy", overall, about),
-      ("Lowest recall", _percent(recall[weakest]), (names[weakest], hits)),
+      ("Lowest recall", _percent(recall[weakest]), (names[weakest], *hits)),
+      *_tiers(results),
     ]
   )
 
 
-def _tiers(results: Mapping[str, Any]) -> str:
-  """Accuracy by tier, unless all classes are in one."""
-  rows = [
+def _tiers(results: Mapping[str, Any]) -> list[tuple[str, str, Sequence[str]]]:
+  """Tiles with the accuracy of tiers, unless all classes are in one."""
+  rows: list[tuple[str, str, Sequence[str]]] = [
     (
       f"{name.title()}-shot accuracy",
       _percent(tier["accuracy"]),
@@ -195,7 +200,7 @@ def _tiers(results: Mapping[str, Any]) -> str:
     for name, tier in results.get("tiers", {}).items()
     if tier["classes"]
   ]
-  return page.tiles(rows) if len(rows) > 1 else ""
+  return rows if len(rows) > 1 else []
 
 
 def _per_class(
