@@ -153,17 +153,21 @@ def embedding_figure(
   """Draws features in the plane: by PCA, and by t-SNE with scikit-learn.
 
   Args:
-    features: f32[n, F]; at most 1,000 rows, evenly spaced, are drawn.
+    features: f32[n, F]; at most 1,000 rows are drawn, evenly spaced.
     labels: int[n], which give the colours. Of more than ten classes, ten evenly
-      spaced by frequency have one; the others are grey.
+      spaced by frequency have one, and up to half of the rows; the others are
+      grey.
     wrong: bool[n], drawn as crosses.
     class_names: C names.
 
   Returns:
     A PNG file; None if the features are constant or not finite.
   """
-  step = -(-len(features) // _MAX_POINTS)
-  features, labels, wrong = (x[::step] for x in (features, labels, wrong))
+  order = plots.frequency_order(np.bincount(labels, minlength=len(class_names)))
+  spread = np.linspace(0, len(order) - 1, min(len(order), _MAX_COLOURS))
+  coloured = order[spread.round().astype(int)]
+  shown = _chosen(np.isin(labels, coloured))
+  features, labels, wrong = (x[shown] for x in (features, labels, wrong))
   centred = np.asarray(features, np.float64) - features.mean(axis=0)
   if min(centred.shape) < 2 or not np.isfinite(centred).all():
     return None
@@ -179,7 +183,7 @@ def embedding_figure(
   grid = figure.subplots(1, len(maps), squeeze=False)[0]
   figure.subplots_adjust(0, 0, 1, 1, wspace=0.06)
   for axes, (title, points) in zip(grid, maps, strict=True):
-    _scatter(axes, points, labels, wrong, class_names)
+    _scatter(axes, points, labels, wrong, coloured, class_names)
     axes.set_title(title, size=10, color=INK, loc="left")
   legend = grid[-1].legend(
     loc="upper left",
@@ -192,6 +196,19 @@ def embedding_figure(
   for text in legend.get_texts():
     text.set_parse_math(False)
   return to_png(figure)
+
+
+def _chosen(preferred: np.ndarray) -> np.ndarray:
+  """Sorted indices of at most `_MAX_POINTS` rows, evenly spaced.
+
+  Args:
+    preferred: bool[n], rows of which half or more of the places are for.
+  """
+  own, rest = np.flatnonzero(preferred), np.flatnonzero(~preferred)
+  places = max(_MAX_POINTS // 2, _MAX_POINTS - rest.size)
+  own = own[:: -(-own.size // places) or 1]
+  rest = rest[:: -(-rest.size // (_MAX_POINTS - own.size or 1)) or 1]
+  return np.sort(np.concatenate([own, rest]))
 
 
 def _tsne(components: np.ndarray) -> np.ndarray | None:
@@ -213,12 +230,10 @@ def _scatter(
   points: np.ndarray,
   labels: np.ndarray,
   wrong: np.ndarray,
+  coloured: np.ndarray,
   class_names: Sequence[str],
 ) -> None:
-  """Draws points f[n, 2], frequent classes first."""
-  order = plots.frequency_order(np.bincount(labels, minlength=len(class_names)))
-  spread = np.linspace(0, len(order) - 1, min(len(order), _MAX_COLOURS))
-  coloured = order[spread.round().astype(int)]
+  """Draws points f[n, 2], those of other than the coloured classes first."""
   palette: list[Any] = [colormaps["tab10"](i) for i in range(len(coloured))]
   groups = [
     (labels == c, colour, one_line(class_names[c], 20))
