@@ -150,7 +150,7 @@ def label_aware_smoothing(
   """
   low, high = inputs.counts.min(), inputs.counts.max()
   place = (inputs.counts - low) / jnp.maximum(high - low, 1.0)
-  smoothing = tail + (head - tail) * jnp.sin(jnp.pi / 2 * place)
+  smoothing = tail + (head - tail) * jnp.sin(jnp.pi / 2 * place[None])
   shared = inputs.targets * smoothing / max(len(inputs.counts) - 1, 1)
   others = shared.sum(axis=1, keepdims=True) - shared
   smooth = inputs.targets * (1 - smoothing) + others
