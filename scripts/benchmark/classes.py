@@ -67,7 +67,7 @@ def splits() -> Callable[[], object]:
 
 
 def losses() -> Callable[[], object]:
-  """Each loss with labels, and its gradient, for a batch of 256 once."""
+  """Computes five losses and their gradients for a batch of 256."""
   import jax
   from jax import numpy as jnp
 
@@ -117,7 +117,7 @@ def report() -> Callable[[], object]:
 
 
 def scores() -> Callable[[], object]:
-  """Holds the scores, which the next four parts need: their memory alone."""
+  """Scores, which the next four parts need: their memory alone."""
   made = _scores()
   return lambda: made
 
@@ -147,7 +147,7 @@ def temperature() -> Callable[[], object]:
 
 
 def stored() -> Callable[[], object]:
-  """Writes and reads the file of scores."""
+  """Writes the file of scores."""
   from dbl_jax.evaluation import predictions
 
   made, none = _scores(), np.zeros(0, np.int32)
