@@ -24,9 +24,12 @@ _MODULES = {
   ),
   "evaluate": ("LoadedModel", "load"),
   "evaluation.metrics": (
+    "by_tier",
     "confusion_matrix",
+    "confusion_of",
     "mean_class_interval",
     "summarise",
+    "top_k_accuracy",
     "wilson_interval",
   ),
   "losses.batch": ("LossInputs", "loss_inputs"),

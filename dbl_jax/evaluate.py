@@ -17,6 +17,7 @@ from dbl_jax import config as configs
 from dbl_jax.augment import views
 from dbl_jax.data import sources
 from dbl_jax.data.datasets import Dataset, Split
+from dbl_jax.data.formats.stored import few
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import (
   activation_maps,
@@ -27,6 +28,7 @@ from dbl_jax.evaluation import (
   report,
 )
 from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
+from dbl_jax.evaluation.metrics import by_tier, confusion_of
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.models.model import gives, make_model
 from dbl_jax.runtime import distributed, sharding
@@ -118,10 +120,12 @@ def write(
     temperature = predictors.fit_temperature(validation, labels)
   best = run.config[phase].keep == "best"
   lost = better_lost(run.history, phase, run.step) if best else None
+  counts = np.bincount(context.labels, minlength=len(names))
   metrics = {
     "dataset": dataset.name,
     "split": split,
     **result,
+    "tiers": by_tier(confusion_of(result), counts),
     "temperature": temperature,
     "phase": phase,
     "checkpoint_step": run.step,
@@ -134,7 +138,6 @@ def write(
   }
   if not distributed.is_main():
     return metrics
-  counts = np.bincount(context.labels, minlength=len(names))
   predictions.save(
     out / f"scores_{split}.npz",
     predictions.Predictions(
@@ -158,7 +161,8 @@ def write(
     extra=pictures.sections(
       part,
       model_outputs[0],
-      scores / (temperature or 1.0),
+      scores,
+      temperature or 1.0,
       names,
       fitted.name in predictors.CALIBRATED,
       mistakes,
@@ -407,8 +411,8 @@ def evaluate_workdir(
   if tuple(dataset.class_names) != loaded.class_names:
     raise UserError(
       f"The run in {workdir} knows the classes"
-      f" {', '.join(loaded.class_names)}, in this order; the data has"
-      f" {', '.join(dataset.class_names)}. Evaluate it on data with its own"
+      f" {few(loaded.class_names, 10)}, in this order; the data has"
+      f" {few(dataset.class_names, 10)}. Evaluate it on data with its own"
       " classes."
     )
   if not checkpoint.same_images(

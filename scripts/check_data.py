@@ -4,12 +4,11 @@ python scripts/check_data.py --name=fer2013 --dir=/data/fer2013 [--out=DIR] \
   [--distance=8] [--split_seed=0] [--test_fraction=.2]
 
 Reports counts, sizes, imbalance, unreadable files, exact and near-duplicates
-within a split and between two; writes a contact sheet of each class. Exits
-with status 2 if an image cannot be read, or a split lacks what training or
-testing needs.
+within a split and between two; writes a contact sheet of each class, or of 30
+of more classes. Exits with status 2 if an image cannot be read, or a split
+lacks what training or testing needs.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,11 +75,7 @@ def main(argv: Sequence[str]) -> None:
   lines = [f"{options.name} {options.dir}", "", *inspection.report(findings)]
   print("\n".join(map(printable, lines)))
   out = Path(_OUT.value or f"data_check/{options.name}").expanduser()
-  inspection.write_sheets(findings, out)
-  with (out / "findings.csv").open(
-    "w", newline="", encoding="utf-8", errors="backslashreplace"
-  ) as file:
-    csv.writer(file).writerows(inspection.table(findings))
+  inspection.write(findings, out)
   print(f"Contact sheets and a list of findings: {out}")
   bad = sum(bool(fact.error) for fact in findings.facts)
   if bad:

@@ -12,6 +12,7 @@ from absl import flags
 from dbl_jax.cli import parse_flags, printable, run_main
 from dbl_jax.errors import UserError
 
+_MAX_LISTED = 30  # classes; the report has the recall of more
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Another copy of the data. Default: that of the run."
@@ -63,9 +64,16 @@ def main(argv: Sequence[str]) -> None:
     _EXTERNAL.value,
     _MISTAKES.value,
   )
-  for name, row in metrics["per_class"].items():
+  classes = metrics["per_class"]
+  for name, row in classes.items() if len(classes) <= _MAX_LISTED else ():
     recall = "-" if row["recall"] is None else f"{row['recall']:.1%}"
     print(f"  {printable(name):12} recall {recall:>6}  of {row['count']}")
+  tiers = {k: row for k, row in metrics["tiers"].items() if row["classes"]}
+  for name, row in tiers.items() if len(tiers) > 1 else ():
+    accuracy = f"{row['accuracy']:.1%}"
+    print(
+      f"  {name:6}-shot accuracy {accuracy:>6}  of {row['classes']} classes"
+    )
   print(
     f"{metrics['split']}: {metrics['images']} images, overall accuracy"
     f" {metrics['overall_accuracy']:.1%}, mean-class accuracy"

@@ -65,8 +65,8 @@ _CUTS = flags.DEFINE_list(
   "cuts",
   [],
   "Tiers: classes with more training images than the first are 'many', with"
-  " fewer than the second 'few'; the literature uses 100,20. Default: the mean"
-  " class size, and a third of it.",
+  " fewer than the second 'few'. Default: of more than 30 classes 100,20, as in"
+  " the literature; else the mean class size, and a third of it.",
 )
 _PAPER_POINTS = flags.DEFINE_bool(
   "paper_points", False, "Draw the paper's accuracies too."
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
   if failed:
     print_line("\n  ".join(["Not trained:", *missing]))
   failure = f"{len(missing)} of {len(plan)} could not be trained: see above."
-  results = sweep.results(plan)
+  results = sweep.results(plan, _REFERENCE.value)
   if failed and not results:
     raise UserError(failure)
   data_config = next(iter(plan.values()))[0].config.data

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
+from dbl_jax.compare import statistics
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import metrics
 from dbl_jax.evaluation.predictions import Predictions
@@ -25,13 +27,27 @@ TABLE_1: dict[str, tuple[str, float, float]] = {
 }
 
 
+STRENGTHS = np.arange(31) / 20  # of logit adjustment, along its curve
+
+
 class RunResult(NamedTuple):
-  """One system trained with one seed.
+  """One system trained with one seed. Made by `run_result`.
+
+  Its scores, f32[n, C], are not part of it: those of all runs of a table may
+  exceed the memory.
 
   Attributes:
     system: name of its config, such as 'dbl'.
     seed: training seed.
-    predictions: scores on the test and the validation images.
+    class_names: C names in the order of the labels.
+    train_counts: int[C], training images of each class.
+    labels: int32[n], true classes of the test images.
+    guesses: int[n], predicted classes; the first of equal scores wins.
+    top5: top-5 accuracy.
+    calibration_error: see `statistics.expected_calibration_error`; NaN without
+      probabilities.
+    frontier: see `statistics.logit_adjustment_frontier` for `STRENGTHS`, or
+      None.
     seconds: training time over its own stages, None if unknown.
     fingerprint: of the images it was trained and tested on; '' if unknown.
     hardware: descriptions of the machines it was trained on.
@@ -39,10 +55,50 @@ class RunResult(NamedTuple):
 
   system: str
   seed: int
-  predictions: Predictions
+  class_names: tuple[str, ...]
+  train_counts: np.ndarray
+  labels: np.ndarray
+  guesses: np.ndarray
+  top5: float
+  calibration_error: float
+  frontier: np.ndarray | None
   seconds: float | None = None
   fingerprint: str = ""
   hardware: tuple[str, ...] = ()
+
+
+def run_result(
+  system: str, seed: int, run: Predictions, frontier: bool = True, **about: Any
+) -> RunResult:
+  """Computes from a run's scores what a table needs of them.
+
+  Args:
+    system: name of its config.
+    seed: training seed.
+    run: scores on the test images.
+    frontier: whether to compute the curve of logit adjustment, which takes as
+      long as 31 evaluations, if the scores are those of probabilities.
+    **about: other fields of `RunResult`.
+  """
+  curve, error = None, math.nan
+  if run.calibrated:
+    error = statistics.expected_calibration_error(run.labels, run.scores)
+  if run.calibrated and frontier:
+    curve = statistics.logit_adjustment_frontier(
+      run.labels, run.scores, run.train_counts, STRENGTHS
+    )
+  return RunResult(
+    system,
+    seed,
+    run.class_names,
+    run.train_counts,
+    run.labels,
+    np.argmax(run.scores, axis=1),
+    metrics.top_k_accuracy(run.scores, run.labels),
+    error,
+    curve,
+    **about,
+  )
 
 
 def title(system: str) -> str:
@@ -50,19 +106,13 @@ def title(system: str) -> str:
   return TABLE_1[system][0] if system in TABLE_1 else system
 
 
-def guesses(result: RunResult) -> np.ndarray:
-  """Predicted classes int[n]; the first of equal scores wins."""
-  return np.argmax(result.predictions.scores, axis=1)
-
-
-def confusion(results: Iterable[RunResult]) -> np.ndarray:
-  """int64[C, C] summed over runs, rows are the true classes."""
-  each = []
-  for result in results:
-    run = result.predictions
-    classes = len(run.class_names)
-    each.append(metrics.confusion_matrix(run.labels, guesses(result), classes))
-  return np.sum(each, axis=0)
+def confusion(results: Iterable[RunResult]) -> sparse.csr_array:
+  """Sparse int64[C, C] summed over runs, rows are the true classes."""
+  each = [
+    metrics.confusion_matrix(run.labels, run.guesses, len(run.class_names))
+    for run in results
+  ]
+  return sum(each[1:], each[0])
 
 
 def by_system(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
@@ -83,12 +133,13 @@ def by_system(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
   first = results[0]
   groups: dict[str, list[RunResult]] = {name: [] for name in TABLE_1}
   for result in results:
-    own, other = result.predictions, first.predictions
     same = {
       "images": result.fingerprint == first.fingerprint,
-      "classes": own.class_names == other.class_names,
-      "training counts": np.array_equal(own.train_counts, other.train_counts),
-      "test labels": np.array_equal(own.labels, other.labels),
+      "classes": result.class_names == first.class_names,
+      "training counts": np.array_equal(
+        result.train_counts, first.train_counts
+      ),
+      "test labels": np.array_equal(result.labels, first.labels),
     }
     for what, equal in same.items():
       if not equal:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-TIERS = ("many", "medium", "few")
+from dbl_jax.evaluation import metrics, plots
 
 
 class Gain(NamedTuple):
@@ -38,36 +38,18 @@ def mean_std(values: Sequence[float | None]) -> tuple[float, float]:
 
 
 def default_cuts(train_counts: ArrayLike) -> tuple[int, int]:
-  """(many, few) for `tiers`: the mean class size, and a third of it.
+  """(many, few) for `metrics.tiers`: the mean class size, and a third of it.
 
-  The literature's cuts of 100 and 20 are for a thousand classes; in RAF-DB,
-  every class has more images.
+  The literature's cuts of 100 and 20 are for a thousand classes, and used for
+  more than `plots.MAX_CLASSES`; in RAF-DB, every class has more images.
 
   Args:
     train_counts: int[C], training images of each class.
   """
+  if np.size(train_counts) > plots.MAX_CLASSES:
+    return 100, 20
   share = float(np.asarray(train_counts).mean())
   return math.floor(share), math.ceil(share / 3)
-
-
-def tiers(train_counts: ArrayLike, cuts: Sequence[int]) -> tuple[str, ...]:
-  """Groups classes by their number of training images.
-
-  Args:
-    train_counts: int[C], training images of each class.
-    cuts: (many, few).
-
-  Returns:
-    C names: 'many' above `many` images, 'few' below `few`, else 'medium'.
-
-  Source: Liu et al., "Large-scale long-tailed recognition in an open world",
-  CVPR 2019, which cuts at 100 and 20.
-  """
-  many, few = cuts
-  return tuple(
-    "many" if count > many else "few" if count < few else "medium"
-    for count in np.asarray(train_counts)
-  )
 
 
 def expected_calibration_error(
@@ -88,10 +70,13 @@ def expected_calibration_error(
   Source: Guo et al., "On calibration of modern neural networks", ICML 2017,
   eq. (3).
   """
-  labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+  labels, scores = np.asarray(labels), np.asarray(scores)
   if not labels.size:
     return float("nan")
-  confidence = special.softmax(scores, axis=1).max(axis=1)
+  confidence = metrics.in_blocks(
+    lambda rows: special.softmax(rows.astype(np.float64), axis=1).max(axis=1),
+    scores,
+  )
   correct = scores.argmax(axis=1) == labels
   bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
   gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
@@ -128,20 +113,18 @@ def paired_bootstrap(
   correct = np.stack([*a.values(), *b.values()], axis=1) == labels[:, None]
   weights = _seed_weights(rng, [*a], [*b], draws)
   observed = np.repeat((1 / len(a), -1 / len(b)), (len(a), len(b)))
-  classes = np.unique(labels)
+  classes = _by_class(labels)
   totals = np.zeros((2, draws + 1))
-  for c in classes:
+  for members in classes:
     # Images with the same outcome in every run are interchangeable.
-    patterns, count = np.unique(
-      correct[labels == c], axis=0, return_counts=True
-    )
+    patterns, count = np.unique(correct[members], axis=0, return_counts=True)
     n = count.sum()
     drawn = rng.multinomial(n, count / n, size=draws)
     hits = drawn.astype(np.float64) @ patterns
     gain = np.append(
       np.sum(hits * weights, axis=1), count @ patterns @ observed
     )
-    totals += gain / np.array([[n * classes.size], [labels.size]])
+    totals += gain / np.array([[n * len(classes)], [labels.size]])
   return _gain(totals[0]), _gain(totals[1])
 
 
@@ -179,12 +162,25 @@ def logit_adjustment_frontier(
   Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021,
   eq. (9).
   """
-  labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+  labels, scores = np.asarray(labels), np.asarray(scores)
   counts = np.maximum(np.asarray(train_counts, np.float64), 1)
   shifts = np.multiply.outer(strengths, np.log(counts / counts.sum()))
-  correct = np.stack([(scores - s).argmax(axis=1) == labels for s in shifts])
-  recalls = [correct[:, labels == c].mean(axis=1) for c in np.unique(labels)]
-  return np.stack([correct.mean(axis=1), np.mean(recalls, axis=0)])
+
+  def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    scores = scores.astype(np.float64)
+    found = [(scores - shift).argmax(axis=1) == labels for shift in shifts]
+    return np.stack(found, axis=1)
+
+  correct = metrics.in_blocks(hits, scores, labels)
+  rows = [correct[members].mean(axis=0) for members in _by_class(labels)]
+  return np.stack([correct.mean(axis=0), np.mean(rows, axis=0)])
+
+
+def _by_class(labels: np.ndarray) -> list[np.ndarray]:
+  """Sorted indices of the images of each class that occurs."""
+  order = np.argsort(labels, kind="stable")
+  _, first = np.unique(labels[order], return_index=True)
+  return np.split(order, first[1:])
 
 
 def _seed_weights(

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
 from dbl_jax import train, workdirs
-from dbl_jax.compare.records import RunResult
+from dbl_jax.compare.records import RunResult, run_result
 from dbl_jax.data import regions, sources
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
@@ -250,8 +250,13 @@ def _cost(stage: Stage) -> tuple[float, tuple[str, ...]]:
     return 0.0, ()
 
 
-def results(sweep: Sweep) -> list[RunResult]:
+def results(sweep: Sweep, reference: str | None = None) -> list[RunResult]:
   """Loads the results of finished runs.
+
+  Args:
+    sweep: the runs.
+    reference: the system whose curve of logit adjustment is computed; None:
+      of all.
 
   Raises:
     UserError: scores are damaged, or stages of a run saw different images.
@@ -261,14 +266,15 @@ def results(sweep: Sweep) -> list[RunResult]:
     if is_done(chain[-1].workdir):
       seconds, hardware = zip(*map(_cost, chain), strict=True)
       found.append(
-        RunResult(
+        run_result(
           system,
           seed,
           predictions.load(chain[-1].workdir / _SCORES),
-          sum(seconds) or None,
+          reference in (None, system),
+          seconds=sum(seconds) or None,
           # Systems on a region can be compared with those on the whole face.
-          regions.whole(_fingerprint(chain)),
-          tuple(itertools.chain.from_iterable(hardware)),
+          fingerprint=regions.whole(_fingerprint(chain)),
+          hardware=tuple(itertools.chain.from_iterable(hardware)),
         )
       )
   return found

@@ -18,22 +18,23 @@ import numpy as np
 
 from dbl_jax.compare import statistics
 from dbl_jax.compare.records import (
+  STRENGTHS,
   TABLE_1,
   RunResult,
   by_system,
   confusion,
-  guesses,
   title,
 )
+from dbl_jax.data.formats.stored import few
 from dbl_jax.evaluation import metrics, page, plots
 from dbl_jax.evaluation.plots import one_line
 from dbl_jax.runtime import files
 
 DASH = "–"
 TITLE = "Systems compared, as in the paper's Table 1"
-STRENGTHS = np.arange(31) / 20  # of logit adjustment, along its curve
 # Column of table.csv -> value, NaN where there is none.
 Row = dict[str, Any]
+_TOP5 = "top5_accuracy_percent"  # a column for more than 30 classes
 _NO_INTERVAL = dict.fromkeys(("lower", "upper", "p"), math.nan)
 # Columns that `plots.accuracies_figure` draws.
 _POINT = (
@@ -77,7 +78,7 @@ def write(
   """
   rows = make_rows(results, reference, cuts)
   made_by = facts(results, cuts=cuts, **about)
-  groups, run = by_system(results), results[0].predictions
+  groups, run = by_system(results), results[0]
   paper = {
     name: (overall, average)
     for name, average, overall in TABLE_1.values()
@@ -135,9 +136,8 @@ def make_rows(
     UserError: the runs cannot be compared, see `records.by_system`.
   """
   groups = by_system(results)
-  run = results[0].predictions
-  names, counts = run.class_names, run.train_counts
-  tiers = statistics.tiers(counts, cuts or statistics.default_cuts(counts))
+  names, counts = results[0].class_names, results[0].train_counts
+  tiers = metrics.tiers(counts, cuts or statistics.default_cuts(counts))
   rows = []
   for system, group in groups.items():
     name, average, overall = TABLE_1.get(system, (system, math.nan, math.nan))
@@ -156,16 +156,13 @@ def make_rows(
     recalls = {
       name: [one["per_class"][name]["recall"] for one in each] for name in names
     }
-    for tier in statistics.TIERS:
-      own = [n for n, t in zip(names, tiers, strict=True) if t == tier]
+    for tier, inside in tiers.items():
+      own = [names[i] for i in np.flatnonzero(inside)]
       means = [statistics.mean_std(recalls[n])[0] for n in own]
       row[f"{tier}_recall_percent"] = _percent(statistics.mean_std(means)[0])
-    errors = [
-      statistics.expected_calibration_error(run.labels, run.scores)
-      if run.calibrated
-      else math.nan
-      for run in (result.predictions for result in group)
-    ]
+    if len(names) > plots.MAX_CLASSES:
+      row |= _mean_sd(_TOP5, [result.top5 for result in group])
+    errors = [result.calibration_error for result in group]
     row["expected_calibration_error_percent"] = _percent(float(np.mean(errors)))
     seconds = [result.seconds for result in group]
     row["training_seconds"] = statistics.mean_std(seconds)[0]
@@ -194,9 +191,9 @@ def _gains(
   gains = [statistics.Gain(*[math.nan] * 4)] * 2
   if base:
     gains[:] = statistics.paired_bootstrap(
-      group[0].predictions.labels,
-      {result.seed: guesses(result) for result in group},
-      {result.seed: guesses(result) for result in base},
+      group[0].labels,
+      {result.seed: result.guesses for result in group},
+      {result.seed: result.guesses for result in base},
       draws,
     )
   unknown = {} if min(len(group), len(base)) > 1 else _NO_INTERVAL
@@ -214,16 +211,10 @@ def _frontier(
   group: Sequence[RunResult],
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray] | None:
   """The curve of `plots.accuracies_figure`, if there are probabilities."""
-  runs = [result.predictions for result in group]
-  if not runs or not all(run.calibrated for run in runs):
+  curves = [run.frontier for run in group if run.frontier is not None]
+  if not curves or len(curves) < len(group):
     return None
-  each = [
-    statistics.logit_adjustment_frontier(
-      run.labels, run.scores, run.train_counts, STRENGTHS
-    )
-    for run in runs
-  ]
-  overall, mean_class = 100 * np.mean(each, axis=0)
+  overall, mean_class = 100 * np.mean(curves, axis=0)
   name = f"Logit adjustment of {one_line(title(group[0].system))}, by strength"
   return name, overall, mean_class, STRENGTHS
 
@@ -247,29 +238,31 @@ def facts(
     epochs: epochs of encoder training of each system.
     cuts: (many, few) training images of the tiers; None: by the data.
   """
-  first = results[0].predictions
+  first = results[0]
   names, trained = first.class_names, first.train_counts
   tested = np.bincount(first.labels, minlength=len(names))
   hardware = [machine for result in results for machine in result.hardware]
-  many, few = cuts or statistics.default_cuts(trained)
-  tier_of = statistics.tiers(trained, (many, few))
-  limits = (
-    f"more than {many:,} training images",
-    "the rest",
-    f"fewer than {few:,}",
-  )
+  cuts = cuts or statistics.default_cuts(trained)
+  limits = {
+    "many": f"more than {cuts[0]:,} training images",
+    "medium": "the rest",
+    "few": f"fewer than {cuts[1]:,}",
+  }
   tiers = []
-  for tier, limit in zip(statistics.TIERS, limits, strict=True):
-    own = [n for n, t in zip(names, tier_of, strict=True) if t == tier]
-    tiers.append(f"{tier} ({limit}): {', '.join(own) or 'none'}")
+  for tier, inside in metrics.tiers(trained, cuts).items():
+    own = few((names[i] for i in np.flatnonzero(inside)), plots.MAX_CLASSES)
+    tiers.append(f"{tier} ({limits[tier]}): {own or 'none'}")
+  order = [
+    f"{i} {name} ({trained[i]:,} / {tested[i]:,})"
+    for i, name in enumerate(names[: plots.MAX_CLASSES])
+  ]
+  if more := len(names) - len(order):
+    order.append(f"and {more:,} more")
   return {
     "Data set": dataset,
     "Image size": f"{image_size} × {image_size} pixels",
     "Test images": str(len(first.labels)),
-    "Class order (training / test images)": "; ".join(
-      f"{i} {name} ({trained[i]:,} / {tested[i]:,})"
-      for i, name in enumerate(names)
-    ),
+    "Class order (training / test images)": "; ".join(order),
     "Tiers": "; ".join(tiers),
     "Seeds": ", ".join(map(str, sorted({r.seed for r in results}))),
     "Encoder epochs": epochs,
@@ -373,6 +366,7 @@ def _tables(rows: Sequence[Row]) -> Iterator[_Table]:
       column("Paper: overall", "paper_overall_percent", 2),
       column("Mean-class", "mean_class_accuracy_percent", 2),
       column("Overall", "overall_accuracy_percent", 2),
+      *([column("Top 5", _TOP5, 2)] if _TOP5 in rows[0] else []),
       ("Seeds", seeds, set()),
     ],
     "Mean-class accuracy, the paper's average accuracy, is the mean of recall "
@@ -390,22 +384,20 @@ def _tables(rows: Sequence[Row]) -> Iterator[_Table]:
       f"comparisons in its column, {tested} (Holm); intervals and table.csv "
       "are not.",
     )
-  yield _table(
-    rows,
-    "Recall by class (%)",
-    [
-      column(one_line(key.partition(": ")[2], 40), key, 1)
-      for key in rows[0]
-      if key.startswith("recall_percent: ")
-    ],
-    "Mean ± standard deviation over seeds.",
-  )
+  recalls = [key for key in rows[0] if key.startswith("recall_percent: ")]
+  if len(recalls) <= plots.MAX_CLASSES:  # table.csv has those of more classes
+    yield _table(
+      rows,
+      "Recall by class (%)",
+      [column(one_line(key.partition(": ")[2], 40), key, 1) for key in recalls],
+      "Mean ± standard deviation over seeds.",
+    )
   yield _table(
     rows,
     "Recall by tier (%)",
     [
       column(tier.title(), f"{tier}_recall_percent", 1)
-      for tier in statistics.TIERS
+      for tier in ("many", "medium", "few")
     ],
     "Mean over the classes with many, a medium number of and few training "
     f"images, and over seeds; {DASH} for a tier without classes.",

@@ -5,6 +5,7 @@ same pixels, or near-duplicates by a perceptual hash. An image that is in the
 training and the test split makes test accuracy too high.
 """
 
+import csv
 import dataclasses
 import hashlib
 import itertools
@@ -28,13 +29,15 @@ from dbl_jax.errors import UserError
 # Bits of 128. On FER2013, 95 in 100 of the pairs within it are one picture
 # (correlation of 16 x 16 grey thumbnails above 0.95); at 12 it is 83.
 NEAR = 8
-# Bits of the narrowest band, and hashes of a bucket that are compared at once.
-_MIN_BAND, _SMALL_BUCKET = 8, 256
+# Of more classes a sample is shown.
+MAX_CLASSES = 30
+# Bits of the narrowest key; buckets of more hashes are searched one by one.
+_MIN_KEY, _SMALL_BUCKET = 8, 4096
 # Indices of two images, and the number of bits in which they differ.
 Pair = tuple[int, int, int]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
   """Properties of an image.
 
@@ -44,7 +47,7 @@ class Facts:
     size: width and height in pixels; of the box, if there is one.
     mode: Pillow's, such as 'RGB' or 'L'.
     pixels: hash of its pixels as RGB.
-    bits: uint64[2], see `difference_hash`.
+    bits: 16 bytes, see `difference_hash`.
     error: why it cannot be read, or ''.
   """
 
@@ -53,7 +56,7 @@ class Facts:
   size: tuple[int, int] = (0, 0)
   mode: str = ""
   pixels: bytes = b""
-  bits: np.ndarray | None = None
+  bits: bytes = b""
   error: str = ""
 
 
@@ -114,7 +117,8 @@ def inspect(
     if not fact.error:
       groups[fact.pixels].append(i)
   first = [group[0] for group in groups.values()]
-  bits = [b for i in first if (b := facts[i].bits) is not None]
+  hashes = b"".join(facts[i].bits for i in first)
+  bits = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
   return Findings(
     listing=found,
     facts=facts,
@@ -135,7 +139,7 @@ def _facts(split: str, record: Record) -> Facts:
     return Facts(split, record, error=str(error))
   digest = hashlib.blake2b(f"{rgb.size}".encode(), digest_size=16)
   digest.update(rgb.tobytes())
-  bits = difference_hash(rgb)
+  bits = difference_hash(rgb).tobytes()
   return Facts(split, record, rgb.size, mode, digest.digest(), bits)
 
 
@@ -153,21 +157,27 @@ def difference_hash(image: Image.Image) -> np.ndarray:
   return np.packbits(bits).view(np.uint64)
 
 
-def _near(hashes: Sequence[np.ndarray], distance: int) -> list[Pair]:
-  """Links hashes that differ in at most `distance` bits.
+def _near(bits: np.ndarray, distance: int) -> list[Pair]:
+  """Links hashes, uint64[n, 2], that differ in at most `distance` bits.
 
-  Such hashes agree in one of distance + 1 bands of bits, so only those that
-  agree in a band are compared. Of a group of n that are linked, n - 1 pairs are
-  given: the closest ones that connect it. Time and memory are linear in the
-  number of hashes, also if all are alike.
+  Only hashes that agree in many bits are compared, see `_keys`. Of a group of n
+  that are linked, n - 1 pairs are given: the closest ones that were compared.
+  Memory is linear in the number of hashes, and so is time, unless thousands
+  that are not alike share a key.
   """
-  bits: np.ndarray = np.reshape(hashes, (-1, 2)).astype(np.uint64)
-  found: dict[tuple[int, int], int] = {}
-  for members in _buckets(bits, distance):
-    for one, other, apart in _links(bits[members], distance):
-      # Members are sorted, but links may point either way.
-      pair = sorted((int(members[one]), int(members[other])))
-      found[pair[0], pair[1]] = int(apart)
+  found, group = np.zeros((0, 3), np.int64), np.arange(len(bits))
+  for keys in _keys(bits, distance):
+    linked, new = [found], 0
+    for pairs in _links(bits, keys, distance, group):
+      linked.append(pairs)
+      new += len(pairs)
+      if new > len(bits) // 2:
+        found, new = np.concatenate(linked), 0
+        linked = [found]
+        group[:] = _components(found, len(bits))
+    if new:
+      found = np.concatenate(linked)
+      group[:] = _components(found, len(bits))
   forest = csgraph.minimum_spanning_tree(_graph(found, len(bits))).tocoo()
   return sorted(
     (*sorted((int(a), int(b))), int(weight) - 1)  # type: ignore[misc]
@@ -175,50 +185,88 @@ def _near(hashes: Sequence[np.ndarray], distance: int) -> list[Pair]:
   )
 
 
-def _graph(pairs: Mapping[tuple[int, int], int], number: int) -> Any:
-  """A graph of weights distance + 1, since 0 means that there is no edge."""
-  ends = np.array([*pairs], int).reshape(-1, 2)
-  weights = np.array([*pairs.values()], float) + 1
-  return sparse.coo_matrix((weights, tuple(ends.T)), (number, number)).tocsr()
+def _graph(pairs: np.ndarray, number: int) -> Any:
+  """A graph of int[k, 3], with weights distance + 1: 0 means no edge."""
+  one, other, apart = np.reshape(pairs, (-1, 3)).astype(np.int64).T
+  one, other = np.minimum(one, other), np.maximum(one, other)
+  # Weights of a repeated pair would be added.
+  _, first = np.unique(one * number + other, return_index=True)
+  one, other, apart = one[first], other[first], apart[first]
+  return sparse.csr_array((apart + 1.0, (one, other)), (number, number))
 
 
-def _buckets(bits: np.ndarray, distance: int) -> Iterator[np.ndarray]:
-  """Yields the sorted indices of two and more hashes that agree in a band."""
-  width = 128 // (distance + 1)
-  if width < _MIN_BAND:
-    yield np.arange(len(bits))
+def _components(pairs: np.ndarray, number: int) -> np.ndarray:
+  """The group of each hash, int32[number]."""
+  return csgraph.connected_components(_graph(pairs, number), directed=False)[1]
+
+
+def _keys(bits: np.ndarray, distance: int) -> Iterator[np.ndarray]:
+  """Yields keys uint64[n]; those of two near hashes are equal in one of them.
+
+  Of distance + 2 bands of bits, hashes within the distance agree in two.
+  """
+  bands = distance + 2
+  width = min(128 // bands, 32)
+  if 2 * width < _MIN_KEY:
+    yield np.zeros(len(bits), np.uint64)
     return
   flags = np.unpackbits(bits.view(np.uint8), axis=1)
-  for band in range(distance + 1):
-    columns = np.packbits(flags[:, band * width : (band + 1) * width], axis=1)
-    keys = columns.view(f"V{columns.shape[1]}")[:, 0]
-    _, key_of, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    order = np.argsort(key_of, kind="stable")
-    ends = np.cumsum(counts)
-    for key in np.flatnonzero(counts > 1):
-      yield order[ends[key] - counts[key] : ends[key]]
+  weights = np.uint64(1) << np.arange(width, dtype=np.uint64)
+  # A band has bits from all over the image: neighbours are often equal.
+  parts = [flags[:, i::bands][:, :width] @ weights for i in range(bands)]
+  for one, other in itertools.combinations(parts, 2):
+    yield (one << np.uint64(32)) | other
 
 
-def _links(bits: np.ndarray, distance: int) -> Iterator[tuple[int, int, int]]:
-  """Yields pairs that connect each group of hashes within the distance."""
+def _links(
+  bits: np.ndarray, keys: np.ndarray, distance: int, group: np.ndarray
+) -> Iterator[np.ndarray]:
+  """Yields int64[k, 3], pairs with equal keys that connect near hashes.
 
-  def apart(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return np.bitwise_count(one ^ others).sum(axis=-1, dtype=np.int64)
+  Args:
+    bits: uint64[n, 2].
+    keys: uint64[n].
+    distance: number of bits in which a pair may differ.
+    group: int[n], in which pairs are connected already. May change meanwhile.
 
-  if len(bits) <= _SMALL_BUCKET:
-    close = apart(bits[:, None], bits[None]) <= distance
-    if close.sum() == len(bits):  # each with itself
+  Yields:
+    Two indices and the distance of each pair.
+  """
+  order = np.argsort(keys, kind="stable")
+  keys, halves = keys[order], bits[order].T.copy()
+  starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+  sizes = np.diff(starts, append=len(keys))
+  own = group[order]
+
+  def unconnected() -> np.ndarray:
+    own[:] = group[order]
+    return np.minimum.reduceat(own, starts) < np.maximum.reduceat(own, starts)
+
+  def close(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, ...]:
+    counts = [np.bitwise_count(half[one] ^ half[other]) for half in halves]
+    apart = counts[0] + counts[1]
+    hits = apart <= distance
+    new = np.flatnonzero(hits & (own[one] != own[other]))
+    rows = (order[one[new]], order[other[new]], apart[new])
+    return hits, np.stack(rows, axis=1).astype(np.int64)
+
+  # All buckets at once: each hash with the next, with the one after that, ...
+  at = np.arange(len(keys) if len(keys) > 1 else 0)
+  for shift in range(1, _SMALL_BUCKET):
+    if shift & (shift - 1) == 0 and at.size:
+      at = at[np.repeat(unconnected(), sizes)[at]]
+    at = at[at + shift < len(keys)]
+    at = at[keys[at] == keys[at + shift]]
+    if not at.size:
       return
-  left = np.arange(len(bits))
-  while len(left) > 1:
-    reached, left = [left[0]], left[1:]
-    while reached and len(left):
-      one = reached.pop()
-      distances = apart(bits[one], bits[left])
-      hits = distances <= distance
-      if hits.any():
-        for other, number in zip(left[hits], distances[hits], strict=True):
-          yield one, other, number
+    yield close(at, at + shift)[1]
+  for i in np.flatnonzero((sizes > _SMALL_BUCKET) & unconnected()):
+    left = starts[i] + np.arange(sizes[i])
+    while len(left) > 1:
+      reached, left = [left[0]], left[1:]
+      while reached and len(left):
+        hits, pairs = close(np.full(len(left), reached.pop()), left)
+        yield pairs
         reached.extend(left[hits])
         left = left[~hits]
 
@@ -226,11 +274,9 @@ def _links(bits: np.ndarray, distance: int) -> Iterator[tuple[int, int, int]]:
 def _groups(findings: Findings) -> list[list[int]]:
   """Groups of near-duplicates, with all images that have the same pixels."""
   same = {group[0]: group for group in findings.same}
-  pairs = {(a, b): d for a, b, d in findings.near}
-  graph = _graph(pairs, len(findings.facts))
-  _, group_of = csgraph.connected_components(graph, directed=False)
+  group_of = _components(np.array(findings.near), len(findings.facts))
   groups: defaultdict[int, list[int]] = defaultdict(list)
-  for i in sorted({i for pair in pairs for i in pair}):
+  for i in sorted({i for pair in findings.near for i in pair[:2]}):
     groups[group_of[i]] += same.get(i, [i])
   return list(groups.values())
 
@@ -266,15 +312,33 @@ def report(findings: Findings) -> list[str]:
   return lines + _duplicate_lines(facts, _groups(findings), found.splits)
 
 
+def _shown(counts: Mapping[str, Sequence[int]]) -> list[int]:
+  """Labels of all classes, or of many a sample evenly spaced by frequency."""
+  of_class = np.sum([*counts.values()], axis=0)
+  if len(of_class) <= MAX_CLASSES:
+    return [*range(len(of_class))]
+  places = np.linspace(0, len(of_class) - 1, MAX_CLASSES).round().astype(int)
+  return np.argsort(-of_class, kind="stable")[places].tolist()
+
+
 def _count_table(found: Listing) -> list[str]:
   counts = listing.counts(found)
-  width = max(len("imbalance"), *(len(n) for n in found.class_names))
+  shown = _shown(counts)
+  names = [found.class_names[label] for label in shown]
+  width = max(len("imbalance"), *map(len, names))
   lines = [" " * width + "".join(f"{name:>16}" for name in counts)]
-  for label, name in enumerate(found.class_names):
+  totals = {name: max(sum(c), 1) for name, c in counts.items()}
+  for label, name in zip(shown, names, strict=True):
     cells = [
-      f"{c[label]:9} {c[label] / max(sum(c), 1):6.1%}" for c in counts.values()
+      f"{c[label]:9} {c[label] / totals[split]:6.1%}"
+      for split, c in counts.items()
     ]
     lines.append(f"{name:{width}}" + "".join(cells))
+  if len(shown) < len(found.class_names):
+    lines.append(
+      f"({len(shown)} of {len(found.class_names)} classes, evenly spaced by"
+      " frequency)"
+    )
   total = "".join(f"{sum(c):9}       " for c in counts.values())
   ratio = "".join(
     f"{max(c) / min(c):9.1f}       " if min(c) else f"{'-':>9}       "
@@ -360,8 +424,11 @@ _ROWS = {"train": 6, "validation": 2, "test": 3}
 _LINE = 16  # height of a line of text
 
 
-def write_sheets(findings: Findings, out: Path) -> list[Path]:
-  """Writes a contact sheet (PNG) of each class, and one of duplicates, if any.
+def write(findings: Findings, out: Path) -> list[Path]:
+  """Writes findings.csv, and contact sheets of classes and of duplicates.
+
+  Each class has a sheet (PNG); of more than `MAX_CLASSES`, those in the table
+  of `report`. What an earlier call wrote to the folder is removed first.
 
   Args:
     findings: from `inspect`.
@@ -371,17 +438,23 @@ def write_sheets(findings: Findings, out: Path) -> list[Path]:
     The files.
   """
   out.mkdir(parents=True, exist_ok=True)
-  for old in out.glob("*.png"):  # those of other data must not stay
-    if re.fullmatch(r"class_\d+_.*\.png|duplicates\.png", old.name):
+  for old in out.iterdir():  # those of other data must not stay
+    if re.fullmatch(
+      r"class_\d+_.*\.png|duplicates\.png|findings\.csv", old.name
+    ):
       old.unlink()
+  paths = [out / "findings.csv"]
+  with paths[0].open(
+    "w", newline="", encoding="utf-8", errors="backslashreplace"
+  ) as file:
+    csv.writer(file).writerows(table(findings))
   found, facts = findings.listing, findings.facts
   members = defaultdict(list)
   for fact in facts:
     if not fact.error:
       members[fact.record.label, fact.split].append(fact)
-  paths = []
-  for label, name in enumerate(found.class_names):
-    bands = []
+  for label in _shown(listing.counts(found)):
+    name, bands = found.class_names[label], []
     for split in found.splits:
       inside = members[label, split]
       # Seeded, so that two sheets of the same data are the same.

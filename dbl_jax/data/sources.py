@@ -29,6 +29,7 @@ from dbl_jax.data.formats import (
   tfds,
 )
 from dbl_jax.data.formats.listing import Listing, Record
+from dbl_jax.data.formats.stored import few
 from dbl_jax.errors import UserError
 from dbl_jax.runtime import files
 from dbl_jax.runtime.environment import user_cache
@@ -151,11 +152,11 @@ def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
       records.append(Record(name, labels[-1], file))
     else:
       others["/".join(folders) or "the folder itself"] += 1
-  left_out = ", ".join(f"{n} in {folder}" for folder, n in others.items())
+  left_out = few((f"{n} in {folder}" for folder, n in others.items()), 10)
   if not records:
     raise UserError(
       f"{path}: no image lies in a folder named like a class of the run"
-      f" ({', '.join(dataset.class_names)}); found {left_out}. Sort the images"
+      f" ({few(dataset.class_names, 10)}); found {left_out}. Sort the images"
       " into such folders, or classify them by scripts/predict.py."
     )
   if others:
@@ -446,7 +447,7 @@ def check_counts(
   empty = [class_names[c] for c in np.flatnonzero(train == 0).tolist()]
   if empty:
     raise UserError(
-      f"{name}: no training image of {', '.join(empty)}. Every class needs at"
+      f"{name}: no training image of {few(empty, 10)}. Every class needs at"
       " least one; check the labels, or leave the class out."
     )
   for split in ("validation", "test"):
@@ -472,7 +473,7 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
   if single:
     log.warning(
       "%s has a single training image: none is left to validate on.",
-      ", ".join(single),
+      few(single, 10),
     )
   fraction, seed = options.validation_fraction, options.split_seed
   if how := options.get("groups", ""):

@@ -9,6 +9,7 @@ import numpy as np
 
 from dbl_jax.data.datasets import Dataset, Split, class_name
 from dbl_jax.data.formats import expressions
+from dbl_jax.data.formats.stored import few
 from dbl_jax.data.sampling import philox
 from dbl_jax.errors import UserError
 
@@ -72,14 +73,17 @@ def split_off(
   members: list[dict[int, int]] = [{} for _ in range(num_groups)]
   for group, label in zip(groups.tolist(), labels.tolist(), strict=True):
     members[group][label] = members[group].get(label, 0) + 1
-  order = philox(seed, stream).permutation(num_groups).tolist()
+  having: list[list[int]] = [[] for _ in room]
+  for group in philox(seed, stream).permutation(num_groups).tolist():
+    for label in members[group]:
+      having[label].append(group)
   taken = np.zeros(num_groups, bool)
   for label in np.argsort(np.bincount(labels), kind="stable").tolist():
-    for group in order:
+    for group in having[label]:
       if not room[label]:
         break
       inside = members[group]
-      if label not in inside or taken[group]:
+      if taken[group]:
         continue
       if all(room[c] >= count for c, count in inside.items()):
         taken[group] = True
@@ -157,7 +161,7 @@ def cut(
   if short:
     warnings += (
       f"{dataset.name}: data.long_tail={kind} wants more training images than"
-      f" there are, and keeps them all: {', '.join(short)}",
+      f" there are, and keeps them all: {few(short, 10)}",
     )
   changed = with_state(dataset, f"{what} {seed}")
   return take(changed, {"train": kept})._replace(warnings=warnings)
@@ -286,7 +290,7 @@ def _raf_db_counts(dataset: Dataset) -> np.ndarray:
     raise UserError(
       "data.long_tail=raf_db needs the classes of RAF-DB,"
       f" {', '.join(expected)}; {dataset.name} has"
-      f" {', '.join(dataset.class_names)}. Set data.long_tail=exponential and"
+      f" {few(dataset.class_names, 10)}. Set data.long_tail=exponential and"
       " data.imbalance."
     )
   counts = expressions.RAF_DB_COUNTS["train"]

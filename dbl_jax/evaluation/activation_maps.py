@@ -65,23 +65,22 @@ def class_activation_maps(
   return jnp.sum(jnp.float32(gradient) * jnp.float32(maps), axis=-1)
 
 
-def examples(
-  labels: np.ndarray, predictions: np.ndarray, max_classes: int = MAX_CLASSES
-) -> np.ndarray:
+def examples(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
   """Chooses for each class the first two correct and the first two wrong.
+
+  Of more than `plots.MAX_CLASSES` classes with images, ten are taken, evenly
+  spaced in index order.
 
   Args:
     labels: int[n], true classes.
     predictions: int[n].
-    max_classes: of more classes with images, that many are taken, evenly
-      spaced in index order.
 
   Returns:
     int64[k] indices by class, correct before wrong.
   """
   classes = np.unique(labels)
-  if len(classes) > max_classes:
-    spread = np.linspace(0, len(classes) - 1, max_classes)
+  if len(classes) > MAX_CLASSES:
+    spread = np.linspace(0, len(classes) - 1, 10)
     classes = classes[spread.round().astype(int)]
   right = labels == predictions
   chosen = [

@@ -12,7 +12,7 @@ from dbl_jax.evaluation.predictors import FittedPredictor
 from dbl_jax.runtime import sharding
 
 Step = Callable[..., tuple[jax.Array, ...]]
-_BATCH_SIZE = 256
+_BATCH_SIZE, _TOP = 256, 5
 
 
 def make_forward(
@@ -44,13 +44,19 @@ def make_forward(
     return sharding.put(np.concatenate([rows, padding]), placement)
 
   def forward(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    done = []
+    done: tuple[np.ndarray, ...] = ()
     for start in range(0, len(arrays[0]), size):
       batch = [array[start : start + size] for array in arrays]
       outputs = jax.device_get(eval_step(variables, *map(padded, batch)))
-      done.append([output[: len(batch[0])] for output in outputs])
+      # Concatenating batches would take twice the memory.
+      done = done or tuple(
+        np.empty((len(arrays[0]), *output.shape[1:]), output.dtype)
+        for output in outputs
+      )
+      for whole, output in zip(done, outputs, strict=True):
+        whole[start : start + size] = output[: len(batch[0])]
       on_progress(start + len(batch[0]))
-    return tuple(map(np.concatenate, zip(*done, strict=True)))
+    return done
 
   return forward
 
@@ -75,14 +81,14 @@ def evaluate(
     class_names: C names in the order of the labels.
 
   Returns:
-    The result of `metrics.summarise` with 'predictor' and its 'chosen' value;
-    and the scores f32[n, C].
+    The result of `metrics.summarise` with 'predictor' and its 'chosen' value
+    and, of more than five classes, 'top5_accuracy'; and the scores f32[n, C].
 
   Raises:
     UserError: if a score is NaN, which argmax would map to some class.
   """
   scores = fitted.scores(*model_outputs)
-  bad = int(np.isnan(scores).any(axis=1).sum())
+  bad = int(np.isnan(scores.max(axis=1)).sum())
   if bad:
     raise UserError(
       f"The model's scores are not numbers (NaN) for {bad} of {len(scores)}"
@@ -93,4 +99,6 @@ def evaluate(
     labels, scores.argmax(axis=1), len(class_names)
   )
   result = metrics.summarise(confusion, class_names)
+  if len(class_names) > _TOP and len(labels):
+    result["top5_accuracy"] = metrics.top_k_accuracy(scores, labels, _TOP)
   return result | {"predictor": fitted.name, "chosen": fitted.chosen}, scores

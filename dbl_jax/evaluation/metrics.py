@@ -1,19 +1,30 @@
-"""Metrics for imbalanced classes, computed from a confusion matrix."""
+"""Metrics for imbalanced classes, computed from a confusion matrix.
+
+Confusion matrices are sparse: one of C classes has at most as many cells as
+there are images, while C x C numbers of 8,142 classes take 530 MB.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import sparse
 
 from dbl_jax.errors import UserError
+
+# int[C, C], dense or sparse; rows are the true classes.
+Confusion: TypeAlias = Any
+# With more classes, `summarise` lists the cells of the matrix.
+MAX_DENSE = 1000
+_BLOCK = 2**20  # numbers, of which temporary arrays take 8 MB
 
 
 def confusion_matrix(
   labels: ArrayLike, predictions: ArrayLike, num_classes: int
-) -> np.ndarray:
+) -> sparse.csr_array:
   """Counts predictions of each class for images of each class.
 
   Args:
@@ -22,8 +33,8 @@ def confusion_matrix(
     num_classes: C, the number of classes.
 
   Returns:
-    int64[C, C]: entry [i, j] counts images of class i predicted as class j
-    (rows are the truth, as in scikit-learn and the paper's fig. 3).
+    Sparse int64[C, C]: entry [i, j] counts images of class i predicted as
+    class j (rows are the truth, as in scikit-learn and the paper's fig. 3).
 
   Raises:
     ValueError: the arrays differ in length, are not vectors of integers, or
@@ -45,13 +56,14 @@ def confusion_matrix(
       f"found {pair[0].size} labels but {pair[1].size} predictions; "
       "expected one prediction for each label"
     )
-  truth, guess = (values.astype(np.int64) for values in pair)
-  cells = np.bincount(truth * num_classes + guess, minlength=num_classes**2)
-  return cells.reshape(num_classes, num_classes).astype(np.int64)
+  places = tuple(values.astype(np.int64) for values in pair)
+  images = np.ones(pair[0].size, np.int64)
+  # Repeated places are summed.
+  return sparse.coo_array((images, places), (num_classes,) * 2).tocsr()
 
 
 def summarise(
-  confusion: ArrayLike, class_names: Sequence[str]
+  confusion: Confusion, class_names: Sequence[str]
 ) -> dict[str, Any]:
   """Derives every reported metric from a confusion matrix.
 
@@ -60,7 +72,7 @@ def summarise(
   without images has no recall and is left out of the mean.
 
   Args:
-    confusion: int[C, C], rows are the truth.
+    confusion: int[C, C], dense or sparse, rows are the truth.
     class_names: C different names, in index order.
 
   Returns:
@@ -69,13 +81,15 @@ def summarise(
     `per_class` (name -> `recall`, None for a class that does not occur;
     `precision`, 0 for a class never predicted; `f1`, 0 where undefined;
     `count`, images of that class), `confusion_matrix` (list of lists) and
-    `class_names`.
+    `class_names`. Of more than `MAX_DENSE` classes `confusion_matrix` is None
+    and `confusion_cells` lists [true class, predicted class, images] of each
+    cell that is not 0.
 
   Raises:
     UserError: two classes share a name.
     ValueError: the matrix is not [C, C] for C names.
   """
-  confusion = np.asarray(confusion, np.int64)
+  confusion = sparse.csr_array(confusion, dtype=np.int64)
   names = [str(name) for name in class_names]
   if confusion.shape != (len(names), len(names)):
     raise ValueError(
@@ -88,7 +102,7 @@ def summarise(
       f"found the class name {repeated[0]!r} more than once in {names}; "
       "expected different names: rename one of the classes"
     )
-  correct, count = np.diagonal(confusion), confusion.sum(axis=1)
+  correct, count = correct_and_count(confusion)
   predicted, images = confusion.sum(axis=0), int(count.sum())
   recall = _ratio(correct, count)
   precision = _ratio(correct, predicted)
@@ -102,14 +116,133 @@ def summarise(
     }
     for i, name in enumerate(names)
   }
-  return {
+  summary = {
     "images": images,
     "overall_accuracy": float(correct.sum() / images) if images else None,
     "mean_class_accuracy": float(recall[count > 0].mean()) if images else None,
     "per_class": per_class,
-    "confusion_matrix": confusion.tolist(),
+    "confusion_matrix": None,
     "class_names": names,
   }
+  if len(names) <= MAX_DENSE:
+    return summary | {"confusion_matrix": confusion.toarray().tolist()}
+  cells = confusion.tocoo()
+  rows = np.stack([cells.row, cells.col, cells.data], axis=1)
+  return summary | {"confusion_cells": rows.tolist()}
+
+
+def confusion_of(summary: Mapping[str, Any]) -> sparse.csr_array:
+  """Returns the confusion matrix of a summary, or of a file metrics.json.
+
+  Args:
+    summary: from `summarise`.
+
+  Returns:
+    Sparse int64[C, C].
+  """
+  if summary["confusion_matrix"] is not None:
+    return sparse.csr_array(summary["confusion_matrix"], dtype=np.int64)
+  shape = (len(summary["class_names"]),) * 2
+  cells = np.array(summary["confusion_cells"], np.int64).reshape(-1, 3)
+  true, predicted, images = cells.T
+  return sparse.coo_array((images, (true, predicted)), shape).tocsr()
+
+
+def correct_and_count(
+  confusion: Confusion,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns int64[C] correct predictions and int64[C] images of each class."""
+  confusion = sparse.csr_array(confusion, dtype=np.int64)
+  return confusion.diagonal(), confusion.sum(axis=1)
+
+
+def tiers(
+  train_counts: ArrayLike, cuts: Sequence[int] = (100, 20)
+) -> dict[str, np.ndarray]:
+  """Groups classes by their number of training images.
+
+  Args:
+    train_counts: int[C], training images of each class.
+    cuts: (many, few).
+
+  Returns:
+    bool[C] of 'many', classes with more than `many` images, 'medium', and
+    'few', those with fewer than `few`.
+
+  Source: Liu et al., "Large-scale long-tailed recognition in an open world",
+  CVPR 2019, which cuts at 100 and 20.
+  """
+  many, few = cuts
+  counts = np.asarray(train_counts)
+  above, below = counts > many, counts < few
+  return {"many": above, "medium": ~(above | below), "few": below & ~above}
+
+
+def by_tier(
+  confusion: Confusion, train_counts: ArrayLike
+) -> dict[str, dict[str, Any]]:
+  """Computes mean-class accuracy within each of the `tiers`.
+
+  Args:
+    confusion: int[C, C], dense or sparse, rows are the truth.
+    train_counts: int[C], training images of each class.
+
+  Returns:
+    Tier -> `classes`, the number of its classes that occur in the truth;
+    `accuracy`, the mean of their recall; and `interval`, see
+    `mean_class_interval`. The latter two are None without classes.
+  """
+  correct, count = correct_and_count(confusion)
+  found = {}
+  for tier, inside in tiers(train_counts).items():
+    own = inside & (count > 0)
+    recall = correct[own] / count[own]
+    found[tier] = {
+      "classes": recall.size,
+      "accuracy": float(recall.mean()) if recall.size else None,
+      "interval": _mean_interval(correct[own], count[own]),
+    }
+  return found
+
+
+def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
+  """Computes the share of images whose class is among the k highest scores.
+
+  Of equal scores, that of the first class counts as the highest, as in argmax.
+
+  Args:
+    scores: f32[n, C], n at least 1.
+    labels: int[n], true classes.
+    k: number of classes.
+  """
+
+  def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    before = np.arange(scores.shape[1]) < labels[:, None]
+    ahead = (scores > own) | ((scores == own) & before)
+    return ahead.sum(axis=1) < k
+
+  return float(in_blocks(hits, scores, labels).mean())
+
+
+def in_blocks(
+  function: Callable[..., np.ndarray], *arrays: np.ndarray
+) -> np.ndarray:
+  """Applies a function of rows to blocks of them, which bounds its memory.
+
+  Args:
+    function: arrays [m, ...] -> array [m, ...], each row by itself.
+    *arrays: [n, ...].
+
+  Returns:
+    The results, concatenated.
+  """
+  width = max(array[:1].size for array in arrays)
+  size = max(_BLOCK // max(width, 1), 1)
+  starts = range(0, max(len(arrays[0]), 1), size)
+  return np.concatenate(
+    [function(*(array[i : i + size] for array in arrays)) for i in starts]
+  )
 
 
 def wilson_interval(
@@ -141,7 +274,7 @@ def wilson_interval(
 
 
 def mean_class_interval(
-  confusion: ArrayLike, confidence: float = 0.95
+  confusion: Confusion, confidence: float = 0.95
 ) -> tuple[float, float] | None:
   """Interval for mean-class accuracy, the mean of independent proportions.
 
@@ -151,8 +284,8 @@ def mean_class_interval(
   It covers the sampling of test images only, not the variation between seeds.
 
   Args:
-    confusion: int[C, C], rows are the truth; classes without images are left
-      out, as in `summarise`.
+    confusion: int[C, C], dense or sparse, rows are the truth; classes without
+      images are left out, as in `summarise`.
     confidence: two-sided confidence level.
 
   Returns:
@@ -161,8 +294,14 @@ def mean_class_interval(
   Source: Zou, Huang and Zhang, "A note on confidence interval estimation for a
   linear function of binomial proportions", CSDA 53, 2009.
   """
-  count = np.sum(confusion, axis=1)
-  correct, count = np.diagonal(confusion)[count > 0], count[count > 0]
+  correct, count = correct_and_count(confusion)
+  return _mean_interval(correct[count > 0], count[count > 0], confidence)
+
+
+def _mean_interval(
+  correct: np.ndarray, count: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float] | None:
+  """See `mean_class_interval`; takes int[C] of classes with images."""
   if not count.size:
     return None
   recall = correct / count

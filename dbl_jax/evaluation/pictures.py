@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy import special
 
 from dbl_jax.data.datasets import Split
-from dbl_jax.evaluation import page, plots
+from dbl_jax.evaluation import metrics, page, plots
 from dbl_jax.evaluation.plots import (
   BLUE,
   FAINT,
@@ -49,6 +49,7 @@ def sections(
   part: Split,
   features: np.ndarray,
   scores: np.ndarray,
+  temperature: float,
   class_names: Sequence[str],
   calibrated: bool,
   mistakes: bool,
@@ -58,7 +59,8 @@ def sections(
   Args:
     part: images uint8[n, S, S, 3] and labels int[n].
     features: f32[n, F], of the encoder.
-    scores: f32[n, C], divided by the temperature of a calibrated predictor.
+    scores: f32[n, C].
+    temperature: divisor of the scores.
     class_names: C names.
     calibrated: whether the softmax of scores is a class distribution.
     mistakes: whether to show the most confident mistakes.
@@ -68,13 +70,16 @@ def sections(
   """
   if not len(part.labels):
     return []
-  wrong = scores.argmax(axis=1) != part.labels
-  shares = special.softmax(scores, axis=1)
+  predicted = scores.argmax(axis=1)
+  wrong = predicted != part.labels
+  share = metrics.in_blocks(
+    lambda rows: special.softmax(rows / temperature, axis=1).max(axis=1), scores
+  )
   reliability = strip = None
   if calibrated:
-    reliability = reliability_figure(shares.max(axis=1), ~wrong)
+    reliability = reliability_figure(share, ~wrong)
   if mistakes and wrong.any():
-    strip = mistakes_figure(*part, shares, class_names, calibrated)
+    strip = mistakes_figure(*part, predicted, share, class_names, calibrated)
   embedding = embedding_figure(features, part.labels, wrong, class_names)
   return [
     page.figure(
@@ -148,17 +153,21 @@ def embedding_figure(
   """Draws features in the plane: by PCA, and by t-SNE with scikit-learn.
 
   Args:
-    features: f32[n, F]; at most 1,000 rows, evenly spaced, are drawn.
+    features: f32[n, F]; at most 1,000 rows are drawn, evenly spaced.
     labels: int[n], which give the colours. Of more than ten classes, ten evenly
-      spaced by frequency have one; the others are grey.
+      spaced by frequency have one, and up to half of the rows; the others are
+      grey.
     wrong: bool[n], drawn as crosses.
     class_names: C names.
 
   Returns:
     A PNG file; None if the features are constant or not finite.
   """
-  step = -(-len(features) // _MAX_POINTS)
-  features, labels, wrong = (x[::step] for x in (features, labels, wrong))
+  order = plots.frequency_order(np.bincount(labels, minlength=len(class_names)))
+  spread = np.linspace(0, len(order) - 1, min(len(order), _MAX_COLOURS))
+  coloured = order[spread.round().astype(int)]
+  shown = _chosen(np.isin(labels, coloured))
+  features, labels, wrong = (x[shown] for x in (features, labels, wrong))
   centred = np.asarray(features, np.float64) - features.mean(axis=0)
   if min(centred.shape) < 2 or not np.isfinite(centred).all():
     return None
@@ -174,7 +183,7 @@ def embedding_figure(
   grid = figure.subplots(1, len(maps), squeeze=False)[0]
   figure.subplots_adjust(0, 0, 1, 1, wspace=0.06)
   for axes, (title, points) in zip(grid, maps, strict=True):
-    _scatter(axes, points, labels, wrong, class_names)
+    _scatter(axes, points, labels, wrong, coloured, class_names)
     axes.set_title(title, size=10, color=INK, loc="left")
   legend = grid[-1].legend(
     loc="upper left",
@@ -187,6 +196,19 @@ def embedding_figure(
   for text in legend.get_texts():
     text.set_parse_math(False)
   return to_png(figure)
+
+
+def _chosen(preferred: np.ndarray) -> np.ndarray:
+  """Sorted indices of at most `_MAX_POINTS` rows, evenly spaced.
+
+  Args:
+    preferred: bool[n], rows of which half or more of the places are for.
+  """
+  own, rest = np.flatnonzero(preferred), np.flatnonzero(~preferred)
+  places = max(_MAX_POINTS // 2, _MAX_POINTS - rest.size)
+  own = own[:: -(-own.size // places) or 1]
+  rest = rest[:: -(-rest.size // (_MAX_POINTS - own.size or 1)) or 1]
+  return np.sort(np.concatenate([own, rest]))
 
 
 def _tsne(components: np.ndarray) -> np.ndarray | None:
@@ -208,12 +230,10 @@ def _scatter(
   points: np.ndarray,
   labels: np.ndarray,
   wrong: np.ndarray,
+  coloured: np.ndarray,
   class_names: Sequence[str],
 ) -> None:
-  """Draws points f[n, 2], frequent classes first."""
-  order = plots.frequency_order(np.bincount(labels, minlength=len(class_names)))
-  spread = np.linspace(0, len(order) - 1, min(len(order), _MAX_COLOURS))
-  coloured = order[spread.round().astype(int)]
+  """Draws points f[n, 2], those of other than the coloured classes first."""
   palette: list[Any] = [colormaps["tab10"](i) for i in range(len(coloured))]
   groups = [
     (labels == c, colour, one_line(class_names[c], 20))
@@ -241,7 +261,8 @@ def _scatter(
 def mistakes_figure(
   images: np.ndarray,
   labels: np.ndarray,
-  shares: np.ndarray,
+  predicted: np.ndarray,
+  share: np.ndarray,
   class_names: Sequence[str],
   calibrated: bool,
 ) -> bytes:
@@ -250,15 +271,15 @@ def mistakes_figure(
   Args:
     images: uint8[n, S, S, 3], at least one of them misclassified.
     labels: int[n].
-    shares: f32[n, C], softmax of the scores.
+    predicted: int[n] classes.
+    share: f32[n], softmax of the scores, of the predicted class.
     class_names: C names.
     calibrated: whether shares are probabilities and are written.
 
   Returns:
     A PNG file with at most 16 images.
   """
-  predicted = shares.argmax(axis=1)
-  confidence = np.where(predicted == labels, -1, shares.max(axis=1))
+  confidence = np.where(predicted == labels, -1, share)
   chosen = np.argsort(-confidence, kind="stable")[:_MAX_MISTAKES]
   chosen = chosen[confidence[chosen] >= 0]
   columns = min(len(chosen), _MISTAKES_IN_ROW)
@@ -273,9 +294,9 @@ def mistakes_figure(
     truth, guess = (
       one_line(class_names[c], 15) for c in (labels[i], predicted[i])
     )
-    share = f" {confidence[i]:.0%}" if calibrated else ""
+    certainty = f" {share[i]:.0%}" if calibrated else ""
     axes.set_title(
-      f"{truth}\n→ {guess}{share}",
+      f"{truth}\n→ {guess}{certainty}",
       size=7.5,
       color=INK,
       loc="left",

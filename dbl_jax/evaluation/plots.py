@@ -20,8 +20,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
+from scipy import sparse
 
 from dbl_jax.evaluation import metrics
+from dbl_jax.evaluation.metrics import Confusion
 
 # Twice the 96 pixels per inch of CSS: sharp on dense screens.
 DPI = 192
@@ -78,14 +80,14 @@ def frequency_order(counts: ArrayLike) -> np.ndarray:
 
 @styled
 def confusion_figure(
-  matrices: Sequence[tuple[str, np.ndarray]],
+  matrices: Sequence[tuple[str, Confusion]],
   class_names: Sequence[str],
   train_counts: ArrayLike,
 ) -> bytes:
   """Draws confusion matrices in per cent of each row (the paper's fig. 3).
 
   Args:
-    matrices: titles and int[C, C], rows are the true classes.
+    matrices: titles and int[C, C], dense or sparse, rows are the true classes.
     class_names: C names.
     train_counts: int[C], training images per class, which order the classes
       of a heat map.
@@ -129,11 +131,12 @@ def confusion_figure(
 
 
 def _draw_cells(
-  axes: Axes, confusion: np.ndarray, names: Sequence[str], cell: float
+  axes: Axes, confusion: Confusion, names: Sequence[str], cell: float
 ) -> None:
   """Draws int[C, C] in per cent of each row, cells `cell` inches wide."""
-  count = confusion.sum(axis=1, keepdims=True)
-  share = np.where(count > 0, confusion / np.maximum(count, 1), np.nan)
+  images = sparse.csr_array(confusion).toarray()
+  count = images.sum(axis=1, keepdims=True)
+  share = np.where(count > 0, images / np.maximum(count, 1), np.nan)
   axes.imshow(share, "Blues", vmin=0, vmax=1)
   for (i, j), value in np.ndenumerate(share):
     digits = 1 if cell > 0.45 and value else 0
@@ -160,22 +163,19 @@ def _draw_cells(
 
 
 def draw_heat_map(
-  axes: Axes, confusion: np.ndarray, order: np.ndarray
+  axes: Axes, confusion: Confusion, order: np.ndarray
 ) -> AxesImage:
   """Draws int[C, C] in per cent of each row, classes as in `order`.
 
   Neighbouring classes share a cell where there are more than 400. Colours
   follow the square root, which shows confusions of a few per cent.
   """
-  size = len(confusion)
+  cells, size = sparse.coo_array(confusion), len(order)
   side = min(size, _HEAT_MAP_CELLS)
   cell_of = np.empty(size, np.int64)
   cell_of[order] = np.arange(size) * side // size
-  true, predicted = np.nonzero(confusion)
   pooled = np.zeros((side, side))
-  np.add.at(
-    pooled, (cell_of[true], cell_of[predicted]), confusion[true, predicted]
-  )
+  np.add.at(pooled, (cell_of[cells.row], cell_of[cells.col]), cells.data)
   count = pooled.sum(axis=1, keepdims=True)
   share = np.where(count > 0, 100 * pooled / np.maximum(count, 1), np.nan)
   return axes.imshow(
@@ -190,12 +190,12 @@ def draw_heat_map(
 
 @styled
 def class_recall_figure(
-  confusion: ArrayLike, class_names: Sequence[str], train_counts: ArrayLike
+  confusion: Confusion, class_names: Sequence[str], train_counts: ArrayLike
 ) -> bytes:
   """Draws recall per class next to the number of training images.
 
   Args:
-    confusion: int[C, C], rows are the true classes.
+    confusion: int[C, C], dense or sparse, rows are the true classes.
     class_names: C names.
     train_counts: int[C], training images per class.
 
@@ -239,12 +239,13 @@ def class_recall_figure(
 
 @styled
 def recall_distribution_figure(
-  confusion: ArrayLike, train_counts: ArrayLike
+  confusion: Confusion, train_counts: ArrayLike
 ) -> bytes:
   """Draws how recall is distributed over many classes.
 
   Args:
-    confusion: int[C, C], rows are the true classes, at least one with images.
+    confusion: int[C, C], dense or sparse, rows are the true classes, at least
+      one with images.
     train_counts: int[C], training images per class.
 
   Returns:
@@ -468,9 +469,9 @@ def _panels(
   return figure, figure.subplots(lines, columns, squeeze=False, **options)
 
 
-def _recall(confusion: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _recall(confusion: Confusion) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Correct int[C], count int[C], recall f64[C] in per cent (NaN for 0/0)."""
-  correct, count = np.diagonal(confusion), np.asarray(confusion).sum(axis=1)
+  correct, count = metrics.correct_and_count(confusion)
   return correct, count, 100 * correct / np.where(count > 0, count, np.nan)
 
 

@@ -38,7 +38,8 @@ def save(path: Path, predictions: Predictions) -> None:
   }
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as file:
-    np.savez_compressed(file, **content)
+    # Scores hardly compress, which would take a minute per gigabyte.
+    np.savez(file, **content)
 
 
 def load(path: Path) -> Predictions:

@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from dbl_jax.evaluation import page, plots
-from dbl_jax.evaluation.metrics import mean_class_interval, wilson_interval
+from dbl_jax.evaluation.metrics import (
+  confusion_of,
+  correct_and_count,
+  mean_class_interval,
+  wilson_interval,
+)
 from dbl_jax.runtime import files
 
 DASH = "–"
@@ -29,6 +35,13 @@ _PROVENANCE = (
   "skipped_steps",
   "better_checkpoint_lost",
 )
+# Matrices of metrics.json, of which one is there.
+_MATRICES = ("confusion_matrix", "confusion_cells")
+_TIERS = {
+  "many": "classes with more than 100 training images",
+  "medium": "classes with 20 to 100 training images",
+  "few": "classes with fewer than 20 training images",
+}
 _RECALL_NOTE = (
   "Mean-class accuracy is the mean of recall over classes, so each class has"
   " the same weight however rare it is. Intervals cover the sampling of test"
@@ -65,16 +78,15 @@ def write(
   """Writes `metrics.json`, `confusion_matrix.png` and `report.html`.
 
   Each file is written atomically, metrics.json first. The page loads no other
-  file. Apart from the confusion matrix itself, time and memory are linear in
-  the number of classes.
+  file. Time and memory are linear in the numbers of classes and images.
 
   Args:
     out_dir: folder, created if missing.
-    metrics: the result of `metrics.summarise` (its confusion matrix may be an
-      array) with `dataset`, `split`, `checkpoint_step`, `predictor`, `config`
-      and, each optional, `made_by`, `data_fingerprint`, `skipped_steps` and
-      `better_checkpoint_lost`. Written in the order given, with null for
-      numbers that are not finite.
+    metrics: the result of `metrics.summarise` with `dataset`, `split`,
+      `checkpoint_step`, `predictor`, `config` and, each optional,
+      `top5_accuracy`, `tiers` (see `metrics.by_tier`), `made_by`,
+      `data_fingerprint`, `skipped_steps` and `better_checkpoint_lost`. Written
+      in the order given, with null for numbers that are not finite.
     train_counts: C training images per class.
     history: rows of `metrics.jsonl`, possibly none.
     view_pairs: originals uint8[k, H, W, 3], and first and second views
@@ -83,11 +95,13 @@ def write(
     extra: HTML of further sections, see `pictures.sections`.
     title: heading of the page, plain text.
   """
-  confusion = np.asarray(metrics["confusion_matrix"], np.int64)
-  results = _to_json({**metrics, "confusion_matrix": []})
+  confusion = confusion_of(metrics)
+  matrices = {key: metrics[key] for key in _MATRICES if metrics.get(key)}
+  results = _to_json({**metrics, **{key: [] for key in matrices}})
   names = results["class_names"]
   out_dir.mkdir(parents=True, exist_ok=True)
-  _write_metrics(out_dir / "metrics.json", results, confusion)
+  content = _metrics_json(results, matrices)
+  files.write(out_dir / "metrics.json", content.encode())
   matrix = plots.confusion_figure([(title, confusion)], names, train_counts)
   files.write(out_dir / "confusion_matrix.png", matrix)
   shown = {name: results[name] for name in _PROVENANCE if results.get(name)}
@@ -119,66 +133,86 @@ def write(
     page.details("Config", listing),
   )
   facts = [fact.format_map(results) for fact in _FACTS]
-  content = page.page(title, facts, sections)
+  html = page.page(title, facts, sections)
   files.write(
-    out_dir / "report.html", content.encode("utf-8", "xmlcharrefreplace")
+    out_dir / "report.html", html.encode("utf-8", "xmlcharrefreplace")
   )
 
 
-def _write_metrics(
-  path: Path, results: Mapping[str, Any], confusion: np.ndarray
-) -> None:
-  """Writes JSON with each row of the confusion matrix on a line.
-
-  Rows are encoded one by one: all of them as Python's numbers take gigabytes
-  with thousands of classes.
-  """
-  # JSON escapes quotes and newlines, so this is found at the top level only.
-  key = '\n  "confusion_matrix": ['
+def _metrics_json(
+  results: Mapping[str, Any], matrices: Mapping[str, Sequence[Sequence[int]]]
+) -> str:
+  """Formats JSON with each row of a matrix on a line."""
   text = json.dumps(results, indent=2, allow_nan=False)
-  before, _, after = text.partition(key)
-  with files.replacing(path) as file:
-    file.write((before + key).encode())
-    for i, row in enumerate(confusion):
-      start = ",\n    " if i else "\n    "
-      file.write((start + json.dumps(row.tolist())).encode())
-    file.write(f"\n  {after}\n".encode())
+  for name, rows in matrices.items():
+    # JSON escapes quotes and newlines, so this is found at the top level only.
+    key = f'\n  "{name}": ['
+    before, _, after = text.partition(key)
+    lines = ",".join(f"\n    {json.dumps(row)}" for row in rows)
+    text = f"{before}{key}{lines}\n  {after}"
+  return f"{text}\n"
 
 
-def _headline(results: Mapping[str, Any], confusion: np.ndarray) -> str:
+def _headline(results: Mapping[str, Any], confusion: sparse.csr_array) -> str:
   """Mean-class accuracy, overall accuracy and the lowest recall."""
   interval = mean_class_interval(confusion)
   if interval is None:
     return page.section("Accuracy", page.note("This split has no images."))
-  names, count = results["class_names"], confusion.sum(axis=1)
-  correct, total = np.diagonal(confusion), int(count.sum())
+  names = results["class_names"]
+  correct, count = correct_and_count(confusion)
+  total = int(count.sum())
   recall = np.where(count > 0, correct / np.maximum(count, 1), np.inf)
   frequent, weakest = int(count.argmax()), int(recall.argmin())
   lower, upper = wilson_interval(int(correct.sum()), total)
-  chance = f"chance: {_percent(1 / len(count))}"
-  majority = f"always “{names[frequent]}”: {_percent(count[frequent] / total)}"
-  hits = f"{correct[weakest]:,} of {count[weakest]:,} images"
-  mean_class, overall = (
-    _percent(results[f"{name}_accuracy"]) for name in ("mean_class", "overall")
+  many = len(names) > plots.MAX_CLASSES
+  digits = 3 if many else 1
+  chance = f"chance: {_percent(1 / len(count), digits)}"
+  share = _percent(count[frequent] / total, digits)
+  majority = f"always “{names[frequent]}”: {share}"
+  hits = [f"{correct[weakest]:,} of {count[weakest]:,} images"]
+  if others := int((recall == recall[weakest]).sum()) - 1:
+    hits.append(f"the same for {others:,} more")
+  mean_class, overall, top5 = (
+    _percent(results.get(f"{name}_accuracy"))
+    for name in ("mean_class", "overall", "top5")
   )
+  about = [_interval(lower, upper), majority]
+  if many:
+    about.append(f"class among the five most likely: {top5}")
   return page.tiles(
     [
       ("Mean-class accuracy", mean_class, (_interval(*interval), chance)),
-      ("Overall accuracy", overall, (_interval(lower, upper), majority)),
-      ("Lowest recall", _percent(recall[weakest]), (names[weakest], hits)),
+      ("Overall accuracy", overall, about),
+      ("Lowest recall", _percent(recall[weakest]), (names[weakest], *hits)),
+      *_tiers(results),
     ]
   )
 
 
+def _tiers(results: Mapping[str, Any]) -> list[tuple[str, str, Sequence[str]]]:
+  """Tiles with the accuracy of tiers, unless all classes are in one."""
+  rows: list[tuple[str, str, Sequence[str]]] = [
+    (
+      f"{name.title()}-shot accuracy",
+      _percent(tier["accuracy"]),
+      (_interval(*tier["interval"]), f"{tier['classes']:,} {_TIERS[name]}"),
+    )
+    for name, tier in results.get("tiers", {}).items()
+    if tier["classes"]
+  ]
+  return rows if len(rows) > 1 else []
+
+
 def _per_class(
   results: Mapping[str, Any],
-  confusion: np.ndarray,
+  confusion: sparse.csr_array,
   train_counts: Sequence[int],
 ) -> str:
   """Recall per class: plots, then a table of all classes."""
-  names, count = results["class_names"], confusion.sum(axis=1)
+  names = results["class_names"]
+  correct, count = correct_and_count(confusion)
   many = len(names) > plots.MAX_CLASSES
-  lower, upper = wilson_interval(np.diagonal(confusion), count)
+  lower, upper = wilson_interval(correct, count)
   head = ["Class", "Recall", "95% interval", "Precision", "F1", "Images"]
   head += ["Training images", "Training share"]
   rows, total = [], max(sum(train_counts), 1)
@@ -201,7 +235,7 @@ def _per_class(
     absent[_MAX_LISTED:] = [f"{len(more):,} more"]
   left_out = f"Not in this split, so not in the mean: {', '.join(absent)}."
   bars = plots.class_recall_figure(confusion, names, train_counts)
-  if many and confusion.any():
+  if many and count.any():
     alt = "Histogram of recall over classes, and recall by number of images"
     heading = "The ten highest and the ten lowest"
     png = plots.recall_distribution_figure(confusion, train_counts)

@@ -150,12 +150,11 @@ def label_aware_smoothing(
   """
   low, high = inputs.counts.min(), inputs.counts.max()
   place = (inputs.counts - low) / jnp.maximum(high - low, 1.0)
-  smoothing = tail + (head - tail) * jnp.sin(jnp.pi / 2 * place)
-  num_classes = len(inputs.counts)
-  kept = jnp.eye(num_classes) * (1 - smoothing)[:, None]
-  shared = smoothing[:, None] / max(num_classes - 1, 1)
-  rows = kept + (1 - jnp.eye(num_classes)) * shared
-  return _soft(inputs.logits, inputs.targets @ rows), _accuracy(inputs)
+  smoothing = tail + (head - tail) * jnp.sin(jnp.pi / 2 * place[None])
+  shared = inputs.targets * smoothing / max(len(inputs.counts) - 1, 1)
+  others = shared.sum(axis=1, keepdims=True) - shared
+  smooth = inputs.targets * (1 - smoothing) + others
+  return _soft(inputs.logits, smooth), _accuracy(inputs)
 
 
 def _deferred(

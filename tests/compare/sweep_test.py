@@ -99,7 +99,7 @@ def test_stages_give_the_result_of_one_run(cache, tmp_path):
   plan = sweep.plan({"dbl": config}, [0], tmp_path / "apart")
   assert not sweep.run(plan)
   assert np.array_equal(
-    confusion(sweep.results(plan)), together["confusion_matrix"]
+    confusion(sweep.results(plan)).toarray(), together["confusion_matrix"]
   )
 
 

@@ -9,7 +9,7 @@ import pytest
 from pages import Page
 
 from dbl_jax.compare import table
-from dbl_jax.compare.records import RunResult
+from dbl_jax.compare.records import run_result
 from dbl_jax.compare.table import facts, make_rows
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import plots
@@ -24,7 +24,7 @@ LABELS = np.repeat([0, 1], [10, 4])
 NAMES = ("joy", "fear")
 NAN = float("nan")
 PNG = b"\x89PNG".ljust(24, b"\1")
-FIELDS = {"system", "seconds", "fingerprint", "hardware", "seed"}
+FIELDS = {"seconds", "fingerprint", "hardware"}
 
 
 def _record(system, seed, hits, **changes):
@@ -33,17 +33,9 @@ def _record(system, seed, hits, **changes):
   scores = np.eye(2)[np.where(right, LABELS, 1 - LABELS)] * 3
   scores, counts = scores.astype(np.float32), np.array([500, 30])
   run = Predictions(NAMES, counts, LABELS, scores, LABELS, scores, True)
-  made = RunResult(
-    system, seed, run, 60.0 * (seed + 1), hardware=("an H100 & 16 cores",)
-  )
-  return _change(made, **changes)
-
-
-def _change(record, **changes):
-  """Replaces fields of a run or of its predictions."""
-  own = {name: changes.pop(name) for name in FIELDS & changes.keys()}
-  run = record.predictions._replace(**changes)
-  return record._replace(predictions=run, **own)
+  about = {"seconds": 60.0 * (seed + 1), "hardware": ("an H100 & 16 cores",)}
+  about |= {name: changes.pop(name) for name in FIELDS & changes.keys()}
+  return run_result(system, seed, run._replace(**changes), **about)
 
 
 def _records():
@@ -129,7 +121,7 @@ def test_differences_are_to_the_reference():
 
 def test_what_is_not_known_is_a_dash():
   pair = [_record("basic", 0, (9, 1)), _record("basic", 1, (9, 1))]
-  (row,) = make_rows([pair[0], _change(pair[1], calibrated=False)])
+  (row,) = make_rows([pair[0], pair[1]._replace(calibration_error=NAN)])
   assert np.isnan(row["expected_calibration_error_percent"])
   # One seed, no probabilities, no cost, and a class without test images.
   labels, scores = np.zeros(14, int), np.eye(2)[[0] * 7 + [1] * 7]
@@ -257,6 +249,25 @@ def test_untrusted_names_are_escaped_everywhere():
   assert f"recall_percent: {names[1]}" in row
 
 
+def test_of_many_classes_the_csv_alone_has_all():
+  labels = np.repeat(np.arange(40), 2)
+  scores = np.eye(40, dtype=np.float32)[(labels + labels % 2) % 40]
+  scores[:3] = np.arange(40)
+  changes = {"class_names": tuple(f"c{i}" for i in range(40))}
+  changes |= {"labels": labels, "scores": scores, "train_counts": labels[::2]}
+  runs = [_record("basic", seed, (0, 0), **changes) for seed in (0, 1)]
+  printed = _made(runs)
+  tables = _tables(printed)
+  assert "Recall by class (%)" not in tables
+  head, _, row = tables["Accuracy (%)"]
+  # 38 first images, and by ties the second ones of classes 1 to 3.
+  assert row[head.index("Top 5")] == f"{100 * 41 / 80:.2f} ± 0.00"
+  assert "29 c29 (29 / 2); and 10 more" in printed
+  (line,) = csv.DictReader(io.StringIO(_made(runs, (), table.as_csv)))
+  assert line["recall_percent: c39"] == "0.0"
+  assert line["recall_percent: c38"] == "100.0"
+
+
 def test_a_command_cannot_leave_its_code_block():
   made_by = facts(_records(), **(ABOUT | {"command": "a\n```\nb"}))
   text = table.as_markdown(make_rows(_records()), made_by)
@@ -274,7 +285,7 @@ def test_a_command_cannot_leave_its_code_block():
 )
 def test_records_that_cannot_be_compared_are_refused(changes, message):
   records = _records()
-  records[1] = _change(records[1], **changes)
+  records[1] = records[1]._replace(**changes)
   with pytest.raises(UserError, match=message):
     make_rows(records)
   with pytest.raises(UserError, match="no finished run"):
@@ -299,7 +310,7 @@ def test_write_leaves_five_whole_files_or_the_old_ones(tmp_path, monkeypatch):
   out = tmp_path / "deep" / "er"
   records = _records()
   # A lone surrogate, which no file can hold.
-  records[0] = _change(records[0], system="mix\udc80")
+  records[0] = records[0]._replace(system="mix\udc80")
   table.write(out, records, ["mixup: seed 1"], **ABOUT)
   old = {path.name: path.read_bytes() for path in out.iterdir()}
   assert sorted(old) == [

@@ -167,17 +167,36 @@ def test_raf_db_can_be_checked(tmp_path):
 
 def test_contact_sheets_show_each_class_and_the_duplicates(root, tmp_path):
   (tmp_path / "out").mkdir()
-  for name in ("class_7_of_other_data.png", "mine.png"):
+  for name in ("class_7_of_other_data.png", "findings.csv", "mine.png"):
     (tmp_path / "out" / name).touch()
-  paths = inspection.write_sheets(check(root), tmp_path / "out")
-  assert not (tmp_path / "out" / "class_7_of_other_data.png").exists()
-  assert (tmp_path / "out" / "mine.png").exists()
-  names = [path.name for path in paths]
+  findings, *sheets = inspection.write(check(root), tmp_path / "out")
+  names = [path.name for path in sheets]
   assert names == ["class_0_a.png", "class_1_b.png", "duplicates.png"]
-  for path in paths:
+  assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    *names,
+    "findings.csv",
+    "mine.png",
+  }
+  assert len(findings.read_text().splitlines()) == 4
+  for path in sheets:
     sheet = np.asarray(Image.open(path))
     assert sheet.shape[1] == 12 * 64
     assert sheet.std() > 20
+
+
+def test_of_many_classes_a_sample_is_shown(tmp_path):
+  for i in range(100):
+    for j in range(1 + i % 7):
+      put(tmp_path / "data", f"class {i:02}/{j}.png", smooth(7 * i + j))
+  findings = check(tmp_path / "data")
+  lines = inspection.report(findings)
+  assert "(30 of 100 classes, evenly spaced by frequency)" in lines
+  _, *sheets = inspection.write(findings, tmp_path / "out")
+  shown = [path.name.removesuffix(".png")[-2:] for path in sheets]
+  assert len(shown) == 30
+  sizes = [1 + int(name) % 7 for name in shown]
+  assert sizes == sorted(sizes, reverse=True)
+  assert {sizes[0], sizes[-1]} == {1, 7}
 
 
 def run(*arguments, cwd):

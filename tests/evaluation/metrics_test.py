@@ -35,7 +35,7 @@ def _random_case(seed, num_classes=6, absent=(), never_predicted=()):
 def test_confusion_matrix_has_the_truth_in_rows(labels, predictions, expected):
   expected = 300 * np.diag([0] * 15 + [1]) if expected is None else expected
   found = metrics.confusion_matrix(labels, predictions, len(expected))
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(found.toarray(), expected)
   assert found.dtype == np.int64
 
 
@@ -89,7 +89,7 @@ def test_summary_agrees_with_scikit_learn(seed, absent, never_predicted):
   every = list(range(6))
   confusion = metrics.confusion_matrix(labels, predictions, 6)
   np.testing.assert_array_equal(
-    confusion,
+    confusion.toarray(),
     sklearn_metrics.confusion_matrix(labels, predictions, labels=every),
   )
   summary = metrics.summarise(confusion, [str(c) for c in every])
@@ -118,6 +118,58 @@ def test_summary_agrees_with_scikit_learn(seed, absent, never_predicted):
       zero_division=0,
     )
   )
+
+
+def test_many_classes_are_listed_by_cells():
+  labels, predictions = np.array([1, 1, 1, 8141]), np.array([1, 8141, 1, 0])
+  confusion = metrics.confusion_matrix(labels, predictions, 8142)
+  summary = metrics.summarise(confusion, [str(c) for c in range(8142)])
+  assert summary["confusion_matrix"] is None
+  assert summary["confusion_cells"] == [[1, 1, 2], [1, 8141, 1], [8141, 0, 1]]
+  assert summary["mean_class_accuracy"] == pytest.approx((2 / 3 + 0) / 2)
+  stored = json.loads(json.dumps(summary))
+  assert stored == summary
+  assert (metrics.confusion_of(stored) != confusion).nnz == 0
+  assert metrics.confusion_of(stored).shape == (8142, 8142)
+
+
+def test_tiers_by_hand():
+  # Recall 1, .5, .25 and none; the cuts themselves are medium.
+  confusion = [[4, 0, 0, 0], [2, 2, 0, 0], [3, 0, 1, 0], [0, 0, 0, 0]]
+  found = metrics.by_tier(confusion, [101, 100, 20, 19])
+  medium = metrics.mean_class_interval([[0] * 3, [2, 2, 0], [3, 0, 1]])
+  assert found["many"]["accuracy"] == 1
+  assert found["medium"]["accuracy"] == pytest.approx((0.5 + 0.25) / 2)
+  assert found["few"] == {"classes": 0, "accuracy": None, "interval": None}
+  assert [tier["classes"] for tier in found.values()] == [1, 2, 0]
+  assert found["medium"]["interval"] == medium
+
+
+@pytest.mark.parametrize(
+  ("counts", "cuts", "expected"),
+  [
+    ([101, 100, 20, 19], (100, 20), "many medium medium few"),
+    ([1290, 281, 717], (1000, 300), "many few medium"),
+  ],
+)
+def test_tiers_are_cut_by_definition(counts, cuts, expected):
+  found = metrics.tiers(counts, cuts)
+  for i, tier in enumerate(expected.split()):
+    assert [name for name, inside in found.items() if inside[i]] == [tier]
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_agrees_with_a_stable_sort(monkeypatch, k):
+  monkeypatch.setattr(metrics, "_BLOCK", 30)  # blocks of five rows
+  rng = np.random.default_rng(0)
+  scores = rng.integers(0, 4, (57, 6)).astype(np.float32)  # with ties
+  scores[0] = -np.inf
+  labels = rng.integers(0, 6, 57)
+  order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+  expected = np.mean((order == labels[:, None]).any(axis=1))
+  assert metrics.top_k_accuracy(scores, labels, k) == expected
+  if k == 1:
+    assert expected == np.mean(scores.argmax(axis=1) == labels)
 
 
 def test_summary_of_no_images_has_no_accuracy():

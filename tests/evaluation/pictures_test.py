@@ -44,7 +44,7 @@ def figures(monkeypatch):
 def test_mistakes_are_shown_only_when_asked_for(
   calibrated, mistakes, expected, figures
 ):
-  found = pictures.sections(*made(), NAMES, calibrated, mistakes)
+  found = pictures.sections(*made(), 1.0, NAMES, calibrated, mistakes)
   headings = [part.split("<h2>")[1].split("</h2>")[0] for part in found if part]
   assert headings == expected
   assert len(figures) == len(expected)
@@ -53,11 +53,10 @@ def test_mistakes_are_shown_only_when_asked_for(
 def test_a_split_without_images_or_without_mistakes():
   part, features, scores = made()
   none = Split(part.images[:0], part.labels[:0])
-  assert (
-    pictures.sections(none, features[:0], scores[:0], NAMES, True, True) == []
-  )
+  empty = (none, features[:0], scores[:0])
+  assert pictures.sections(*empty, 1.0, NAMES, True, True) == []
   perfect = np.eye(3, dtype=np.float32)[part.labels]
-  found = pictures.sections(part, features, perfect, NAMES, True, True)
+  found = pictures.sections(part, features, perfect, 1.0, NAMES, True, True)
   assert [bool(text) for text in found] == [True, True, False]
 
 
@@ -125,7 +124,8 @@ def test_mistakes_are_the_most_confident_ones(figures):
   shares[np.arange(40), part.labels] = 0.8
   shares[5] = [0.05, 0.95, 0]  # class 2 taken for 1
   shares[7] = [0.01, 0, 0.99]  # class 1 taken for 2
-  size(pictures.mistakes_figure(*part, shares, NAMES, True))
+  highest = shares.argmax(axis=1), shares.max(axis=1)
+  size(pictures.mistakes_figure(*part, *highest, NAMES, True))
   titles = [axes.get_title("left") for axes in figures[0].axes]
   assert titles == [
     "$x_1^$ & {co\n→ a very long na… 99%",
