@@ -224,8 +224,8 @@ def with_unlabelled(
     _into_memory(further, options), options.get("region", "face")
   )
   taken = {d for s in dataset.splits.values() for d in inspection.digests(s)}
-  found = inspection.digests(cut.splits["train"])
-  new = np.array([digest not in taken for digest in found], bool)
+  digests = inspection.digests(cut.splits["train"])
+  new = np.array([digest not in taken for digest in digests], bool)
   log.info(
     "%d unlabelled images for %s; %d are in the data set's splits and left out",
     sum(new),
@@ -389,9 +389,10 @@ def _make_shard(
 def _shards(sizes: Mapping[str, int], image_size: int) -> list[_Parts]:
   """Divides the images of all splits, in their order, into shards."""
   step = max(1, _SHARD_BYTES // (image_size**2 * 3))
-  shards = []
+  shards: list[_Parts] = []
   for start in range(0, max(sum(sizes.values()), 1), step):
-    part, before = {}, 0
+    part: dict[str, range] = {}
+    before = 0
     for split, size in sizes.items():
       first, last = max(start - before, 0), min(start + step - before, size)
       if first < last or (not size and not start):
