@@ -111,7 +111,7 @@ def shard_paths(folder: Path, number: int) -> list[Path]:
 
 def is_prepared(path: Path) -> bool:
   """Whether a path is a prepared file, by its name, or a folder of shards."""
-  return path.suffix == ".npz" or any(path.glob("00000-of-*.npz"))
+  return path.suffix == ".npz" or any(path.glob("*-of-*.npz"))
 
 
 def load(path: Path) -> Dataset:

@@ -163,10 +163,15 @@ def _streamed(
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the same with rows in place of indices, prefetched by tf.data."""
   tf = import_tensorflow()
+  failed: list[UserError] = []
 
   def read(step: np.int64) -> tuple[np.ndarray, ...]:
     batch = next(_indexed(pipeline, int(step), int(step) + 1))
-    return pipeline.rows[batch["index"]], batch["id"], batch["label"]
+    try:
+      return pipeline.rows[batch["index"]], batch["id"], batch["label"]
+    except UserError as error:
+      failed.append(error)
+      raise
 
   def load(step: Any) -> dict[str, Any]:
     kind = tf.as_dtype(pipeline.rows.dtype)
@@ -180,7 +185,10 @@ def _streamed(
     .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     .prefetch(_PREFETCH)
   )
-  return dataset.as_numpy_iterator()
+  try:
+    yield from dataset.as_numpy_iterator()
+  except tf.errors.OpError as error:  # TensorFlow's own, of the same text
+    raise failed[0] if failed else error from error
 
 
 def import_tensorflow() -> Any:
