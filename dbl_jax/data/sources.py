@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import math
 import os
 import re
 import tempfile
@@ -346,14 +345,15 @@ def _prepared(
   path = cache_dir(options) / f"{form}.npz"
   parts = _shards(sizes, options.image_size)
   paths = [path]
-  # Earlier versions made a single file of any size.
-  if len(parts) > 1 and (whole := _open_shard(path, fingerprint)):
-    return whole
   if len(parts) > 1:
+    # Earlier versions made a single file of any size.
+    every = {split: range(size) for split, size in sizes.items()}
+    if whole := _open_shard((path, every), fingerprint):
+      return whole
     path = path.with_name(form)
     paths = datasets.shard_paths(path, len(parts))
   opened = functools.partial(_open_shard, fingerprint=fingerprint)
-  shards = images.in_threads(opened, paths)
+  shards = images.in_threads(opened, [*zip(paths, parts, strict=True)])
   if missing := [i for i, shard in enumerate(shards) if shard is None]:
     started, total = time.perf_counter(), sum(sizes.values())
     _check_writable(path.parent)
@@ -402,11 +402,14 @@ def _shards(sizes: Mapping[str, int], image_size: int) -> list[_Parts]:
   return shards
 
 
-def _open_shard(path: Path, fingerprint: str) -> Dataset | None:
-  """Opens a file of a data set; None if it is missing or damaged."""
+def _open_shard(given: tuple[Path, _Parts], fingerprint: str) -> Dataset | None:
+  """Opens a file of some parts; None if it is missing or damaged."""
+  path, parts = given
   try:
     shard = datasets.load_shard(path)
-    if shard.fingerprint == fingerprint:
+    sizes = {split: len(one.labels) for split, one in shard.splits.items()}
+    expected = {split: len(rows) for split, rows in parts.items()}
+    if (shard.fingerprint, sizes) == (fingerprint, expected):
       return shard
     why: object = "it belongs to another data set"
   except FileNotFoundError:
@@ -425,20 +428,17 @@ def _into_memory(dataset: Dataset, options: Any) -> Dataset:
   Raises:
     UserError: if the config wants them in memory and they do not fit.
   """
-  available, splits = available_memory(), dataset.splits.values()
-  size = sum(split.images.nbytes for split in splits)
+  available = available_memory()
+  size = sum(split.images.nbytes for split in dataset.splits.values())
   large = available is not None and size > _MEMORY_SHARE * available
   if options.input == "tf_data" or (options.input == "auto" and large):
     log.info("%s: %.1f GB of images stay on disk", dataset.name, size / 1e9)
     return dataset
   if available is not None and 2 * size > available:
-    number, side = sum(len(s.labels) for s in splits), dataset.image_size
-    fitting = int(side * math.sqrt(available / (2 * size)))
     raise UserError(
-      f"{number} images of {side} x {side} pixels need {2 * size / 1e9:.1f} GB"
-      f" of memory; {available / 1e9:.1f} GB are available. Set"
-      " --config.data.input=auto, which leaves them on disk, or"
-      f" --config.data.image_size to at most {fitting}."
+      f"data.input=resident needs {2 * size / 1e9:.1f} GB of memory for"
+      f" {dataset.name}; {available / 1e9:.1f} GB are available. Set"
+      " --config.data.input=auto, which leaves the images on disk."
     )
   loaded = {
     k: s._replace(images=s.images[:]) for k, s in dataset.splits.items()

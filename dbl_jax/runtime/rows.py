@@ -1,8 +1,7 @@
 """Rows of arrays that stay on disk, and are read when they are indexed.
 
-They are read by position and not mapped into memory: pages of a map count as
-memory of the process, and a disk that fails under a map ends the process
-without a message.
+They are read by position. Pages of a memory map would count as memory of the
+process, and a disk that fails under a map ends it without a message.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +18,10 @@ _CHUNK = 256
 
 
 class Rows:
-  """Rows of one or several sources; indexing reads them into an array.
-
-  It has what the users of images need of `np.ndarray`: length, shape, dtype,
-  nbytes, iteration, and indexing along the first axis.
+  """Rows of one or several sources; indexing the first axis reads them.
 
   Attributes:
-    shape: (n, ...).
+    shape: (n, ...), as that of an array.
     dtype: type of the elements.
   """
 
@@ -35,13 +31,7 @@ class Rows:
     row_shape: Sequence[int],
     dtype: np.dtype,
   ):
-    """Constructs rows.
-
-    Args:
-      parts: number of rows of each source, and how it is read.
-      row_shape: shape of a row.
-      dtype: type of the elements.
-    """
+    """Takes the number of rows of each source and how they are read."""
     self._reads = [read for _, read in parts]
     self._starts = np.cumsum([0] + [number for number, _ in parts])
     self.shape = (int(self._starts[-1]), *row_shape)
