@@ -215,7 +215,8 @@ def with_unlabelled(
     records += [Record(f"{number}/{n}", 0, file) for n, file in found.items()]
   listed = Listing((), {"train": tuple(records)})
   fingerprint = _fingerprint(listed, paths, options)
-  read = functools.partial(_decode, listed, "unlabelled", options)
+  named = listed._replace(class_names=("unlabelled",))
+  read = functools.partial(_decode, named, "unlabelled", options)
   further = _prepared(
     "unlabelled", fingerprint, {"train": len(records)}, read, options
   )
@@ -412,7 +413,7 @@ def _open_shard(given: tuple[Path, _Parts], fingerprint: str) -> Dataset | None:
     if (shard.fingerprint, sizes) == (fingerprint, expected):
       return shard
     why: object = "it belongs to another data set"
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
   except UserError as error:
     why = error.__cause__ or error
