@@ -111,7 +111,7 @@ def shard_paths(folder: Path, number: int) -> list[Path]:
 
 def is_prepared(path: Path) -> bool:
   """Whether a path is a prepared file, by its name, or a folder of shards."""
-  return path.suffix == ".npz" or any(path.glob("*-of-*.npz"))
+  return path.suffix == ".npz" or any(path.glob("[0-9]*-of-[0-9]*.npz"))
 
 
 def load(path: Path) -> Dataset:
@@ -126,7 +126,7 @@ def load(path: Path) -> Dataset:
   """
   paths = [path]
   if path.is_dir():
-    last = max(path.glob("*-of-*.npz"), default=path / "0-of-1.npz")
+    last = max(path.glob("[0-9]*-of-[0-9]*.npz"), default=path / "0-of-1.npz")
     paths = shard_paths(path, int(last.stem.rpartition("-")[2]))
     if missing := [one.name for one in paths if not one.exists()]:
       raise UserError(
