@@ -18,7 +18,6 @@ from dbl_jax.data.datasets import Split
 from dbl_jax.evaluation.forward import jit_eval_step, make_forward
 from dbl_jax.models.model import Model
 from dbl_jax.runtime.logs import Progress
-from dbl_jax.runtime.rows import Array
 
 
 class Inputs(NamedTuple):
