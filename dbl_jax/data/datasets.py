@@ -135,8 +135,10 @@ def load(path: Path) -> Dataset:
         " images, which prepares what is missing."
       )
   dataset = join(in_threads(load_shard, paths), path)
-  if not {"train", "test"} <= {*dataset.splits} or len(dataset.class_names) < 2:
-    raise _damaged(path, "it has fewer than two classes, or lacks a split")
+  if not {"train", "test"} <= {*dataset.splits}:
+    raise _damaged(path, f"its parts are {[*dataset.splits]}")
+  if len(dataset.class_names) < 2:
+    raise _damaged(path, "it has fewer than two classes")
   return dataset
 
 
