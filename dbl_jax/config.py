@@ -79,8 +79,9 @@ class DataFields:
 
   Attributes:
     name: name of the data set.
-    dir: folder, zip file, .csv file of fer2013 or prepared .npz file; none for
-      synthetic faces. For tfds its data_dir, or the folder of a prepared set.
+    dir: folder, zip file, .csv file of fer2013, or prepared .npz file or folder
+      of shards; none for synthetic faces. For tfds its data_dir, or the folder
+      of a prepared set.
     tfds: the set of tensorflow-datasets, such as 'cifar10', or
       'name/config:1.0.0'.
     download: whether tensorflow-datasets may download and prepare the set.
@@ -103,7 +104,8 @@ class DataFields:
       photos that are not cropped; 'none' uses the central square of an image.
     region: region to which aligned faces are cut.
     cache_dir: folder for prepared images; '' is the user's cache.
-    input: 'resident' holds the images on the device, 'tf_data' streams them.
+    input: 'resident' holds the images in memory and on the device, 'tf_data'
+      streams them from disk; 'auto' chooses by size.
     long_tail: reduces the training split, 'raf_db' to that set's class counts,
       'exponential' from the largest class down to 1/imbalance of it.
     imbalance: largest class over smallest, for 'exponential'.

@@ -5,6 +5,7 @@ from PIL import Image
 
 from dbl_jax.data import faces
 from dbl_jax.data.formats import images
+from dbl_jax.runtime.rows import Array
 
 # Median landmarks of the film and news stills in muxspace/facial_expressions,
 # cropped about as RAF-DB's images: where a run's own are not known.
@@ -67,7 +68,7 @@ def decode(
   return align(np.asarray(photo), largest.landmarks, FALLBACK, image_size)
 
 
-def template_of(crops: np.ndarray) -> np.ndarray | None:
+def template_of(crops: Array) -> np.ndarray | None:
   """The median landmarks of training images, as fractions of their side.
 
   Args:

@@ -1,8 +1,11 @@
-"""Data sets in memory, and prepared files, which hold one decoded.
+"""Data sets, and prepared files, which hold one decoded.
 
 A prepared file is an uncompressed NumPy archive of plain arrays, each with a
 checksum. It is written once, so that later starts decode nothing, and it alone
 trains on a machine without the original images or TensorFlow.
+
+A large data set is prepared into a folder of such files, its shards, named
+00000-of-00012.npz and so on, each with the next rows.
 """
 
 import json
@@ -14,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dbl_jax.data.formats.images import in_threads
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import files
+from dbl_jax.runtime import files, rows
 
 SPLITS = ("train", "validation", "test")
 _FORMAT = 1
@@ -25,16 +29,16 @@ class Split(NamedTuple):
   """Images and labels of one split of a data set.
 
   Attributes:
-    images: uint8[n, S, S, 3], RGB.
+    images: uint8[n, S, S, 3], RGB, in memory or on disk.
     labels: int32[n].
   """
 
-  images: np.ndarray
+  images: rows.Array
   labels: np.ndarray
 
 
 class Dataset(NamedTuple):
-  """A data set in memory.
+  """A data set.
 
   Attributes:
     name: name of the data set, such as 'raf_db'.
@@ -60,7 +64,7 @@ class Dataset(NamedTuple):
   @property
   def image_size(self) -> int:
     """Height and width of the images, in pixels."""
-    return self.splits["train"].images.shape[1]
+    return next(iter(self.splits.values())).images.shape[1]
 
 
 def class_name(folder: str) -> str:
@@ -78,7 +82,7 @@ def save(path: Path, dataset: Dataset) -> None:
   """Writes a prepared file atomically."""
   content: dict[str, Any] = {}
   for name, (images, labels) in dataset.splits.items():
-    content[f"{name}_images"] = images
+    content[f"{name}_images"] = np.asarray(images)
     content[f"{name}_labels"] = labels
     if name in dataset.names:
       content[f"{name}_names"] = _as_bytes(list(dataset.names[name]))
@@ -100,15 +104,48 @@ def _as_bytes(value: Any) -> np.ndarray:
   return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
+def shard_paths(folder: Path, number: int) -> list[Path]:
+  """Returns the files of the shards of a data set."""
+  return [folder / f"{i:05}-of-{number:05}.npz" for i in range(number)]
+
+
+def is_prepared(path: Path) -> bool:
+  """Whether a path is a prepared file, by its name, or a folder of shards."""
+  return path.suffix == ".npz" or any(path.glob("[0-9]*-of-[0-9]*.npz"))
+
+
 def load(path: Path) -> Dataset:
-  """Reads a prepared file. Nothing in it is executed: objects are refused.
+  """Opens a prepared file or folder of shards; images stay on disk.
+
+  All checksums are compared. Nothing is executed: objects are refused.
 
   Raises:
-    UserError: if the file is damaged, or is no prepared file.
-    OSError: if it cannot be read now.
+    UserError: if a file is damaged, or is no prepared file, or a shard is
+      missing.
+    OSError: if a file cannot be read now.
   """
+  paths = [path]
+  if path.is_dir():
+    last = max(path.glob("[0-9]*-of-[0-9]*.npz"), default=path / "0-of-1.npz")
+    paths = shard_paths(path, int(last.stem.rpartition("-")[2]))
+    if missing := [one.name for one in paths if not one.exists()]:
+      raise UserError(
+        f"{path} lacks {len(missing)} of {len(paths)} shards, such as"
+        f" {missing[0]}. Copy the folder again, or set data.dir to the original"
+        " images, which prepares what is missing."
+      )
+  dataset = join(in_threads(load_shard, paths), path)
+  if not {"train", "test"} <= {*dataset.splits}:
+    raise _damaged(path, f"its parts are {[*dataset.splits]}")
+  if len(dataset.class_names) < 2:
+    raise _damaged(path, "it has fewer than two classes")
+  return dataset
+
+
+def load_shard(path: Path) -> Dataset:
+  """Opens one file, with some or all of the rows; see `load`."""
   try:
-    found = files.load(path)
+    found = files.load(path, on_disk="_images")
     if "meta" not in found:
       arrays = [f"{n} {list(a.shape)} of {a.dtype}" for n, a in found.items()]
       raise ValueError(
@@ -117,10 +154,40 @@ def load(path: Path) -> Dataset:
       )
     return _dataset(_meta(found["meta"].tobytes()), found)
   except ValueError as error:
-    raise UserError(
-      f"{path} is not a prepared data set, or is damaged ({error})."
-      " Set data.dir to another file, or to the original images."
-    ) from error
+    raise _damaged(path, error) from error
+
+
+def join(shards: Sequence[Dataset], origin: Path) -> Dataset:
+  """Joins shards in their order.
+
+  Args:
+    shards: at least one.
+    origin: their folder, for messages.
+
+  Raises:
+    UserError: if they are not of one data set.
+  """
+  first = shards[0]
+  splits: dict[str, Split] = {}
+  names: dict[str, list[str]] = {}
+  for split in sorted({k for s in shards for k in s.splits}, key=SPLITS.index):
+    parts = [s.splits[split] for s in shards if split in s.splits]
+    pixels, labels = zip(*parts, strict=True)
+    splits[split] = Split(rows.concatenate(pixels), np.concatenate(labels))
+    if named := [n for s in shards for n in s.names.get(split, ())]:
+      names[split] = named
+  kinds = {(s.name, s.class_names, s.fingerprint, s.image_size) for s in shards}
+  if len(kinds) > 1:
+    raise _damaged(origin, "its shards belong to different data sets")
+  warnings = dict.fromkeys(line for s in shards for line in s.warnings)
+  return first._replace(splits=splits, names=names, warnings=tuple(warnings))
+
+
+def _damaged(path: Path, why: object) -> UserError:
+  return UserError(
+    f"{path} is not a prepared data set, or is damaged ({why})."
+    " Set data.dir to another file, or to the original images."
+  )
 
 
 def _meta(content: bytes) -> dict[str, Any]:
@@ -141,15 +208,14 @@ def _meta(content: bytes) -> dict[str, Any]:
       isinstance(text, str) for text in texts
     ):
       raise ValueError(f"its {field} are no list of texts")
-  names = meta["class_names"]
-  if len(names) < 2 or len(set(names)) != len(names):
-    raise ValueError("it has fewer than two classes, or two of one name")
-  if not {"train", "test"} <= set(meta["parts"]) <= {*SPLITS}:
+  if len(set(meta["class_names"])) != len(meta["class_names"]):
+    raise ValueError("it has two classes of one name")
+  if not set() < set(meta["parts"]) <= {*SPLITS}:
     raise ValueError(f"its parts are {meta['parts']}")
   return meta
 
 
-def _dataset(meta: dict[str, Any], found: dict[str, np.ndarray]) -> Dataset:
+def _dataset(meta: dict[str, Any], found: dict[str, Any]) -> Dataset:
   """Checks the arrays and makes the data set, or raises ValueError."""
   names = tuple(meta["class_names"])
   splits: dict[str, Split] = {}
@@ -159,7 +225,8 @@ def _dataset(meta: dict[str, Any], found: dict[str, np.ndarray]) -> Dataset:
     if images is None or labels is None:
       raise ValueError(f"it lacks the images or labels of {name}")
     shape = images.shape
-    side = splits["train"].images.shape[1] if splits else max([1, *shape[1:2]])
+    first = next(iter(splits.values())).images.shape if splits else shape
+    side = max([1, *first[1:2]])
     if images.dtype != np.uint8 or shape[1:] != (side, side, 3):
       raise ValueError(f"{name} has images {list(shape)} of {images.dtype}")
     if labels.dtype != np.int32 or labels.shape != shape[:1]:

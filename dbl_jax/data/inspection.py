@@ -33,6 +33,8 @@ NEAR = 8
 MAX_CLASSES = 30
 # Bits of the narrowest key; buckets of more hashes are searched one by one.
 _MIN_KEY, _SMALL_BUCKET = 8, 4096
+# Images that are read and hashed together.
+_CHUNK = 256
 # Indices of two images, and the number of bits in which they differ.
 Pair = tuple[int, int, int]
 
@@ -81,17 +83,18 @@ class Findings:
 
 
 def listing_of(dataset: Dataset) -> Listing:
-  """Lists the images of a data set in memory, as PPM files."""
-  side = dataset.image_size
+  """Lists the decoded images of a data set, as PPM files."""
+  header = b"P6 %d %d 255\n" % (dataset.image_size, dataset.image_size)
 
-  def file(name: str, image: np.ndarray) -> StoredFile:
-    header = b"P6 %d %d 255\n" % (side, side)
-    return StoredFile(name, 0, 0, lambda: header + image.tobytes())
+  def file(name: str, i: int) -> StoredFile:
+    images = dataset.splits[name].images
+    read = lambda: header + images[i].tobytes()  # noqa: E731
+    return StoredFile(f"{name} image {i}", 0, 0, read)
 
   splits = {
     name: tuple(
-      Record(f"{name} {i}", int(label), file(f"{name} image {i}", image))
-      for i, (image, label) in enumerate(zip(*split, strict=True))
+      Record(f"{name} {i}", label, file(name, i))
+      for i, label in enumerate(split.labels.tolist())
     )
     for name, split in dataset.splits.items()
   }
@@ -513,10 +516,15 @@ def _band(titles: list[str], shown: Sequence[Facts]) -> np.ndarray:
 
 def digests(split: Split) -> list[bytes]:
   """Returns a hash of the pixels of each image."""
-  return [
-    hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-    for image in split.images
-  ]
+
+  def of_chunk(start: int) -> list[bytes]:
+    return [
+      hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+      for image in split.images[start : start + _CHUNK]
+    ]
+
+  chunks = images.in_threads(of_chunk, range(0, len(split.labels), _CHUNK))
+  return [digest for chunk in chunks for digest in chunk]
 
 
 def shared(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:

@@ -4,11 +4,13 @@
 
 * resident: all images (uint8) or cached features live on the device, and only
   indices are transferred;
-* tf_data: a `tf.data` pipeline gathers the batches and prefetches them.
+* tf_data: a `tf.data` pipeline gathers the batches, from memory or from disk,
+  and prefetches them.
 
 Both give the same rows for the same (seed, step).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,12 +19,16 @@ import numpy as np
 
 from dbl_jax.data import sampling
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed, sharding
+from dbl_jax.runtime.rows import Array, Rows
 
 FORMS = ("auto", "resident", "tf_data")
 # Rows stay below this share of a device's memory, to leave the step room.
 _RESIDENT_SHARE = 0.25
 _HOST_LIMIT = 4 << 30
+_DISPATCH_BYTES = 256 << 20
+# Batches that tf.data reads ahead.
+_PREFETCH = 4
 # Number of steps -> their batches, see `batch_reader`.
 NextBatches = Callable[[int], dict[str, jax.Array]]
 
@@ -32,21 +38,22 @@ class InputPipeline(NamedTuple):
 
   Attributes:
     resident: the rows on every device, or None for tf_data.
-    rows: images uint8[n, S, S, 3], or features [n, ...], on the host.
+    rows: images uint8[n, S, S, 3], or features [n, ...], in the host's memory
+      or on its disk.
     labels: int32[n].
     sampler: chooses the rows of each step.
     mesh: the devices.
   """
 
   resident: jax.Array | None
-  rows: np.ndarray
+  rows: Array
   labels: np.ndarray
   sampler: sampling.Sampler
   mesh: jax.sharding.Mesh
 
 
 def make_pipeline(
-  rows: np.ndarray,
+  rows: Array,
   labels: np.ndarray,
   sampler: sampling.Sampler,
   mesh: jax.sharding.Mesh,
@@ -59,34 +66,44 @@ def make_pipeline(
     labels: int32[n].
     sampler: chooses the rows of each step.
     mesh: the devices.
-    form: 'resident', 'tf_data', or 'auto': resident if the rows take at most
-      a quarter of a device's memory.
+    form: 'resident', 'tf_data', or 'auto': resident if the rows are in memory
+      and take at most a quarter of a device's.
   """
-  resident = None
-  if _is_resident(rows.nbytes, mesh, form):
+  resident, streamed = None, not _is_resident(rows, mesh, form)
+  # One program on all hosts, also if only some lack memory.
+  if not distributed.any_process(streamed):
     resident = sharding.put(rows, sharding.replicated(mesh))
   return InputPipeline(resident, rows, labels, sampler, mesh)
 
 
-def check_form(num_bytes: int, mesh: jax.sharding.Mesh, form: str) -> None:
+def check_form(rows: Any, mesh: jax.sharding.Mesh, form: str) -> None:
   """Raises UserError if the form needs TensorFlow and there is none.
 
   Args:
-    num_bytes: size of all rows.
+    rows: all rows, or their shape and type.
     mesh: the devices.
     form: see `make_pipeline`.
   """
-  if not _is_resident(num_bytes, mesh, form):
+  if not _is_resident(rows, mesh, form):
     import_tensorflow()
 
 
-def _is_resident(num_bytes: int, mesh: jax.sharding.Mesh, form: str) -> bool:
+def _is_resident(rows: Any, mesh: jax.sharding.Mesh, form: str) -> bool:
   if form != "auto":
     return form == "resident"
+  if isinstance(rows, Rows):
+    return False
   stats = mesh.local_devices[0].memory_stats() or {}
   limit = stats.get("bytes_limit")
   allowed = _HOST_LIMIT if limit is None else _RESIDENT_SHARE * limit
-  return num_bytes <= allowed
+  return math.prod(rows.shape) * rows.dtype.itemsize <= allowed
+
+
+def max_steps(pipeline: InputPipeline) -> int:
+  """Returns how many batches a host may send together, at least 1."""
+  streamed = pipeline.resident is None
+  row = pipeline.rows.nbytes // len(pipeline.rows) if streamed else 0
+  return max(1, _DISPATCH_BYTES // max(1, row * pipeline.sampler.batch_size))
 
 
 def batch_reader(
@@ -146,10 +163,15 @@ def _streamed(
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the same with rows in place of indices, prefetched by tf.data."""
   tf = import_tensorflow()
+  failed: list[UserError] = []
 
   def read(step: np.int64) -> tuple[np.ndarray, ...]:
     batch = next(_indexed(pipeline, int(step), int(step) + 1))
-    return pipeline.rows[batch["index"]], batch["id"], batch["label"]
+    try:
+      return pipeline.rows[batch["index"]], batch["id"], batch["label"]
+    except UserError as error:
+      failed.append(error)
+      raise
 
   def load(step: Any) -> dict[str, Any]:
     kind = tf.as_dtype(pipeline.rows.dtype)
@@ -161,9 +183,12 @@ def _streamed(
   dataset = (
     tf.data.Dataset.range(start, stop)
     .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    .prefetch(tf.data.AUTOTUNE)
+    .prefetch(_PREFETCH)
   )
-  return dataset.as_numpy_iterator()
+  try:
+    yield from dataset.as_numpy_iterator()
+  except tf.errors.OpError as error:  # TensorFlow's own, of the same text
+    raise failed[0] if failed else error from error
 
 
 def import_tensorflow() -> Any:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.errors import UserError
+from dbl_jax.runtime import rows
 
 # Top, left, bottom, right, as fractions of the height or width.
 Box = tuple[float, float, float, float]
@@ -96,7 +97,7 @@ def apply(dataset: Dataset, region: str) -> Dataset:
     return dataset
   return dataset._replace(
     splits={
-      name: Split(crop(images, region), labels)
+      name: Split(rows.apply(lambda some: crop(some, region), images), labels)
       for name, (images, labels) in dataset.splits.items()
     },
     fingerprint=f"{dataset.fingerprint}{_REGION}{region}",

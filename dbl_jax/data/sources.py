@@ -1,10 +1,10 @@
-"""The data sets, by name, and the file each is prepared into."""
+"""The data sets, by name, and the files each is prepared into."""
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
-import math
 import os
 import re
 import tempfile
@@ -23,6 +23,7 @@ from dbl_jax.data.formats import (
   expw,
   fer2013,
   image_folder,
+  images,
   listed,
   listing,
   raf_db,
@@ -31,12 +32,21 @@ from dbl_jax.data.formats import (
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import few
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import files
+from dbl_jax.runtime import files, rows
 from dbl_jax.runtime.environment import user_cache
 from dbl_jax.runtime.logs import Progress
 from dbl_jax.runtime.provenance import available_memory
 
 log = logging.getLogger(__name__)
+# Decoded images of a shard: preparing holds one in memory, and a kill loses
+# one at most.
+_SHARD_BYTES = 256 << 20
+# Images stay on disk if they take more than this share of the memory.
+_MEMORY_SHARE = 0.25
+# Split -> indices of some of its images.
+_Parts = Mapping[str, range]
+# Decodes the images of some parts; calls back with how many are done, of all.
+_Read = Callable[[_Parts, Callable[[int, int], None]], Dataset]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,20 +81,25 @@ def load(options: Any) -> Dataset:
   """Loads the data set that a config names, and prepares it on first use.
 
   Args:
-    options: `config.data`. `dir` may name a prepared file instead of the
-      original images; then nothing else is needed.
+    options: `config.data`. `dir` may name a prepared file, or folder of shards,
+      instead of the original images; then nothing else is needed.
 
   Returns:
     The data set, with its training split divided into 'train' and 'validation'
     unless it came with both, and cut to a long tail if the config asks for it.
+    Its images are in memory, or on disk if they are large or `input` is
+    'tf_data'.
 
   Raises:
     UserError: if there is no such data set, or it cannot be read.
   """
-  if options.dir.endswith(".npz"):
-    dataset = _read_prepared(Path(options.dir).expanduser(), options)
+  given = Path(options.dir).expanduser()
+  if options.dir and datasets.is_prepared(given):
+    dataset = _read_prepared(given, options)
   else:
     dataset = _prepare(options)
+  _check_counts(dataset)
+  dataset = _into_memory(dataset, options)
   labels, classes = dataset.splits["train"].labels, len(dataset.class_names)
   dataset = _split_validation(dataset, options)
   if kind := options.get("long_tail", ""):
@@ -113,15 +128,15 @@ def find(options: Any) -> Listing:
   Raises:
     UserError: if there is no such data set, or its files are not in order.
   """
-  source = SOURCES[options.name]
-  if source.find is None or options.dir.endswith(".npz"):
+  source, given = SOURCES[options.name], Path(options.dir).expanduser()
+  if source.find is None or (options.dir and datasets.is_prepared(given)):
     return inspection.listing_of(load(options))
   if source.needs_dir and not options.dir:
     raise UserError(
       f"data.name={options.name} needs --config.data.dir: the folder or zip"
       " that holds the images, or a prepared .npz file."
     )
-  return source.find(Path(options.dir).expanduser(), options)
+  return source.find(given, options)
 
 
 def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
@@ -163,7 +178,8 @@ def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
     log.warning("%s: left out, as no class is named so: %s", path, left_out)
   listed = Listing(dataset.class_names, {"external": tuple(records)})
   progress = _progress("external images")
-  decoded = _decode(listed, "external", options, progress)
+  parts = {"external": range(len(records))}
+  decoded = _decode(listed, "external", options, parts, progress)
   decoded = regions.apply(decoded, options.get("region", "face"))
   dataset = dataset._replace(
     splits=dataset.splits | decoded.splits,
@@ -199,31 +215,26 @@ def with_unlabelled(
     found = image_folder.find_images(Path(path).expanduser())
     records += [Record(f"{number}/{n}", 0, file) for n, file in found.items()]
   listed = Listing((), {"train": tuple(records)})
-  _check_memory(len(records), options)
   fingerprint = _fingerprint(listed, paths, options)
-  form = _form("unlabelled", options)
-  cached = cache_dir(options) / f"{form}-{fingerprint[:16]}.npz"
-  try:
-    further = files.load(cached)["images"]
-  except (OSError, KeyError, ValueError):
-    progress = _progress("unlabelled images")
-    decoded = _decode(listed, "unlabelled", options, progress)
-    further = decoded.splits["train"].images
-    with _writing(cached.parent), files.replacing(cached) as file:
-      np.savez(file, images=further)
-  whole = Split(further, np.zeros(len(further), np.int32))
-  cut = Dataset("", (), {"train": whole}, "")
-  cut = regions.apply(cut, options.get("region", "face"))
+  named = listed._replace(class_names=("unlabelled",))
+  read = functools.partial(_decode, named, "unlabelled", options)
+  further = _prepared(
+    "unlabelled", fingerprint, {"train": len(records)}, read, options
+  )
+  cut = regions.apply(
+    _into_memory(further, options), options.get("region", "face")
+  )
   taken = {d for s in dataset.splits.values() for d in inspection.digests(s)}
-  new = [d not in taken for d in inspection.digests(cut.splits["train"])]
+  digests = inspection.digests(cut.splits["train"])
+  new = np.array([digest not in taken for digest in digests], bool)
   log.info(
     "%d unlabelled images for %s; %d are in the data set's splits and left out",
     sum(new),
     phase,
     len(new) - sum(new),
   )
-  further = cut.splits["train"].images[new]
-  together = np.concatenate([dataset.splits["train"].images, further])
+  unseen = rows.take(cut.splits["train"].images, np.flatnonzero(new))
+  together = rows.concatenate([dataset.splits["train"].images, unseen])
   split = Split(together, np.zeros(len(together), np.int32))
   splits = dataset.splits | {f"unlabelled_{phase}": split}
   names = dict(dataset.names)
@@ -270,7 +281,6 @@ def _read_prepared(path: Path, options: Any) -> Dataset:
       f" data.name={options.name} at data.image_size={options.image_size}."
       " Set both to what the file holds."
     )
-  _check_counts(dataset)
   return dataset
 
 
@@ -292,14 +302,14 @@ def cache_dir(options: Any) -> Path:
 
 
 def _prepare(options: Any) -> Dataset:
-  """Reads the prepared file of a data set, or makes it."""
-  found: Listing | None = None
-  former = ""
+  """Prepares the original images of a data set, or opens what is prepared."""
+  read: _Read
   if SOURCES[options.name].find is not None:
     found = find(options)
-    _check_memory(sum(map(len, found.splits.values())), options)
+    sizes = {split: len(records) for split, records in found.splits.items()}
     fingerprint = _fingerprint(found, options.dir, options)
     former = listing.former_fingerprint(found)
+    read = functools.partial(_decode, found, options.name, options)
   elif options.dir:
     raise UserError(
       f"data.dir={options.dir} is given, but data.name={options.name} reads no"
@@ -307,36 +317,135 @@ def _prepare(options: Any) -> Dataset:
       " data.dir out."
     )
   else:
-    _check_memory(options.num_train + options.num_test, options)
-    fingerprint = _synthetic_fingerprint(options)
-  name = f"{_form(options.name, options)}-{fingerprint[:16]}.npz"
-  path = cache_dir(options) / name
-  if path.exists():
-    try:
-      return datasets.load(path)._replace(former=former)
-    except UserError as error:
-      why = error.__cause__ or error
-      log.warning("%s is damaged (%s). Preparing it anew.", path, why)
-  started = time.perf_counter()
-  _check_writable(path.parent)
-  log.info("Preparing %s at %d px", options.name, options.image_size)
-  if found is None:
-    dataset = _draw(options, fingerprint)
-  else:
-    progress = _progress(options.name)
-    dataset = _decode(found, options.name, options, progress)._replace(
-      fingerprint=fingerprint, former=former
+    sizes = {"train": options.num_train, "test": options.num_test}
+    fingerprint, former = _synthetic_fingerprint(options), ""
+    read = functools.partial(_draw, options)
+  dataset = _prepared(options.name, fingerprint, sizes, read, options)
+  return dataset._replace(former=former)
+
+
+def _prepared(
+  name: str,
+  fingerprint: str,
+  sizes: Mapping[str, int],
+  read: _Read,
+  options: Any,
+) -> Dataset:
+  """Opens the prepared files of a data set; makes those missing or damaged.
+
+  Args:
+    name: in the names of files and in messages.
+    fingerprint: of the content.
+    sizes: split -> number of images.
+    read: decodes some of them.
+    options: `config.data`.
+
+  Returns:
+    The data set, with images on disk.
+  """
+  form = f"{_form(name, options)}-{fingerprint[:16]}"
+  path = cache_dir(options) / f"{form}.npz"
+  parts = _shards(sizes, options.image_size)
+  paths = [path]
+  if len(parts) > 1:
+    # Earlier versions made a single file of any size.
+    every = {split: range(size) for split, size in sizes.items()}
+    if whole := _open_shard((path, every), fingerprint):
+      return whole
+    path = path.with_name(form)
+    paths = datasets.shard_paths(path, len(parts))
+  opened = functools.partial(_open_shard, fingerprint=fingerprint)
+  shards = images.in_threads(opened, [*zip(paths, parts, strict=True)])
+  if missing := [i for i, shard in enumerate(shards) if shard is None]:
+    started, total = time.perf_counter(), sum(sizes.values())
+    _check_writable(path.parent)
+    log.info("Preparing %s at %d px", name, options.image_size)
+    if len(missing) < len(paths):
+      log.info("%d of %d shards are missing", len(missing), len(paths))
+    progress = _progress(name)
+    for i in missing:
+      done = sum(len(rows) for part in parts[:i] for rows in part.values())
+      show = functools.partial(_show, progress, done, total)
+      _make_shard(
+        paths[i], fingerprint, functools.partial(read, parts[i], show)
+      )
+      shards[i] = datasets.load_shard(paths[i])
+    log.info(
+      "Prepared %s images in %.1f s: %s",
+      " + ".join(f"{number} {split}" for split, number in sizes.items()),
+      time.perf_counter() - started,
+      path,
     )
-  _check_counts(dataset)
+  return datasets.join([shard for shard in shards if shard is not None], path)
+
+
+def _make_shard(
+  path: Path, fingerprint: str, read: Callable[[], Dataset]
+) -> None:
+  """Decodes and writes a shard, which is in memory no longer than that."""
+  dataset = read()._replace(fingerprint=fingerprint)
   with _writing(path.parent):
     datasets.save(path, dataset)
-  log.info(
-    "Prepared %s images in %.1f s: %s",
-    " + ".join(f"{len(p.labels)} {k}" for k, p in dataset.splits.items()),
-    time.perf_counter() - started,
-    path,
-  )
-  return dataset
+
+
+def _shards(sizes: Mapping[str, int], image_size: int) -> list[_Parts]:
+  """Divides the images of all splits, in their order, into shards."""
+  step = max(1, _SHARD_BYTES // (image_size**2 * 3))
+  shards: list[_Parts] = []
+  for start in range(0, max(sum(sizes.values()), 1), step):
+    part: dict[str, range] = {}
+    before = 0
+    for split, size in sizes.items():
+      first, last = max(start - before, 0), min(start + step - before, size)
+      if first < last or (not size and not start):
+        part[split] = range(first, max(first, last))
+      before += size
+    shards.append(part)
+  return shards
+
+
+def _open_shard(given: tuple[Path, _Parts], fingerprint: str) -> Dataset | None:
+  """Opens a file of some parts; None if it is missing or damaged."""
+  path, parts = given
+  try:
+    shard = datasets.load_shard(path)
+    sizes = {split: len(one.labels) for split, one in shard.splits.items()}
+    expected = {split: len(rows) for split, rows in parts.items()}
+    if (shard.fingerprint, sizes) == (fingerprint, expected):
+      return shard
+    why: object = "it belongs to another data set"
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except UserError as error:
+    why = error.__cause__ or error
+  log.warning("%s is damaged (%s). Preparing it anew.", path, why)
+  return None
+
+
+def _into_memory(dataset: Dataset, options: Any) -> Dataset:
+  """Reads the images into memory, unless they are to stay on disk.
+
+  The images and the splits made of them are in memory at the same time.
+
+  Raises:
+    UserError: if the config wants them in memory and they do not fit.
+  """
+  available = available_memory()
+  size = sum(split.images.nbytes for split in dataset.splits.values())
+  large = available is not None and size > _MEMORY_SHARE * available
+  if options.input == "tf_data" or (options.input == "auto" and large):
+    log.info("%s: %.1f GB of images stay on disk", dataset.name, size / 1e9)
+    return dataset
+  if available is not None and 2 * size > available:
+    raise UserError(
+      f"data.input=resident needs {2 * size / 1e9:.1f} GB of memory for"
+      f" {dataset.name}; {available / 1e9:.1f} GB are available. Set"
+      " --config.data.input=auto, which leaves the images on disk."
+    )
+  loaded = {
+    k: s._replace(images=s.images[:]) for k, s in dataset.splits.items()
+  }
+  return dataset._replace(splits=loaded)
 
 
 def _form(name: str, options: Any) -> str:
@@ -349,11 +458,12 @@ def _decode(
   found: Listing,
   name: str,
   options: Any,
+  parts: _Parts,
   progress: Callable[[int, int], None],
 ) -> Dataset:
-  """Decodes a listing as the config asks for."""
-  aligned = options.align == "face"
-  return listing.decode(found, name, options.image_size, progress, aligned)
+  """Decodes parts of a listing as the config asks for."""
+  aligned, size = options.align == "face", options.image_size
+  return listing.decode(found, name, size, progress, aligned, parts)
 
 
 def _fingerprint(found: Listing, paths: str, options: Any) -> str:
@@ -383,23 +493,6 @@ def _fingerprint(found: Listing, paths: str, options: Any) -> str:
     if not prepared:  # else it may be shared and read-only
       raise
   return fingerprint
-
-
-def _check_memory(number: int, options: Any) -> None:
-  """Raises UserError if so many images do not fit into memory.
-
-  The images and the splits made of them are in memory at the same time.
-  """
-  size, available = options.image_size, available_memory()
-  needed = 2 * number * size**2 * 3
-  if available is not None and needed > available:
-    fitting = int(size * math.sqrt(available / needed))
-    raise UserError(
-      f"{number} images of {size} x {size} pixels need {needed / 1e9:.1f} GB of"
-      f" memory; {available / 1e9:.1f} GB are available. Set"
-      f" --config.data.image_size to at most {fitting}, use fewer images, or a"
-      " machine with more memory."
-    )
 
 
 def _check_writable(directory: Path) -> None:
@@ -500,17 +593,25 @@ def _synthetic_fingerprint(options: Any) -> str:
   return hashlib.sha256(what.encode()).hexdigest()
 
 
-def _draw(options: Any, fingerprint: str) -> Dataset:
+def _draw(options: Any, parts: _Parts, _: object) -> Dataset:
   numbers = {"train": options.num_train, "test": options.num_test}
+  size, seed = options.image_size, options.image_seed
   drawn = {
-    name: Split(
-      *synthetic.make_split(
-        name, number, options.image_size, options.image_seed
-      )
-    )
-    for name, number in numbers.items()
+    split: Split(*synthetic.make_split(split, numbers[split], size, seed, some))
+    for split, some in parts.items()
   }
-  return Dataset(options.name, synthetic.CLASS_NAMES, drawn, fingerprint)
+  return Dataset(options.name, synthetic.CLASS_NAMES, drawn, "")
+
+
+def _show(
+  progress: Callable[[int, int], None],
+  before: int,
+  total: int,
+  now: int,
+  _: int,
+) -> None:
+  """Reports images done in one of several parts."""
+  progress(before + now, total)
 
 
 def _progress(name: str, doing: str = "decoding") -> Callable[[int, int], None]:

@@ -12,6 +12,7 @@ from dbl_jax.data.formats import expressions
 from dbl_jax.data.formats.stored import few
 from dbl_jax.data.sampling import philox
 from dbl_jax.errors import UserError
+from dbl_jax.runtime.rows import take as take_rows
 
 # Streams of random numbers; `sampling` has others below 16.
 _BY_CLASS, TEST, VALIDATION, _LONG_TAIL = 0, 16, 17, 18
@@ -185,7 +186,7 @@ def take(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> Dataset:
   """
   images, labels = dataset.splits["train"]
   names = dataset.names.get("train")
-  new = {k: Split(images[i], labels[i]) for k, i in rows.items()}
+  new = {k: Split(take_rows(images, i), labels[i]) for k, i in rows.items()}
   # Splits have an order, in which they are counted and shown.
   splits = {k: v for k, v in dataset.splits.items() if k == "train"} | new
   named = names and {k: [names[j] for j in i] for k, i in rows.items()}

@@ -138,7 +138,11 @@ def long_tailed_counts(n: int, profile: Sequence[int]) -> np.ndarray:
 
 
 def render(
-  labels: np.ndarray, seed: int, image_size: int, stream: int = 0
+  labels: np.ndarray,
+  seed: int,
+  image_size: int,
+  stream: int = 0,
+  rows: range | None = None,
 ) -> np.ndarray:
   """Draws one face per label.
 
@@ -149,28 +153,35 @@ def render(
     seed: picks the faces, together with `stream`.
     image_size: side S in pixels.
     stream: independent series of faces of one seed.
+    rows: which of the n faces to draw; None is all of them.
 
   Returns:
     uint8[n, S, S, 3], RGB.
   """
-  images = np.empty((len(labels), image_size, image_size, 3), np.uint8)
+  rows = range(len(labels)) if rows is None else rows
+  first, last = rows.start // _BLOCK, -(-rows.stop // _BLOCK)
+  # Blocks are drawn whole, and the excess is discarded.
+  shape = ((last - first) * _BLOCK, image_size, image_size, 3)
+  images = np.empty(shape, np.uint8)
+  labels = np.pad(labels, (0, _BLOCK))
 
   def draw(block: int) -> None:
     inside = labels[block * _BLOCK : (block + 1) * _BLOCK]
-    # The last block is drawn whole, and the excess discarded.
-    padded = np.zeros(_BLOCK, np.int64)
-    padded[: len(inside)] = inside
     rng = sampling.philox(seed, 0, stream, block)
-    drawn = _draw_block(padded, rng, image_size)[: len(inside)]
-    images[block * _BLOCK : (block + 1) * _BLOCK] = drawn
+    place = (block - first) * _BLOCK
+    images[place : place + _BLOCK] = _draw_block(inside, rng, image_size)
 
   with ThreadPoolExecutor(os.cpu_count()) as pool:
-    list(pool.map(draw, range(-(-len(labels) // _BLOCK))))
-  return images
+    list(pool.map(draw, range(first, last)))
+  return images[rows.start - first * _BLOCK :][: len(rows)]
 
 
 def make_split(
-  split: str, num_images: int, image_size: int, seed: int
+  split: str,
+  num_images: int,
+  image_size: int,
+  seed: int,
+  rows: range | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draws a long-tailed split, in shuffled order.
 
@@ -179,9 +190,10 @@ def make_split(
     num_images: size n of the split.
     image_size: side S in pixels.
     seed: picks faces and order.
+    rows: which of the n faces to draw; None is all of them.
 
   Returns:
-    Images uint8[n, S, S, 3] and labels int32[n].
+    Images uint8[n, S, S, 3] and labels int32[n], of the rows.
 
   Raises:
     UserError: if the split is smaller than the number of classes.
@@ -191,7 +203,9 @@ def make_split(
   labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
   # Block numbers never reach this one, so the order is a stream of its own.
   sampling.philox(seed, 0, stream, 2**63).shuffle(labels)
-  return render(labels, seed, image_size, stream), labels
+  rows = range(num_images) if rows is None else rows
+  images = render(labels, seed, image_size, stream, rows)
+  return images, labels[rows.start : rows.stop]
 
 
 def _draw_block(

@@ -21,6 +21,7 @@ from dbl_jax.evaluation.plots import (
   styled,
   to_png,
 )
+from dbl_jax.runtime.rows import Array
 
 _MAX_POINTS = 1000  # images in the embedding; t-SNE takes 5 s for them
 _MIN_TSNE = 100  # images; neighbourhoods of fewer show little
@@ -259,7 +260,7 @@ def _scatter(
 
 @styled
 def mistakes_figure(
-  images: np.ndarray,
+  images: Array,
   labels: np.ndarray,
   predicted: np.ndarray,
   share: np.ndarray,

@@ -16,9 +16,10 @@ from scipy.special import logsumexp
 from dbl_jax.data.datasets import Split
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import metrics
+from dbl_jax.runtime.rows import Array
 
 # rows of a split -> features f32[n, F], outputs f32[n, K]
-Forward = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Forward = Callable[[Array], tuple[np.ndarray, np.ndarray]]
 # features f32[n, F], outputs f32[n, K] -> scores f32[n, C]
 Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

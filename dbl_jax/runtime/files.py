@@ -5,17 +5,19 @@ import errno
 import math
 import os
 import secrets
+import struct
 import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
 from dbl_jax.errors import UserError
+from dbl_jax.runtime import rows
 
 # Seconds without a write after which the writer of a new file must be dead.
 _STALE = 3600.0
@@ -92,11 +94,16 @@ def out_of_memory(error: BaseException) -> BaseException | None:
 _MAX_RATIO, _MIN_LIMIT = 100, 16 << 20
 
 
-def load(path: Path) -> dict[str, np.ndarray]:
+def load(path: Path, on_disk: str | None = None) -> dict[str, Any]:
   """Reads all arrays of a file written by `np.savez`.
 
   Objects are refused, since unpickling runs code. Memory is allocated only
   after sizes in headers have been compared with the size of the file.
+
+  Args:
+    path: the file.
+    on_disk: arrays whose names end so stay on disk, see `rows.Rows`; their
+      checksums are computed all the same.
 
   Raises:
     ValueError: what is wrong with the file.
@@ -110,10 +117,19 @@ def load(path: Path) -> dict[str, np.ndarray]:
       for packed, size in [*sizes, sizes.sum(axis=0)]:
         if size > max(_MAX_RATIO * packed, _MIN_LIMIT):
           raise ValueError(f"{packed} bytes would grow to {size}")
+      stay = {}
       for info in entries:
+        name = info.filename.removesuffix(".npy")
         with arrays.zip.open(info) as file:
-          _check_header(file, info)
-      return dict(arrays)
+          shape, fortran, dtype = _check_header(file, info)
+          if on_disk is not None and name.endswith(on_disk):
+            if fortran:
+              raise ValueError(f"{name} is not in C order")
+            offset = _offset(whole, info) + file.tell()
+            stay[name] = rows.of_file(path, offset, shape, dtype)
+            while file.read(1 << 20):  # zipfile compares the checksum
+              pass
+      return {n: stay[n] if n in stay else arrays[n] for n in arrays.files}
   # The parsers of zipfile and NumPy raise anything for a damaged file.
   except Exception as error:
     # Seeking to a damaged offset is EINVAL.
@@ -124,13 +140,27 @@ def load(path: Path) -> dict[str, np.ndarray]:
     raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _check_header(file: IO[bytes], info: zipfile.ZipInfo) -> None:
-  """Raises ValueError unless the entry has the size that its header names."""
+def _offset(file: BinaryIO, info: zipfile.ZipInfo) -> int:
+  """Returns the place where the content of an uncompressed entry begins."""
+  if info.compress_type != zipfile.ZIP_STORED:
+    raise ValueError(f"{info.filename} is compressed")
+  file.seek(info.header_offset + 26)
+  return info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+
+
+def _check_header(
+  file: IO[bytes], info: zipfile.ZipInfo
+) -> tuple[tuple[int, ...], bool, np.dtype]:
+  """Returns shape, whether it is in Fortran order, and dtype of an entry.
+
+  Raises:
+    ValueError: if it has not the size that its header names.
+  """
   version = npy.read_magic(file)
   if version not in ((1, 0), (2, 0)):
     raise ValueError(f"{info.filename} has the unknown version {version}")
   read_header = getattr(npy, f"read_array_header_{version[0]}_0")
-  shape, _, dtype = read_header(file)
+  shape, fortran, dtype = read_header(file)
   if dtype.hasobject:
     raise ValueError(f"{info.filename} holds objects, not numbers")
   found = info.file_size - file.tell()
@@ -138,3 +168,4 @@ def _check_header(file: IO[bytes], info: zipfile.ZipInfo) -> None:
     raise ValueError(
       f"{info.filename} has {found} bytes for an array {list(shape)} of {dtype}"
     )
+  return shape, fortran, dtype

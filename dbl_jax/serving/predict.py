@@ -320,7 +320,7 @@ def _template(
   else:
     logger.info("Finding the faces in training images, once for this run")
     template = alignment.template_of(train)
-  grey = bool((train.min(axis=-1) == train.max(axis=-1)).all())
+  grey = all((image == image[..., :1]).all() for image in train)
   found = {
     "landmarks": None if template is None else template.round(4).tolist(),
     "grey": grey,

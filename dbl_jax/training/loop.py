@@ -79,12 +79,16 @@ def compile_phase(
       ),
       "train",
     )
+  feed = pipeline.make_pipeline(
+    *splits[name], phase.sampler, mesh, config.data.input
+  )
   max_steps = config.steps_per_dispatch
   if not max_steps:
     # On a CPU a step over images takes so long that its dispatch costs nothing,
     # and Ctrl-C waits for the end of what has been dispatched.
     one = mesh.devices.flat[0].platform == "cpu" and not own.cached_views
     max_steps = 1 if one else min(config.log_every, _MAX_STEPS_PER_DISPATCH)
+  max_steps = min(max_steps, pipeline.max_steps(feed))
   return CompiledPhase(
     phase=phase,
     state=state,
@@ -98,9 +102,7 @@ def compile_phase(
       steps.make_eval_step(phase.model, phase.inputs), mesh
     ),
     splits=splits,
-    pipeline=pipeline.make_pipeline(
-      *splits[name], phase.sampler, mesh, config.data.input
-    ),
+    pipeline=feed,
   )
 
 

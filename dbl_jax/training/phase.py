@@ -260,9 +260,9 @@ def _trace(
       model = phase.state.model()
       width = steps.num_features(phase.model, model, dataset.image_size)
       shape, dtype = (views, width), np.dtype(np.float32)
-    pipeline.check_form(
-      len(labels) * math.prod(shape) * dtype.itemsize, mesh, config.data.input
-    )
+    cached = jax.ShapeDtypeStruct((len(labels), *shape), dtype)
+    rows = cached if views else images
+    pipeline.check_form(rows, mesh, config.data.input)
     batch = {
       "row": jnp.zeros((size, *shape), dtype),
       "id": jnp.arange(size),

@@ -72,7 +72,7 @@ def pack(folder: str) -> None:
   meta = dataset._asdict() | {"splits": {}}
   content: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
   for name, (images, labels) in dataset.splits.items():
-    red, green, blue = np.moveaxis(images, -1, 0)
+    red, green, blue = np.moveaxis(images[:], -1, 0)
     left = np.pad(green, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
     channels = [green - left, red - green, blue - green]
     content[f"{name}_images"] = np.stack(channels)

@@ -107,8 +107,9 @@ def decode(
   image_size: int,
   progress: Callable[[int, int], None] | None = None,
   aligned: bool = False,
+  parts: Mapping[str, range] | None = None,
 ) -> Dataset:
-  """Decodes all images, on all cores.
+  """Decodes images, on all cores.
 
   Args:
     listing: the data set.
@@ -117,6 +118,7 @@ def decode(
     progress: called with the number of images decoded, and of all.
     aligned: whether to cut out and align the largest face of each image; those
       without a face are used whole, with a warning.
+    parts: split -> indices of the records to decode; None is all of them.
 
   Returns:
     The data set, with the splits of the listing in the order of their records;
@@ -125,20 +127,22 @@ def decode(
   Raises:
     UserError: if images cannot be read, with the first and their number.
   """
-  total = sum(map(len, listing.splits.values()))
+  if parts is None:
+    parts = {k: range(len(records)) for k, records in listing.splits.items()}
+  total = sum(map(len, parts.values()))
   splits: dict[str, Split] = {}
   names: dict[str, list[str]] = {}
   bad: list[UserError] = []
   warnings = [*listing.warnings]
-  for split, records in listing.splits.items():
+  for split, chosen in parts.items():
     done = sum(len(one.labels) for one in splits.values())
     show = functools.partial(_show, progress, done, total)
     splits[split], names[split], errors, missed = _decode_split(
-      records, image_size, show, aligned
+      listing.splits[split], chosen, image_size, show, aligned
     )
     if missed:
       warnings.append(
-        f"{name}: no face is found in {missed} of {len(records)} images of"
+        f"{name}: no face is found in {missed} of {len(chosen)} images of"
         f" {split}, which are used whole"
       )
     bad += errors
@@ -154,35 +158,36 @@ def decode(
 
 def _decode_split(
   records: Sequence[Record],
+  chosen: range,
   image_size: int,
   progress: Callable[[int, int], None],
   aligned: bool,
 ) -> tuple[Split, list[str], list[UserError], int]:
-  """Decodes records.
+  """Decodes the chosen records.
 
   Returns:
     The split, the names of the images, what is wrong with some, and the number
     of images without a face.
   """
-  shape = (len(records), image_size, image_size, 3)
-  split = Split(np.empty(shape, np.uint8), np.empty(shape[:1], np.int32))
-  names = [""] * len(records)
-  missed = np.zeros(len(records), bool)
+  shape = (len(chosen), image_size, image_size, 3)
+  pixels, labels = np.empty(shape, np.uint8), np.empty(shape[:1], np.int32)
+  names = [""] * len(chosen)
+  missed = np.zeros(len(chosen), bool)
 
-  def decode_one(index: int) -> UserError | None:
+  def decode_one(i: int) -> UserError | None:
     try:
-      names[index], split.labels[index], file, box = records[index]
+      names[i], labels[i], file, box = records[chosen[i]]
       arguments = file.read(), image_size, file.origin, box
       face = alignment.decode(*arguments) if aligned else None
-      missed[index] = aligned and face is None
-      split.images[index] = images.decode(*arguments) if face is None else face
+      missed[i] = aligned and face is None
+      pixels[i] = images.decode(*arguments) if face is None else face
     except UserError as error:
       return error
     return None
 
-  errors = images.in_threads(decode_one, range(len(records)), progress)
+  errors = images.in_threads(decode_one, range(len(chosen)), progress)
   bad = [error for error in errors if error is not None]
-  return split, names, bad, int(missed.sum())
+  return Split(pixels, labels), names, bad, int(missed.sum())
 
 
 def _show(

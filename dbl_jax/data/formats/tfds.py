@@ -174,14 +174,15 @@ class _Examples(Sequence[Record]):
     return Record(f"{self._name} {index}", label, file)
 
   def _example(self, index: int, origin: str) -> tuple[bytes, int]:
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets.proto import tf_example_pb2
 
-    features = self._info.features
-    skip = {name: tfds.decode.SkipDecoding() for name in features}
+    image_key, label_key = self._keys
     try:
-      example = self._read(index)
-      found = features.deserialize_example_np(example, decoders=skip)
-      image, label = (found[key] for key in self._keys)
+      # Several times as fast as tfds, which parses all features.
+      example = tf_example_pb2.Example.FromString(self._read(index))
+      found = example.features.feature
+      image = found[image_key].bytes_list.value[0]
+      label = found[label_key].int64_list.value[0]
     except UserError:
       raise
     except Exception as error:  # parsers raise whatever damage makes them
@@ -189,13 +190,13 @@ class _Examples(Sequence[Record]):
         f"{origin} is damaged ({str(error)[:200]}); expected a whole example."
         " Copy or prepare the set again."
       ) from error
-    classes = len(features[self._keys[1]].names)
+    classes = len(self._info.features[label_key].names)
     if not 0 <= label < classes:
       raise UserError(
         f"{origin} has the label {label}; expected 0 to {classes - 1}. If the"
         " split has no labels, set another in data.test_split."
       )
-    return bytes(image), int(label)
+    return image, label
 
   @functools.cached_property
   def _read(self) -> Callable[[int], bytes]:

@@ -1,0 +1,189 @@
+"""Data larger than memory: shards on disk, resumed, checked and moved."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tiny
+from dbl_jax.data import datasets, pipeline, sampling, sources
+from dbl_jax.errors import UserError
+from dbl_jax.runtime import sharding
+
+ON_DISK = {"input": "tf_data"}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+  monkeypatch.setattr(sources, "_SHARD_BYTES", 30 * 16 * 16 * 3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Class folders of 60 images to train on, and 25 to test on."""
+  root = tmp_path_factory.mktemp("folder")
+  rng = np.random.default_rng(0)
+  for split, number in (("train", 60), ("test", 25)):
+    for i in range(number):
+      path = root / split / "abc"[i % 3] / f"{i:03}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+  return root
+
+
+def load(folder, cache, **data):
+  data = {"name": "image_folder", "dir": str(folder), "image_size": 16} | data
+  options = tiny.get_resolved(cache_dir=str(cache), **data).data
+  return sources.load(options)
+
+
+def shards_of(cache):
+  return sorted(cache.glob("*/*-of-*.npz"))
+
+
+def assert_same(one, other):
+  assert one._replace(splits={}) == other._replace(splits={})
+  assert [*one.splits] == [*other.splits]
+  for name, (images, labels) in one.splits.items():
+    np.testing.assert_array_equal(images[:], other.splits[name].images[:])
+    np.testing.assert_array_equal(labels, other.splits[name].labels)
+
+
+def batches(dataset, form):
+  images, labels = dataset.splits["train"]
+  sampler = sampling.make_sampler(labels, 7, 0.0, 16, seed=1)
+  feed = pipeline.make_pipeline(
+    images, labels, sampler, sharding.make_mesh(), form
+  )
+  assert (feed.resident is None) == (form == "tf_data")
+  take = pipeline.batch_reader(feed, 2, 8, 2)
+  for _ in range(3):
+    batch = take(2)
+    rows = [
+      pipeline.gather(feed.resident, {k: v[i] for k, v in batch.items()})
+      for i in range(2)
+    ]
+    yield np.stack([*map(np.asarray, rows)]), batch["id"], batch["label"]
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    {},
+    {"name": "synthetic_faces", "dir": "", "num_train": 100, "num_test": 25},
+    {"region": "eyes"},
+    {"long_tail": "exponential", "imbalance": 5.0},
+  ],
+  ids=["folder", "synthetic", "region", "long_tail"],
+)
+def test_images_and_batches_are_those_of_memory(folder, tmp_path, data):
+  resident = load(folder, tmp_path, input="resident", **data)
+  on_disk = load(folder, tmp_path, **ON_DISK, **data)
+  assert len(shards_of(tmp_path)) >= 3
+  assert isinstance(resident.splits["train"].images, np.ndarray)
+  assert not isinstance(on_disk.splits["train"].images, np.ndarray)
+  assert_same(resident, on_disk)
+  pairs = zip(
+    batches(resident, "resident"), batches(on_disk, "tf_data"), strict=True
+  )
+  for one, other in pairs:
+    for a, b in zip(one, other, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_shards_and_a_single_file_hold_the_same(folder, tmp_path, monkeypatch):
+  shards = load(folder, tmp_path / "shards")
+  monkeypatch.undo()
+  single = load(folder, tmp_path / "single")
+  assert not shards_of(tmp_path / "single")
+  assert_same(shards, single)
+
+
+@pytest.mark.parametrize(
+  ("available", "in_memory"), [(85 * 768 * 5, True), (85 * 768 * 3, False)]
+)
+def test_memory_decides(folder, tmp_path, monkeypatch, available, in_memory):
+  monkeypatch.setattr(sources, "available_memory", lambda: available)
+  images = load(folder, tmp_path).splits["train"].images
+  assert isinstance(images, np.ndarray) == in_memory
+
+
+def test_a_killed_preparation_resumes(folder, tmp_path, monkeypatch, caplog):
+  save, done = datasets.save, []
+
+  def killed(path, dataset):
+    if len(done) == 2:
+      raise KeyboardInterrupt
+    save(path, dataset)
+    done.append(path.name)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(datasets, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+      load(folder, tmp_path)
+  before = {path: path.stat().st_mtime_ns for path in shards_of(tmp_path)}
+  assert len(before) == 2
+  with caplog.at_level(logging.INFO, "dbl_jax"):
+    resumed = load(folder, tmp_path)
+  assert "1 of 3 shards are missing" in caplog.text
+  assert before == {path: path.stat().st_mtime_ns for path in before}
+  assert_same(resumed, load(folder, tmp_path / "anew"))
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def replace(path):
+  shard = datasets.load_shard(path)
+  datasets.save(path, shard._replace(fingerprint="another"))
+
+
+@pytest.mark.parametrize("damage", [flip, cut, replace])
+def test_a_damaged_shard_is_named_and_made_anew(
+  folder, tmp_path, caplog, damage
+):
+  whole = load(folder, tmp_path)
+  first, second, third = shards_of(tmp_path)
+  times = [path.stat().st_mtime_ns for path in (first, third)]
+  damage(second)
+  expected = second.parent if damage is replace else second
+  with pytest.raises(UserError) as caught:  # nothing to make it of
+    load(second.parent, tmp_path)
+  assert f"{expected} is not a prepared data set, or is damaged" in str(
+    caught.value
+  )
+  assert "Set data.dir to another file, or to the original" in str(caught.value)
+  assert_same(whole, load(folder, tmp_path))
+  assert f"{second} is damaged" in caplog.text
+  assert "1 of 3 shards" not in caplog.text
+  assert times == [path.stat().st_mtime_ns for path in (first, third)]
+
+
+def test_shards_are_moved(folder, tmp_path, monkeypatch):
+  whole = load(folder, tmp_path / "cache")
+  shutil.move(tmp_path / "cache", tmp_path / "moved")
+  monkeypatch.setattr(datasets, "save", lambda *_: pytest.fail("prepared"))
+  assert_same(whole, load(folder, tmp_path / "moved"))
+  first, *_ = shards_of(tmp_path / "moved")
+  alone = load(first.parent, tmp_path / "unused")
+  assert_same(whole._replace(former=""), alone._replace(former=""))
+  first.unlink()
+  with pytest.raises(UserError, match=r"Copy the folder again, or set"):
+    datasets.load(first.parent)
+
+
+def test_a_shard_that_vanishes_ends_the_run_with_its_name(folder, tmp_path):
+  dataset = load(folder, tmp_path, **ON_DISK)
+  for path in shards_of(tmp_path):
+    path.unlink()
+  with pytest.raises(UserError, match=r"npz can no longer be read"):
+    next(batches(dataset, "tf_data"))
