@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
 from dbl_jax import evaluate, workdirs
-from dbl_jax.data import sources
+from dbl_jax.data import alignment, sources
 from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation.forward import jit_eval_step
@@ -120,7 +120,25 @@ def _run(
       steps.make_eval_step(phase.model, phase.images), mesh
     )
     context = evaluate.fit_context(predict_step, variables, dataset, mesh)
-    return evaluate.write(run, dataset, "test", context, workdir)
+    metrics = evaluate.write(run, dataset, "test", context, workdir)
+  _store_template(config, dataset, workdir)
+  return metrics
+
+
+def _store_template(
+  config: ConfigDict, dataset: Dataset, workdir: Path
+) -> None:
+  """Stores how faces are aligned, for predictions where the data are missing.
+
+  Synthetic faces are never missing. For a region of the face, the first
+  prediction computes it from the whole faces.
+  """
+  has_files = sources.SOURCES[config.data.name].find is not None
+  if not distributed.is_main() or not has_files:
+    return
+  if config.data.region == "face" and alignment.load(workdir) is None:
+    images = dataset.splits["train"].images
+    alignment.store(workdir, images, config.data.align == "face")
 
 
 def add_unlabelled(

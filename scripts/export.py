@@ -1,6 +1,6 @@
 """Exports the model of a run: ONNX, StableHLO, safetensors and a model card.
 
-python scripts/export.py --workdir=runs/dbl [--out=DIR]
+python scripts/export.py --workdir=runs/dbl [--out=DIR] [--web]
 
 Needs `pip install -e '.[export]'`. Each file is loaded again and compared
 with the model.
@@ -16,6 +16,12 @@ from dbl_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
 _OUT = flags.DEFINE_string("out", None, "Folder. Default: WORKDIR/export.")
+_WEB = flags.DEFINE_bool(
+  "web",
+  False,
+  "Also write a page that runs the model in the browser, to OUT/web. npm"
+  " fetches onnxruntime-web for it.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,6 +50,11 @@ def main(argv: Sequence[str]) -> None:
     print(f"Model card: {out / 'README.md'}")
   else:
     print("No model card: the run has no metrics.json, so it is not finished.")
+  if _WEB.value:
+    from dbl_jax.serving import web
+
+    page = web.build(workdir, out)
+    print(f"Page: python -m http.server --bind 127.0.0.1 --directory {page}")
 
 
 if __name__ == "__main__":

@@ -16,21 +16,26 @@ import numpy as np
 from PIL import Image, ImageOps
 
 # Sides of the max-pooling after the first layers.
-_POOLS = {"pnet": (2,), "rnet": (3, 3), "onet": (3, 3, 2)}
-_SIZES = {"rnet": 24, "onet": 48}  # of their inputs, in pixels
+POOLS = {"pnet": (2,), "rnet": (3, 3), "onet": (3, 3, 2)}
+SIZES = {"rnet": 24, "onet": 48}  # of their inputs, in pixels
 # Low at first, as a tilted face is sure only once it has been turned upright.
-_THRESHOLDS = {"pnet": 0.6, "rnet": 0.5, "onet": 0.4}
-_FINAL_THRESHOLD = 0.7
-_CELL, _STRIDE = 12, 2  # receptive field and stride of the first network
-_PYRAMID_FACTOR = 0.709  # area halves from level to level
+THRESHOLDS = {"pnet": 0.6, "rnet": 0.5, "onet": 0.4}
+FINAL_THRESHOLD = 0.7
+MIN_FACE = 40  # height in pixels of the smallest face searched for
+CELL, STRIDE = 12, 2  # receptive field and stride of the first network
+PYRAMID_FACTOR = 0.709  # area halves from level to level
 # Sides of a photo during the search, and of the black border around it, which
 # helps with faces that fill a picture. In pixels.
-_SHORTEST, _LONGEST, _BORDER = 160, 1280, 32
+SHORTEST, LONGEST, BORDER = 160, 1280, 32
 # Tried in turn while no face is found, in degrees counterclockwise.
-_TURNS = (0, 30, -30, 60, -60, 90, -90, 180)
+TURNS = (0, 30, -30, 60, -60, 90, -90, 180)
 # Landmarks of an upright face in the input of the last network, as fractions.
-_UPRIGHT = np.array(
-  [[0.335, 0.4], [0.705, 0.4], [0.52, 0.61], [0.37, 0.79], [0.69, 0.79]]
+UPRIGHT = (
+  (0.335, 0.4),
+  (0.705, 0.4),
+  (0.52, 0.61),
+  (0.37, 0.79),
+  (0.69, 0.79),
 )
 _BILINEAR = Image.Resampling.BILINEAR
 
@@ -52,32 +57,32 @@ class Face:
 
 
 def detect(
-  photo: Image.Image, min_face: float = 40, turns: tuple[int, ...] = _TURNS
+  photo: Image.Image, turns: tuple[int, ...] = TURNS, longest: int = LONGEST
 ) -> list[Face]:
-  """Finds faces.
+  """Finds faces of at least 40 pixels.
 
-  The search runs on a copy that is at most 1280 pixels long, and at least 160
-  high and wide where that allows it. While there is no face, it is turned.
+  The search runs on a copy that is at most `longest` pixels long, and at least
+  160 high and wide where that allows it. While there is no face, it is turned.
 
   Args:
     photo: RGB.
-    min_face: height in pixels of the smallest face searched for, in the copy.
     turns: angles in degrees to try until a face is found.
+    longest: longest side of the copy, in pixels.
 
   Returns:
     The faces by descending height.
   """
-  enlarged = min(1, min(photo.size) / _SHORTEST)
-  shrink = max(enlarged, max(photo.size) / _LONGEST)
+  enlarged = min(1, min(photo.size) / SHORTEST)
+  shrink = max(enlarged, max(photo.size) / longest)
   size = [max(1, round(side / shrink)) for side in photo.size]
   small = photo.resize(size, _BILINEAR, reducing_gap=2.0)
-  small = ImageOps.expand(small, _BORDER)
+  small = ImageOps.expand(small, BORDER)
   for angle in turns:
     turned = small.rotate(angle, _BILINEAR, expand=True)
-    boxes, scores, points = _cascade(np.asarray(turned), min_face)
+    boxes, scores, points = _cascade(np.asarray(turned))
     if len(boxes):
       back = _rotation(angle, turned.size, small.size)
-      back = shrink * (back - [[0, 0, _BORDER]])
+      back = shrink * (back - [[0, 0, BORDER]])
       boxes, points = _moved_boxes(back, boxes), _moved(back, points)
       break
   found = [
@@ -149,31 +154,31 @@ def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
 _Found = tuple[np.ndarray, ...]
 
 
-def _cascade(pixels: np.ndarray, min_face: float) -> _Found:
+def _cascade(pixels: np.ndarray) -> _Found:
   """Faces in a photo that are upright or somewhat tilted.
 
   The last network runs twice, which MTCNN does not do: the second time on the
   faces turned upright by the landmarks of the first. On faces tilted by up to
   30 degrees this reduces the error of the landmarks by more than half.
   """
-  boxes = _propose(pixels, min_face)
+  boxes = _propose(pixels)
   for name in ("rnet", "onet"):
-    found = _refine(name, pixels, _crops(boxes, _SIZES[name]))
-    found = _kept(found, _THRESHOLDS[name], 0.7, nested=name == "onet")
+    found = _refine(name, pixels, _crops(boxes, SIZES[name]))
+    found = _kept(found, THRESHOLDS[name], 0.7, nested=name == "onet")
     boxes = _squares(found[0])
-  targets = _UPRIGHT * _SIZES["onet"]
+  targets = SIZES["onet"] * np.array(UPRIGHT)
   maps = [similarity(targets, points) for points in found[2]]
   found = _refine("onet", pixels, np.reshape(maps, (-1, 2, 3)))
-  return _kept(found, _FINAL_THRESHOLD, 0.5, nested=True)
+  return _kept(found, FINAL_THRESHOLD, 0.5, nested=True)
 
 
 def _refine(name: str, pixels: np.ndarray, maps: np.ndarray) -> _Found:
   """Runs a network on squares of a photo, given as maps f64[n, 2, 3]."""
-  size, count = _SIZES[name], len(maps)
+  size, count = SIZES[name], len(maps)
   if not count:
     return np.zeros((0, 4)), np.zeros(0), np.zeros((0, 5, 2))
   patches = [warp(pixels, one, size, sharpness=3.0) for one in maps]
-  outputs = _run(name, np.stack(patches))[:, 0, 0]
+  outputs = run(name, np.stack(patches))[:, 0, 0]
   boxes = size * (outputs[:, 1:5] + [0, 0, 1, 1])
   points = size * outputs[:, 5:].reshape(count, 2, -1).transpose(0, 2, 1)
   return (
@@ -209,26 +214,26 @@ def _moved_boxes(matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
   return np.hstack([centre - half, centre + half])
 
 
-def _propose(pixels: np.ndarray, min_face: float) -> np.ndarray:
+def _propose(pixels: np.ndarray) -> np.ndarray:
   """Square boxes f64[n, 4] that may hold faces."""
-  image, scale = Image.fromarray(pixels), _CELL / min_face
+  image, scale = Image.fromarray(pixels), CELL / MIN_FACE
   levels: list[_Found] = [(np.zeros((0, 4)), np.zeros(0))]
-  while min(image.size) * scale >= _CELL:
+  while min(image.size) * scale >= CELL:
     size = [round(side * scale) for side in image.size]
     level = np.asarray(image.resize(size, _BILINEAR, reducing_gap=2.0))
-    outputs = _run("pnet", level[None])[0]
+    outputs = run("pnet", level[None])[0]
     scores = _sigmoid(outputs[..., 0])
-    y, x = np.nonzero(scores > _THRESHOLDS["pnet"])
-    boxes = _STRIDE * np.stack([x, y, x, y], axis=1)
-    boxes = boxes + [0, 0, _CELL, _CELL] + _CELL * outputs[y, x, 1:5]
+    y, x = np.nonzero(scores > THRESHOLDS["pnet"])
+    boxes = STRIDE * np.stack([x, y, x, y], axis=1)
+    boxes = boxes + [0, 0, CELL, CELL] + CELL * outputs[y, x, 1:5]
     levels.append(_kept((boxes / scale, scores[y, x]), 0, 0.5, nested=False))
-    scale *= _PYRAMID_FACTOR
+    scale *= PYRAMID_FACTOR
   every = tuple(map(np.concatenate, zip(*levels, strict=True)))
   return _squares(_kept(every, 0, 0.7, nested=False)[0])
 
 
 @functools.cache
-def _layers(name: str) -> list[tuple[np.ndarray, ...]]:
+def layers(name: str) -> list[tuple[np.ndarray, ...]]:
   """Kernel f32[k, k, in, out], bias and slope f32[out] of each layer."""
   with np.load(Path(__file__).with_name("mtcnn.npz")) as arrays:
     count = sum(key.startswith(f"{name}_") for key in arrays) // 3
@@ -241,7 +246,7 @@ def _layers(name: str) -> list[tuple[np.ndarray, ...]]:
     ]
 
 
-def _run(name: str, images: np.ndarray) -> np.ndarray:
+def run(name: str, images: np.ndarray) -> np.ndarray:
   """Runs a network on uint8[n, H, W, 3].
 
   Returns:
@@ -249,11 +254,11 @@ def _run(name: str, images: np.ndarray) -> np.ndarray:
     its side and, of the last network, x of five landmarks, then y.
   """
   x = (images.astype(np.float32) - 127.5) / 128
-  for i, (kernel, bias, slope) in enumerate(_layers(name)):
+  for i, (kernel, bias, slope) in enumerate(layers(name)):
     x = _convolve(x, kernel) + bias
     x = np.maximum(x, 0) + slope * np.minimum(x, 0)
-    if i < len(_POOLS[name]):
-      x = _max_pool(x, _POOLS[name][i])
+    if i < len(POOLS[name]):
+      x = _max_pool(x, POOLS[name][i])
   return x
 
 
@@ -275,13 +280,13 @@ def _convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 def _max_pool(x: np.ndarray, side: int) -> np.ndarray:
   """Maxima of windows at every second pixel; the last one may be cut off."""
-  extra = [(length - side) % _STRIDE for length in x.shape[1:3]]
+  extra = [(length - side) % STRIDE for length in x.shape[1:3]]
   x = np.pad(x, ((0, 0), *((0, e) for e in extra), (0, 0)), mode="edge")
   end = [length - side + 1 for length in x.shape[1:3]]
   return functools.reduce(
     np.maximum,
     [
-      x[:, i : end[0] + i : _STRIDE, j : end[1] + j : _STRIDE]
+      x[:, i : end[0] + i : STRIDE, j : end[1] + j : STRIDE]
       for i in range(side)
       for j in range(side)
     ],

@@ -31,7 +31,7 @@ from dbl_jax.serving import predict
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 25_000_000  # of a photo
-_MAX_FACES, _MAX_BARS = 20, 10  # shown, of a photo and of a face
+MAX_FACES, MAX_BARS = 20, 10  # shown, of a photo and of a face
 _HOSTS = ("127.0.0.1", "localhost")
 _CONNECTIONS = 16  # at a time
 # For a request to arrive, for its turn, and for its answer to be sent.
@@ -226,7 +226,7 @@ def policy(page: str, scripts: str = "") -> str:
 
 def describe(name: str, class_names: Sequence[str]) -> str:
   """A sentence on a model."""
-  listed = stored.few(class_names, _MAX_BARS)
+  listed = stored.few(class_names, MAX_BARS)
   return f"Model: {name}. {len(class_names)} classes: {listed}."
 
 
@@ -247,7 +247,7 @@ def answer(predictor: predict.Predictor, data: bytes) -> list[dict[str, Any]]:
     UserError: if it is no image, damaged or too large.
   """
   photo = stored.StoredFile("The photo", len(data), 0, lambda: data)
-  found = predictor.read(photo)[:_MAX_FACES]
+  found = predictor.read(photo)[:MAX_FACES]
   if found[0][1] is None:
     if found[0][0].note == predict.NO_FACE:
       return []
@@ -283,7 +283,7 @@ def _bars(
       "share": float(shares[c]),
       "text": _percent(shares[c]) if predictor.calibrated else "",
     }
-    for c in np.argsort(-scores)[:_MAX_BARS]
+    for c in np.argsort(-scores)[:MAX_BARS]
   ]
 
 

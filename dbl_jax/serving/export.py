@@ -1,5 +1,6 @@
 """Exports the model of a run to files that other software loads."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -12,12 +13,14 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 
+from dbl_jax import config as configs
 from dbl_jax import evaluate
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import LoadedModel
+from dbl_jax.evaluation import predictions
 from dbl_jax.models import torch_weights
 from dbl_jax.models.model import NORMALISATIONS, make_model
-from dbl_jax.serving import card
+from dbl_jax.serving import card, predict
 
 # Of probabilities and of features over their largest value.
 _TOLERANCE = 1e-5
@@ -63,12 +66,23 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
   )
   arrays = torch_weights.to_torch(variables)
   safetensors.numpy.save_file(arrays, out / "model.safetensors")
-  (out / "model.json").write_text(json.dumps(_facts(loaded), indent=2) + "\n")
-  metrics = workdir / "metrics.json"
-  if metrics.is_file():
-    text = card.write(json.loads(metrics.read_text()), loaded.class_names)
-    (out / "README.md").write_text(text)
+  facts = _facts(loaded, *predict.find_template(workdir, loaded))
+  (out / "model.json").write_text(json.dumps(facts, indent=2) + "\n")
+  _write_card(workdir, out, loaded)
   return _differences(out, loaded, classify, arrays)
+
+
+def _write_card(workdir: Path, out: Path, loaded: LoadedModel) -> None:
+  """Writes the model card of a finished run."""
+  path = workdir / "metrics.json"
+  if not path.is_file():
+    return
+  metrics, scores = json.loads(path.read_text()), None
+  with contextlib.suppress(UserError):  # the scores may be missing
+    scores = predictions.load(workdir / f"scores_{metrics['split']}.npz")
+  phases = configs.phases(loaded.config)
+  text = card.write(metrics, loaded.class_names, phases, scores)
+  (out / "README.md").write_text(text)
 
 
 def _check(loaded: LoadedModel, workdir: Path) -> None:
@@ -109,13 +123,17 @@ def _stablehlo(classify: Callable[..., Any], loaded: LoadedModel) -> bytes:
   return bytes(exported.serialize())
 
 
-def _facts(loaded: LoadedModel) -> dict[str, Any]:
+def _facts(
+  loaded: LoadedModel, template: np.ndarray | None, grey: bool
+) -> dict[str, Any]:
   config = loaded.config
   mean, deviation = NORMALISATIONS[config.model.normalisation]
   return {
     "classes": list(loaded.class_names),
     "image_size": config.data.image_size,
     "region": config.data.region,
+    "template": None if template is None else template.tolist(),
+    "grey": grey,
     "temperature": loaded.temperature,
     "input": "uint8, RGB, [N, height, width, 3]; normalised in the model",
     "mean": mean,

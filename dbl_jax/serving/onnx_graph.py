@@ -9,6 +9,7 @@ import onnx
 from ml_collections import ConfigDict
 from onnx import TensorProto, helper, numpy_helper
 
+from dbl_jax.data import faces
 from dbl_jax.errors import UserError
 from dbl_jax.models import efficientnet, resnet
 from dbl_jax.models import model as models
@@ -156,27 +157,63 @@ def build(
   logits = graph.add("Div", logits, graph.constant(temperature))
   graph.add("Softmax", logits, out="probabilities", axis=1)
   size = config.data.image_size
-  made = helper.make_graph(
-    graph.nodes,
-    "dbl_jax",
-    [
-      helper.make_tensor_value_info(
-        "images", TensorProto.UINT8, ["N", size, size, 3]
-      )
-    ],
-    [
-      helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n])
-      for name, n in (("probabilities", len(class_names)), ("features", "F"))
-    ],
-    graph.constants,
+  proto = _model(
+    graph,
+    (TensorProto.UINT8, "images", ["N", size, size, 3]),
+    (TensorProto.FLOAT, "probabilities", ["N", len(class_names)]),
+    (TensorProto.FLOAT, "features", ["N", "F"]),
   )
+  helper.set_model_props(proto, {"classes": json.dumps(class_names)})
+  return proto
+
+
+def build_detector(name: str) -> onnx.ModelProto:
+  """Builds a network of the face detector.
+
+  Args:
+    name: 'pnet', 'rnet' or 'onet'.
+
+  Returns:
+    A model with the input 'images', uint8[N, H, W, 3], and the output 'faces',
+    f32[N, h, w, 5 or 15], as `faces.run` gives it.
+  """
+  graph = _Graph()
+  x = graph.add("Cast", "images", to=TensorProto.FLOAT)
+  x = graph.add("Sub", x, graph.constant(127.5))
+  x = graph.add("Div", x, graph.constant(128))
+  x = graph.add("Transpose", x, perm=[0, 3, 1, 2])
+  layers, pools = faces.layers(name), faces.POOLS[name]
+  for i, (kernel, bias, slope) in enumerate(layers):
+    weights = graph.constant(kernel.transpose(3, 2, 0, 1))
+    x = graph.add("Conv", x, weights, graph.constant(bias))
+    x = graph.add("PRelu", x, graph.constant(slope[:, None, None]))
+    if i < len(pools):
+      shape = [pools[i]] * 2
+      x = graph.add(
+        "MaxPool", x, kernel_shape=shape, strides=[2, 2], ceil_mode=1
+      )
+  graph.add("Transpose", x, perm=[0, 2, 3, 1], out="faces")
+  return _model(
+    graph,
+    (TensorProto.UINT8, "images", ["N", "H", "W", 3]),
+    (TensorProto.FLOAT, "faces", ["N", "h", "w", len(layers[-1][1])]),
+  )
+
+
+def _model(graph: _Graph, *ends: tuple[int, str, list[Any]]) -> onnx.ModelProto:
+  """The model of a graph with one input, given first, and its outputs."""
+  images, *outputs = [
+    helper.make_tensor_value_info(name, dtype, shape)
+    for dtype, name, shape in ends
+  ]
   proto = helper.make_model(
-    made,
+    helper.make_graph(
+      graph.nodes, "dbl_jax", [images], outputs, graph.constants
+    ),
     opset_imports=[helper.make_opsetid("", _OPSET)],
     producer_name="dbl_jax",
     ir_version=8,
   )
-  helper.set_model_props(proto, {"classes": json.dumps(class_names)})
   onnx.checker.check_model(proto, full_check=True)
   return proto
 

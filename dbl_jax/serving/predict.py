@@ -29,12 +29,11 @@ from dbl_jax.training import checkpoint
 logger = logging.getLogger(__name__)
 
 NOTES = ALIGNED, WHOLE, NO_FACE = "aligned", "whole picture", "no face found"
-_TEMPLATE_FILE = "template.json"
 # Photos whose faces are classified together, and faces in a full batch.
 _CHUNK, _BATCH = 64, 32
 # A picture is a crop already if it is nearly square, and either its landmarks
 # are this close to the template (in its side), or it is small, in pixels.
-_NEAR, _SQUARE, _SMALL = 0.12, 1.1, 256
+NEAR, SQUARE, SMALL = 0.12, 1.1, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +154,13 @@ def _is_crop(
   if not _is_square(photo):
     return False
   if not found:
-    return max(photo.size) <= _SMALL
+    return max(photo.size) <= SMALL
   apart = found[0].landmarks / photo.size - template
-  return bool(np.linalg.norm(apart, axis=1).mean() < _NEAR)
+  return bool(np.linalg.norm(apart, axis=1).mean() < NEAR)
 
 
 def _is_square(photo: Image.Image) -> bool:
-  return max(photo.size) <= _SQUARE * min(photo.size)
+  return max(photo.size) <= SQUARE * min(photo.size)
 
 
 def find(arguments: Iterable[str]) -> list[StoredFile]:
@@ -204,8 +203,8 @@ def load(
 ) -> Predictor:
   """Loads the model of a run, to read photos.
 
-  The template of the alignment is computed from the training images when a run
-  is loaded for the first time, and stored in its workdir.
+  The template of the alignment is that stored at the end of the run. If it is
+  missing, it is computed from the training images and stored.
 
   Args:
     workdir: workdir of the run.
@@ -226,7 +225,7 @@ def load(
   phase = loaded.config[loaded.phase]
   if phase.predictor in predictors.OF_LOGITS:
     loaded.require_classifier("Use --predictor=knn, or another run. ")
-  template, grey = _template(workdir, loaded)
+  template, grey = find_template(workdir, loaded)
   if align == "none":
     template = None
   elif align == "face" and template is None:
@@ -297,39 +296,25 @@ def _fit(loaded: evaluate.LoadedModel) -> predictors.FittedPredictor:
   return predictors.fit(name, context)
 
 
-def _template(
+def find_template(
   workdir: Path, loaded: evaluate.LoadedModel
 ) -> tuple[np.ndarray | None, bool]:
-  """Template of a run's training images, and whether they are grey."""
-  path = workdir / _TEMPLATE_FILE
-  try:
-    found = json.loads(path.read_bytes())
-    landmarks = found["landmarks"]
-    template = None if landmarks is None else np.reshape(landmarks, (5, 2))
-    return template, bool(found["grey"])
-  except FileNotFoundError:
-    pass
-  except (ValueError, TypeError, KeyError):
-    logger.warning("%s is damaged; it is computed anew.", path)
+  """Finds the template of a run: the stored one, or by its training images.
+
+  Args:
+    workdir: workdir of the run.
+    loaded: its model.
+
+  Returns:
+    As `alignment.load`; without the images a default, with a warning.
+  """
+  if (found := alignment.load(workdir)) is not None:
+    return found
   dataset = _training_faces(loaded)
   if dataset is None:
     return alignment.FALLBACK, False
-  train = dataset.splits["train"].images
-  if loaded.config.data.align == "face":
-    template = alignment.FALLBACK
-  else:
-    logger.info("Finding the faces in training images, once for this run")
-    template = alignment.template_of(train)
-  grey = all((image == image[..., :1]).all() for image in train)
-  found = {
-    "landmarks": None if template is None else template.round(4).tolist(),
-    "grey": grey,
-  }
-  try:
-    files.write(path, json.dumps(found).encode())
-  except OSError as error:
-    logger.warning("%s cannot be written (%s).", path, error.strerror)
-  return template, grey
+  aligned = loaded.config.data.align == "face"
+  return alignment.store(workdir, dataset.splits["train"].images, aligned)
 
 
 def _training_faces(loaded: evaluate.LoadedModel) -> Dataset | None:

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 import tiny
+from dbl_jax import train
 from dbl_jax.data import alignment, faces, sources, synthetic
+from dbl_jax.data.datasets import Dataset, Split
 
 # Outputs of the package mtcnn 1.0.0 for the images below.
 REFERENCE = Path(__file__).with_name("mtcnn_reference.npz")
@@ -26,7 +28,7 @@ def test_networks_are_those_of_the_reference(name, size):
   images = np.random.default_rng(size).integers(0, 256, shape, np.uint8)
   with np.load(REFERENCE) as reference:
     expected = reference[name]
-  found = faces._run(name, images).reshape(expected.shape)
+  found = faces.run(name, images).reshape(expected.shape)
   found[..., 0] = 1 / (1 + np.exp(-found[..., 0]))
   # Weights are stored in half precision.
   np.testing.assert_allclose(found, expected, atol=3e-3)
@@ -94,8 +96,23 @@ def test_alignment_brings_landmarks_onto_the_template(drawn):
     assert np.linalg.norm(again - template, axis=1).mean() < 0.05
 
 
-def test_no_template_of_images_without_faces():
-  assert alignment.template_of(np.zeros((3, 32, 32, 3), np.uint8)) is None
+def test_a_run_stores_the_template_of_its_images(drawn, tmp_path):
+  config = tiny.get_resolved(name="image_folder", dir="photos")
+  colour, grey = drawn, np.zeros((3, 32, 32, 3), np.uint8)
+  for name, images in (("faces", colour), ("none", grey)):
+    split = Split(images, np.zeros(len(images), np.int32))
+    dataset = Dataset("image_folder", ("a",), {"train": split}, "")
+    workdir = tmp_path / name
+    workdir.mkdir()
+    train._store_template(config, dataset, workdir)
+    template, is_grey = alignment.load(workdir)
+    expected = alignment.template_of(images)
+    if images is grey:
+      assert template is expected is None
+      assert is_grey
+    else:
+      np.testing.assert_allclose(template, expected, atol=1e-4)
+      assert not is_grey
 
 
 def test_similarity_is_the_map_of_the_points():

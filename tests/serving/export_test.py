@@ -8,14 +8,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import safetensors.numpy
+import yaml
 from scipy import special
 
 import tiny
 from dbl_jax import config as configs
 from dbl_jax import evaluate, train
+from dbl_jax.data import faces
 from dbl_jax.models import layers, torch_weights
 from dbl_jax.models.model import make_model
-from dbl_jax.serving import onnx_graph
+from dbl_jax.serving import onnx_graph, web
 from dbl_jax.training import steps
 from dbl_jax.training.steps import by_path
 
@@ -129,7 +131,19 @@ def test_exported_weights_are_read_back(name, tmp_path):
     )
 
 
-def test_a_run_is_exported_by_one_command(tmp_path):
+@pytest.mark.parametrize("name", ["pnet", "rnet", "onet"])
+def test_networks_of_the_detector(name):
+  proto = onnx_graph.build_detector(name)
+  session = onnxruntime.InferenceSession(proto.SerializeToString())
+  size = faces.SIZES.get(name, 31)
+  shape = (2, size, size, 3)
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  np.testing.assert_allclose(
+    session.run(None, {"images": images})[0], faces.run(name, images), atol=1e-4
+  )
+
+
+def test_a_run_is_exported_by_one_command(tmp_path, monkeypatch):
   config = tiny.get_config()
   del config.pretrain
   config.model = configs.dcnn()
@@ -138,17 +152,27 @@ def test_a_run_is_exported_by_one_command(tmp_path):
   config.classify.update(epochs=0, batch_size=32)  # compiles no training
   run = tmp_path / "run"
   train.train_and_evaluate(configs.resolve(config), run)
-  done = mains.run("export", [f"--workdir={run}"])
+  monkeypatch.setattr(web, "_fetch_runtime", lambda folder: None)
+  done = mains.run("export", [f"--workdir={run}", "--web"])
   assert done.status == 0, done.err
   out = run / "export"
   files = {"model.onnx", "model.jaxexp", "model.safetensors", "model.json"}
-  assert {path.name for path in out.iterdir()} == files | {"README.md"}
-  card = (out / "README.md").read_text()
+  assert {p.name for p in out.iterdir()} == files | {"README.md", "web"}
+  assert '"classes": ["' in (out / "web" / "index.html").read_text()
   metrics = json.loads((run / "metrics.json").read_text())
-  assert f"value: {metrics['mean_class_accuracy']:.4f}" in card
-  assert "| fear |" in card
+  _, header, card = (out / "README.md").read_text().split("---\n", 2)
+  (entry,) = yaml.safe_load(header)["model-index"]
+  values = {m["type"]: m["value"] for m in entry["results"][0]["metrics"]}
+  assert values == {
+    "accuracy": round(metrics["overall_accuracy"], 4),
+    "recall": round(metrics["mean_class_accuracy"], 4),
+  }
+  for text in ("| fear |", "| **fear** |", "| validation | ", "Not for:"):
+    assert text in card
   facts = json.loads((out / "model.json").read_text())
   assert facts["image_size"] == 16
+  stored = json.loads((run / "template.json").read_text())
+  assert (facts["template"], facts["grey"]) == (stored["landmarks"], False)
   # Probabilities are calibrated in all ways to get them.
   loaded = evaluate.load(run)
   assert facts["temperature"] == metrics["temperature"] == loaded.temperature
