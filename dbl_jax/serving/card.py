@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from scipy import sparse
 
 from dbl_jax.compare.statistics import expected_calibration_error
-from dbl_jax.evaluation.metrics import mean_class_interval, wilson_interval
+from dbl_jax.evaluation.metrics import (
+  confusion_of,
+  mean_class_interval,
+  wilson_interval,
+)
 from dbl_jax.evaluation.predictions import Predictions
 
 _MAX_COLUMNS = 30  # classes of a legible confusion matrix
@@ -97,8 +101,8 @@ def write(
   config, phase = metrics["config"], metrics["phase"]
   names = [_cell(name) for name in class_names]
   per_class = [metrics["per_class"][name] for name in class_names]
-  confusion = np.array(metrics["confusion_matrix"])
-  hits, images = int(np.trace(confusion)), metrics["images"]
+  confusion = confusion_of(metrics)
+  hits, images = int(confusion.trace()), metrics["images"]
   return _CARD.format(
     name=f"{config['model']['name']} on {metrics['dataset']}",
     dataset=metrics["dataset"],
@@ -137,12 +141,12 @@ def _range(low: Any, high: Any) -> str:
   return f"{float(low):.1%} to {float(high):.1%}"
 
 
-def _confusion(names: Sequence[str], confusion: np.ndarray) -> str:
+def _confusion(names: Sequence[str], confusion: sparse.csr_array) -> str:
   if len(names) > _MAX_COLUMNS:
     return f"`metrics.json` has it, for more than {_MAX_COLUMNS} classes."
   rows = [
     f"| **{name}** | {' | '.join(map(str, row))} |"
-    for name, row in zip(names, confusion, strict=True)
+    for name, row in zip(names, confusion.toarray(), strict=True)
   ]
   head = f"| | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"
   return "\n".join([*head, *rows])
