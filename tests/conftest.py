@@ -14,6 +14,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest
+from matplotlib.figure import Figure
+
+from dbl_jax.models import layers
+from dbl_jax.runtime import sharding
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Also in processes that tests start.
@@ -22,9 +26,45 @@ os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
 # Tests build the same small programs again and again.
 _CACHE = os.path.join(tempfile.gettempdir(), "dbl_jax_test_programs")
 jax.config.update("jax_compilation_cache_dir", _CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# One device, which compiles and runs sooner, unless a test asks for the eight;
+# processes that tests start have no other.
+sharding.make_mesh.__defaults__ = (jax.devices()[:1],)
+os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("=8", "=1")
+# Pictures, a third of a small run's time, are drawn where a test asks for it.
+_BLANK = bytes.fromhex(
+  "89504e470d0a1a0a0000000d4948445200000001000000010800000000"
+  "3a7e9b550000000a49444154789c636000000002000148afa471"
+  "0000000049454e44ae426082"
+)
+_savefig = Figure.savefig
+Figure.savefig = lambda _, file, **__: file.write(_BLANK)
+
+
+@pytest.fixture
+def rendered(monkeypatch):
+  """Figures are rendered, not blank."""
+  monkeypatch.setattr(Figure, "savefig", _savefig)
+
+
+@pytest.fixture
+def eight_devices(monkeypatch):
+  """A mesh is of all eight devices."""
+  monkeypatch.setattr(sharding.make_mesh, "__defaults__", (None,))
+
+
+@pytest.fixture
+def lax_conv(monkeypatch):
+  """The accelerator's convolution, which compiles sooner."""
+  monkeypatch.setattr(layers, "conv2d", layers._lax_conv)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+  """A folder for prepared data."""
+  return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ def call(*arguments, **variables):
   [
     # Found where a flag is defined, before `main`.
     (("--config.data.nam=x",), {}, "no field 'data.nam'. Did you mean"),
-    (("--config.pretrain.epochs=-1",), {}, "pretrain.epochs=-1 is impossible"),
     ((), {"JAX_PLATFORMS": "cuda"}, "a device of JAX_PLATFORMS='cuda'"),
   ],
 )
@@ -96,18 +95,6 @@ def test_output_that_nobody_reads(monkeypatch, capsys):
   cli.run_main(lambda _: print(sys.stdout.isatty()))
 
 
-def test_values_left_open_depend_on_the_data():
-  config = configs.base()
-  config.pretrain = configs.simclr()
-  small = configs.resolve(config)
-  config.data.name = "raf_db"
-  large = configs.resolve(config)
-  assert large.data.image_size == 100
-  assert large.pretrain.epochs > small.pretrain.epochs
-  config.data.image_size = 64
-  assert configs.resolve(config).data.image_size == 64
-
-
 def test_differences_name_each_field():
   old = {"a": {"b": [1, 2], "c": 3}, "d": 1}
   new = {"a": {"b": (1, 2), "c": 4}, "e": 1}
@@ -118,19 +105,16 @@ def test_differences_name_each_field():
   ]
 
 
-def test_settings_of_matplotlib_do_not_matter(finished, tmp_path):
+def test_settings_of_matplotlib_do_not_matter(tmp_path):
   """A notebook's backend, and LaTeX for all text."""
   (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
-  program = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, "tests")
-import tiny
+  program = """
+import numpy as np
 from dbl_jax import cli
 def main(argv):
-  from dbl_jax import evaluate
-  out = Path({str(tmp_path / "out")!r})
-  evaluate.evaluate_workdir(Path({str(finished[1])!r}), None, "test", out)
+  from dbl_jax.evaluation import plots
+  matrix = np.eye(2, dtype=int)
+  print(len(plots.confusion_figure([("a", matrix)], "ab", [1, 1])))
 cli.run_main(main)
 """
   done = call(
@@ -140,4 +124,4 @@ cli.run_main(main)
     MATPLOTLIBRC=str(tmp_path),
   )
   assert done.returncode == 0, done.stderr
-  assert (tmp_path / "out" / "report.html").is_file()
+  assert int(done.stdout) > 1000

@@ -7,10 +7,8 @@ import properties
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sklearn import metrics as reference
 
 from dbl_jax.data import sampling, splits
-from dbl_jax.evaluation import metrics
 
 bounded = settings(
   max_examples=60,
@@ -155,46 +153,3 @@ def test_an_exponential_tail_falls_from_the_largest(counts, imbalance):
   assert wanted.min() >= 1
   order = np.argsort(-counts, kind="stable")
   assert (np.diff(wanted[order]) <= 0).all()
-
-
-@bounded
-@given(
-  st.integers(2, 6).flatmap(
-    lambda c: st.tuples(
-      st.just(c),
-      st.lists(
-        st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)),
-        min_size=1,
-        max_size=80,
-      ),
-    )
-  )
-)
-def test_metrics_are_scikit_learns(case):
-  num_classes, pairs = case
-  truth, guess = map(np.array, zip(*pairs, strict=True))
-  classes = range(num_classes)
-  confusion = metrics.confusion_matrix(truth, guess, num_classes)
-  np.testing.assert_array_equal(
-    confusion, reference.confusion_matrix(truth, guess, labels=classes)
-  )
-  found = metrics.summarise(confusion, [f"class {c}" for c in classes])
-  precision, recall, f1, count = reference.precision_recall_fscore_support(
-    truth, guess, labels=classes, zero_division=0.0
-  )
-  assert found["overall_accuracy"] == pytest.approx(
-    reference.accuracy_score(truth, guess)
-  )
-  present = count > 0
-  assert found["mean_class_accuracy"] == pytest.approx(recall[present].mean())
-  rows = list(found["per_class"].values())
-  np.testing.assert_array_equal([row["count"] for row in rows], count)
-  assert [row["recall"] is not None for row in rows] == present.tolist()
-  np.testing.assert_allclose(
-    [row["recall"] or 0 for row in rows], recall, atol=1e-12
-  )
-  np.testing.assert_allclose([row["precision"] for row in rows], precision)
-  np.testing.assert_allclose([row["f1"] for row in rows], f1)
-  lower, upper = metrics.mean_class_interval(confusion)
-  assert 0 <= lower <= found["mean_class_accuracy"] + 1e-12
-  assert found["mean_class_accuracy"] - 1e-12 <= upper <= 1

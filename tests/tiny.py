@@ -18,9 +18,9 @@ class TinyEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    x = nn.Conv(8, (3, 3), (4, 4), name="conv")(x)
-    x = nn.BatchNorm(not train, momentum=0.9, name="norm")(x)
-    return nn.relu(x).mean(axis=(1, 2))
+    x = nn.Conv(8, (3, 3), (4, 4), dtype=self.dtype, name="conv")(x)
+    x = nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name="norm")(x)
+    return nn.relu(x).mean(axis=(1, 2), dtype=jnp.float32)
 
 
 model.ENCODERS["tiny"] = TinyEncoder

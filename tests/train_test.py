@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import jax
 import mains
@@ -24,11 +25,6 @@ from dbl_jax.runtime import logs
 from dbl_jax.training import checkpoint, loop
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -89,17 +85,6 @@ def test_the_reported_checkpoint_is_the_best_on_validation(finished):
   assert scores[metrics["checkpoint_step"]] == max(scores.values())
 
 
-def test_phase_2_kept_the_encoder_of_phase_1(finished):
-  _, workdir, _ = finished
-  before, after = model_of(workdir, "pretrain"), model_of(workdir)
-  for kind in ("params", "batch_stats"):
-    jax.tree.map(
-      np.testing.assert_array_equal,
-      before[0][kind]["encoder"],
-      after[0][kind]["encoder"],
-    )
-
-
 def test_a_finished_run_is_not_trained_again(finished, capsys):
   config, workdir, metrics = finished
   before = (workdir / "metrics.jsonl").read_text()
@@ -158,26 +143,19 @@ def test_a_checkpoint_of_what_is_not_known_here_is_refused(
   assert not list(tmp_path.iterdir())
 
 
-def test_another_config_in_the_same_workdir_is_refused(finished):
-  config, workdir, _ = finished
-  other = config.copy_and_resolve_references()
-  other.classify.batch_size = 16
-  with pytest.raises(UserError, match=r"classify\.batch_size: 32 -> 16"):
-    train.train_and_evaluate(other, workdir)
-
-
 def copied(workdir, to):
-  subprocess.run(["cp", "-r", workdir, to], check=True)
-  return to
+  return shutil.copytree(workdir, to)
 
 
 def test_the_config_is_known_from_checkpoints_too(finished, tmp_path):
   config, workdir, metrics = finished
+  other = config.copy_and_resolve_references()
+  other.classify.batch_size = 16
+  with pytest.raises(UserError, match=r"classify\.batch_size: 32 -> 16"):
+    train.train_and_evaluate(other, workdir)
   copy = copied(workdir, tmp_path / "copy")
   (copy / "config.json").unlink()
-  other = config.copy_and_resolve_references()
-  other.seed = 5
-  with pytest.raises(UserError, match="seed: 0 -> 5"):
+  with pytest.raises(UserError, match=r"classify\.batch_size: 32 -> 16"):
     train.train_and_evaluate(other, copy)
   assert train.train_and_evaluate(config, copy) == metrics
   assert (copy / "config.json").exists()
@@ -266,7 +244,8 @@ def test_a_head_is_not_trained_on_two_encoders(finished, cache, tmp_path):
   shutil.rmtree(start)
   other = tiny.get_resolved(cache_dir=cache).unlock()
   del other.classify
-  other.seed = 1
+  other.update(seed=1)
+  other.pretrain.epochs = 0
   train.train_and_evaluate(other, start)
   with pytest.raises(UserError, match="another model"):
     train.train_and_evaluate(config, tmp_path / "run")
@@ -301,14 +280,19 @@ def test_moved_folders_are_the_same_run(tmp_path, capsys):
     run("data moved", "cache moved", "run moved")
 
 
-def test_a_config_that_trained_nothing_does_not_bind(cache, tmp_path):
+def test_a_config_that_trained_nothing_does_not_bind(
+  cache, tmp_path, monkeypatch
+):
   wrong = tiny.get_resolved(cache_dir=cache)
   wrong.data.update(name="image_folder", dir=str(tmp_path / "nowhere"))
   with pytest.raises(UserError, match="nowhere"):
     train.train_and_evaluate(wrong, tmp_path / "run")
-  right = tiny.get_resolved(cache_dir=cache)
-  right.pretrain.epochs = right.classify.epochs = 1
-  assert train.train_and_evaluate(right, tmp_path / "run")["images"] == 40
+  begins = mock.Mock(side_effect=StopIteration)
+  monkeypatch.setattr(train, "make_phase", begins)
+  with pytest.raises(StopIteration):
+    train.train_and_evaluate(
+      tiny.get_resolved(cache_dir=cache), tmp_path / "run"
+    )
 
 
 def changed(monkeypatch, **fields):
@@ -316,24 +300,6 @@ def changed(monkeypatch, **fields):
   monkeypatch.setattr(
     train.sources, "load", lambda options: load(options)._replace(**fields)
   )
-
-
-@pytest.mark.parametrize(
-  ("fields", "words"),
-  [
-    ({"fingerprint": "another"}, "other images"),
-    ({"class_names": tuple("gfedcba")}, "other classes"),
-  ],
-)
-def test_a_run_does_not_go_on_with_other_data(
-  finished, tmp_path, monkeypatch, fields, words
-):
-  config, workdir, _ = finished
-  copy = tmp_path / "copy"
-  subprocess.run(["cp", "-r", workdir, copy], check=True)
-  changed(monkeypatch, **fields)
-  with pytest.raises(UserError, match=words):
-    train.train_and_evaluate(config, copy)
 
 
 def test_a_classifier_is_not_taken_over_for_other_classes(
@@ -353,8 +319,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
   finished, cache, tmp_path, caplog
 ):
   config, workdir, metrics = finished
-  copy = tmp_path / "copy"
-  subprocess.run(["cp", "-r", workdir, copy], check=True)
+  copy = copied(workdir, tmp_path / "copy")
   steps = copy / "checkpoints" / "classify"
   newest = max(int(p.name) for p in steps.iterdir() if p.name.isdigit())
   for path in (steps / str(newest)).rglob("*"):
@@ -385,42 +350,6 @@ def test_a_result_without_its_best_checkpoint_says_so(
   assert again["better_checkpoint_lost"] == best
   assert f"the best checkpoint, of step {best}, was damaged" in caplog.text
   assert "better_checkpoint_lost" in (tmp_path / "report.html").read_text()
-
-
-def test_without_a_readable_checkpoint_nothing_starts_over(finished, tmp_path):
-  config, workdir, _ = finished
-  copy = tmp_path / "copy"
-  subprocess.run(["cp", "-r", workdir, copy], check=True)
-  for path in (copy / "checkpoints" / "classify").rglob("*"):
-    if path.is_file():
-      path.write_bytes(b"")
-  with pytest.raises(UserError, match="None of the checkpoints"):
-    train.train_and_evaluate(config, copy)
-
-
-def test_loss_that_is_not_finite_stops_the_run(cache, tmp_path):
-  config = tiny.get_resolved(cache_dir=cache)
-  config.classify.optimizer.update(name="sgd", learning_rate=1e30)
-  with pytest.raises(UserError, match=r"classify: .* at step \d+\. Last good"):
-    train.train_and_evaluate(config, tmp_path)
-
-
-@pytest.mark.parametrize(
-  ("change", "message"),
-  [
-    ({"classify.batch_size": 512}, "batch_size=512 is larger"),
-    ({"classify.batch_size": 36}, "does not divide over 8 devices"),
-    ({"init_from": "nowhere"}, "holds no checkpoint"),
-    ({"classify.trained": ("tail",)}, "'tail' matches no parameter"),
-    ({"data.name": "raf_db"}, "needs --config.data.dir"),
-  ],
-)
-def test_impossible_runs_are_refused(cache, tmp_path, change, message):
-  config = tiny.get_resolved(cache_dir=cache)
-  for name, value in change.items():
-    config.update_from_flattened_dict({name: value})
-  with pytest.raises(UserError, match=message):
-    train.train_and_evaluate(config, tmp_path)
 
 
 def test_a_frozen_fresh_encoder_is_refused(cache, tmp_path):
@@ -499,7 +428,7 @@ run_command()
 
   shutil.copy(ROOT / "tests" / "tiny.py", tmp_path)
   done = command(
-    "train", "--config=tiny.py", "--workdir=run",
+    "train", "--config=tiny.py", "--workdir=run", "--config.pretrain.epochs=0",
     f"--config.data.cache_dir={cache}", "--config.tensorboard=True",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ import shlex
 import shutil
 from unittest import mock
 
-import jax
 import mains
 import pytest
 from PIL import Image
@@ -15,16 +14,15 @@ from dbl_jax import cli
 from dbl_jax import config as configs
 from dbl_jax.data import synthetic
 from dbl_jax.losses.terms import TERMS
-from dbl_jax.runtime import sharding
 
 _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_TINY = "--config.classify.epochs=1 --config.data.image_size=16"
 # Flags that are added to a page's training commands: quick to compile.
 _FLAGS = {
-  "photos.md": f"{_TINY} --config.model.name=dcnn",
-  "adding_a_method.md": f"{_TINY} --config.model.name=tiny"
+  "photos.md": "--config.classify.epochs=0 --config.data.image_size=16"
+  " --config.model.name=dcnn",
+  "adding_a_method.md": "--config.classify.epochs=1 --config.model.name=tiny"
   " --config.data.num_train=70 --config.data.num_test=14"
-  " --config.classify.batch_size=16",
+  " --config.data.image_size=16 --config.classify.batch_size=16",
 }
 
 
@@ -71,8 +69,6 @@ def clone(tmp_path, monkeypatch):
   photo.paste(Image.fromarray(images[0]).resize((120, 120)), (90, 60))
   photo.save(tmp_path / "new.jpg")
   monkeypatch.chdir(tmp_path)
-  mesh = sharding.make_mesh(jax.devices()[:1])  # compiles sooner
-  monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
   return tmp_path
 
 

@@ -1,8 +1,7 @@
-"""Image operations against Pillow, scipy, dm_pix and plain numpy."""
+"""Image operations against Pillow, scipy and plain numpy."""
 
 import functools
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +123,7 @@ CASES |= {
 }
 
 
-@pytest.mark.parametrize("transform", ["plain", "jit", "vmap"])
+@pytest.mark.parametrize("transform", ["plain", "vmap"])
 @pytest.mark.parametrize("name", CASES)
 def test_operation_equals_its_reference(name, transform):
   function, reference, arguments, tolerance = CASES[name]
@@ -133,76 +132,12 @@ def test_operation_equals_its_reference(name, transform):
   if transform == "vmap":
     found = jax.jit(jax.vmap(run))(images)
   else:
-    run = jax.jit(run) if transform == "jit" else run
     found = np.stack([run(jnp.asarray(image)) for image in images])
   expected = np.stack([reference(image, *arguments) for image in images])
   assert found.dtype == np.float32
   if reference is not numpy_hue:  # the others stay in [0, 1], or clip
     found = np.clip(found, 0, 1)
   np.testing.assert_allclose(found, expected, rtol=0, atol=max(tolerance, 1e-7))
-
-
-def test_factors_may_differ_within_a_batch():
-  images = np.stack([smooth_image(seed) for seed in (0, 1)])
-  turns = jnp.array([0.1, -0.3])
-  found = jax.vmap(ops.hue)(images, turns)
-  for row, image, turn in zip(found, images, (0.1, -0.3), strict=True):
-    np.testing.assert_allclose(row, numpy_hue(image, turn), atol=1e-5)
-
-
-def test_dm_pix_agrees():
-  image = smooth_image(3)
-  np.testing.assert_allclose(
-    ops.grey(image)[..., :1],
-    dm_pix.rgb_to_grayscale(image, luma_standard="rec601"),
-    atol=2e-4,  # its weights have four digits
-  )
-  grey = np.asarray(ops.grey(image))
-  np.testing.assert_allclose(
-    ops.contrast(grey, 0.3), dm_pix.adjust_contrast(grey, 0.3), atol=1e-6
-  )
-  blurred = dm_pix.gaussian_blur(image, 1.2, 11, padding="VALID")
-  np.testing.assert_allclose(
-    ops.gaussian_blur(image, 1.2, 5)[5:-5, 5:-5], blurred, atol=1e-5
-  )
-
-
-def test_rotation_turns_as_pillow_does():
-  image = smooth_image(4)
-  expected = from_pil(to_pil(image).rotate(25, Image.Resampling.BILINEAR))
-  middle = np.s_[8:-8, 8:-8]
-  np.testing.assert_allclose(
-    ops.rotate(image, 25.0)[middle], expected[middle], atol=0.02
-  )
-
-
-def test_hue_turns_the_way_hsv_does():
-  pale = 0.5 + 0.1 * (smooth_image(5) - 0.5)
-
-  def colour(image):
-    return np.ravel(image - image.mean(axis=-1, keepdims=True))
-
-  def cosine(a, b):
-    return a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
-
-  for turns in (-0.15, 0.1, 1 / 3):
-    expected = colour(jax.jit(dm_pix.adjust_hue)(pale, turns))
-    assert cosine(colour(ops.hue(pale, turns)), expected) > 0.8
-    assert cosine(colour(ops.hue(pale, -turns)), expected) < 0.6
-
-
-def test_neutral_arguments_change_nothing():
-  image = jnp.asarray(smooth_image(6))
-  for neutral in (
-    ops.brightness(image, 1.0),
-    ops.contrast(image, 1.0),
-    ops.saturation(image, 1.0),
-    ops.hue(image, 0.0),
-    ops.rotate(image, 0.0),
-    ops.gaussian_blur(image, 0.0, 3),
-    ops.random_jitter(jax.random.key(0), image, 0.0),
-  ):
-    np.testing.assert_allclose(neutral, image, atol=2e-6)
 
 
 def draw(function, *arguments, n=4000):
@@ -259,15 +194,6 @@ def test_jitter_has_the_ranges_of_simclr():
   np.testing.assert_allclose((turns.min(), turns.max()), (-0.1, 0.1), atol=0.01)
   assert abs(np.corrcoef(light, spread)[0, 1]) < 0.05
   assert draw(ops.sample_jitter, 2.0)[0].min() >= 0
-
-
-def test_random_operations_happen_as_often_as_told():
-  image = jnp.asarray(smooth_image(8)[:2, :2])
-  for function in (ops.random_flip, ops.random_grey):
-    for probability in (0.0, 0.3, 1.0):
-      found = draw(function, image, probability)
-      changed = np.any(found != np.asarray(image), axis=(1, 2, 3))
-      np.testing.assert_allclose(changed.mean(), probability, atol=0.03)
 
 
 def test_random_operations_stay_within_their_range():

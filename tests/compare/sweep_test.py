@@ -5,11 +5,9 @@ import json
 import numpy as np
 import pytest
 
-import tiny
 from dbl_jax import config as configs
 from dbl_jax import train, workdirs
 from dbl_jax.compare import sweep
-from dbl_jax.compare.records import confusion
 from dbl_jax.compare.table import make_rows
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
@@ -35,11 +33,6 @@ def decoupled(cache):
   config.classify = configs.untrained("tau_normalised")
   config.classify.batch_size = 16
   return config
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
@@ -86,21 +79,6 @@ def test_a_stage_of_an_earlier_version_is_found(cache, tmp_path):
     (old / "config.json").write_text(json.dumps(fields))
     (stage,) = sweep.plan(systems, [0], tmp_path)["basic", 0]
     assert stage.workdir == found
-
-
-def test_stages_give_the_result_of_one_run(cache, tmp_path):
-  config = tiny.get_config()
-  config.data.update(num_train=60, num_test=20, cache_dir=str(cache))
-  for phase in ("pretrain", "classify"):
-    config[phase].update(batch_size=16, epochs=1)
-  together = train.train_and_evaluate(
-    configs.resolve(config), tmp_path / "together"
-  )
-  plan = sweep.plan({"dbl": config}, [0], tmp_path / "apart")
-  assert not sweep.run(plan)
-  assert np.array_equal(
-    confusion(sweep.results(plan)).toarray(), together["confusion_matrix"]
-  )
 
 
 SCORES = Predictions(

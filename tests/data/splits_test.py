@@ -31,14 +31,6 @@ def test_each_class_gives_its_share_and_keeps_one(split):
   assert [len(part) for part in split(np.zeros(0, int), 0.2, 0)] == [0, 0]
 
 
-def test_test_and_validation_are_drawn_independently():
-  test, validation = (
-    splits.split_off(LABELS, 0.1, 0, stream)[1]
-    for stream in (splits.TEST, splits.VALIDATION)
-  )
-  assert (test != validation).any()
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_stay_whole_and_shares_are_close(seed):
   rng = np.random.default_rng(seed)
@@ -169,8 +161,3 @@ def test_load_cuts_the_training_part_alone(tmp_path):
   for part in ("validation", "test"):
     assert counts_of(cut, part) == counts_of(whole, part)
   assert len(list(tmp_path.glob("*.npz"))) == 1
-
-
-def test_an_unknown_kind_is_refused():
-  with pytest.raises(UserError, match="one of '', exponential, raf_db"):
-    tiny.get_resolved(long_tail="linear")

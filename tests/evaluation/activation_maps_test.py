@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dbl_jax.evaluation import activation_maps
-from dbl_jax.models import layers, model, resnet
+from dbl_jax.models import model, resnet
 from dbl_jax.training import steps
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
@@ -28,9 +28,9 @@ LINEAR = {"name": "mlp", "hidden": ()}
     ({"name": "resnet18", "stem": "small", "dtype": "float32"}, LINEAR),
   ],
 )
+@pytest.mark.usefixtures("lax_conv")
 def test_a_map_adds_up_to_the_logit(encoder, head, monkeypatch):
   """As biases after the map are initially zero, for any pooling and head."""
-  monkeypatch.setattr(layers, "conv2d", layers._lax_conv)  # compiles sooner
   monkeypatch.setattr(resnet.ResNet18, "blocks", (1,))
   made = model.make_model(encoder, head, 7)
   images = RNG.random((2, 16, 16, 3), np.float32)

@@ -9,6 +9,8 @@ from pages import size
 from dbl_jax.data.datasets import Split
 from dbl_jax.evaluation import pictures
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 RNG = np.random.default_rng(0)
 NAMES = ("surprise", "$x_1^$ & {co", "a very long name for any class at all")
 

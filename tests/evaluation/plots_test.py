@@ -12,6 +12,8 @@ from PIL import Image
 
 from dbl_jax.evaluation import plots
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 NAN = float("nan")
 STEP = {"phase": "p", "step": 1, "epoch": 1.0}
 

@@ -1,12 +1,9 @@
 """Predictors: what they score, what they choose and what they may not see."""
 
-import sys
-
 import numpy as np
 import pytest
 
 from dbl_jax.data.datasets import Split
-from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
 from dbl_jax.evaluation.predictors import PREDICTORS, FitContext
 
@@ -228,17 +225,6 @@ def test_svm_tells_classes_apart_and_chooses_on_validation(classes):
     found = np.eye(classes)[machine.predict(standard(validation.images))]
     accuracies[cost] = mean_class_accuracy(found, validation.labels)
   assert fitted.chosen == max(accuracies, key=accuracies.get)
-
-
-@pytest.mark.parametrize(
-  ("name", "message"),
-  [("tau_normalised", r"hidden=\(\)"), ("svm", "pip install scikit-learn")],
-)
-def test_a_predictor_names_what_it_lacks(monkeypatch, name, message):
-  monkeypatch.setitem(sys.modules, "sklearn", None)
-  head = LINEAR | {"dense1": {"kernel": np.ones((6, 6), np.float32)}}
-  with pytest.raises(UserError, match=message):
-    predictors.fit(name, known_of(head=head))
 
 
 def test_the_temperature_makes_logits_calibrated():

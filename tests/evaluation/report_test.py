@@ -74,19 +74,6 @@ def test_metrics_json_is_what_was_given_in_its_order(folder):
   assert list(found) == list(RESULTS)
 
 
-def test_a_failed_write_leaves_the_old_file(folder, monkeypatch):
-  before = (folder / "metrics.json").read_bytes()
-
-  def fail(*_):
-    raise OSError("disk full")
-
-  monkeypatch.setattr(report.files.os, "replace", fail)
-  with pytest.raises(OSError, match="disk full"):
-    write(folder, {"checkpoint_step": 2})
-  assert (folder / "metrics.json").read_bytes() == before
-  assert len(list(folder.iterdir())) == 3
-
-
 def test_page_has_the_numbers(page):
   text = Page(page).text
   lower, upper = metrics.mean_class_interval(CONFUSION)

@@ -109,14 +109,6 @@ def test_locality_and_its_gradient_take_the_neighbours_as_given(k, views):
   assert_gradient(gradients["features"], slopes(expected, features))
 
 
-def test_locality_prefers_the_nearest_and_no_other_class():
-  # Of class 0 are 0, 1 and 10; 0.1 is nearer to 0, but of class 1.
-  features = np.array([0, 1, 10, 0.1])[:, None, None]
-  given = batch(features, [0, 0, 0, 1])
-  value, _, _ = run(feature_losses.locality_preserving, given, neighbours=1)
-  np.testing.assert_allclose(value, (1 + 1 + 81 + 0) / 2 / 4, rtol=1e-6)
-
-
 def test_locality_of_twins_far_from_the_origin_is_nothing():
   features = np.repeat(RNG.normal(size=(6, 1, 8)) + 5, 2, axis=1)
   value, _, gradients = run(

@@ -72,7 +72,7 @@ def assert_close(actual, expected, tolerance):
 
 @pytest.fixture
 def one_device(monkeypatch):
-  """Batches are chunked on one device alone; tests have eight."""
+  """Batches are chunked on one device alone; tests see eight."""
   monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
@@ -177,7 +177,7 @@ def test_exports_with_any_batch_size():
 def test_batch_split_over_devices(case, chunk, monkeypatch):
   if chunk:
     monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: chunk)
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(jax.devices())
   split, whole = sharding.batched(mesh), sharding.replicated(mesh)
   inputs = make_inputs(case)
   compiled = (

@@ -13,13 +13,18 @@ pytestmark = pytest.mark.usefixtures("debug_nans")
 FEATURES = jax.random.normal(jax.random.key(0), (32, 20)) + 1
 
 
+def started(head, features=FEATURES):
+  """Outputs and variables."""
+  return head.init_with_output(jax.random.key(1), features, train=False)
+
+
 def count(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def test_projection_is_dense_norm_relu_dense_norm():
   head = ProjectionHead(hidden=16, out=8)
-  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  _, variables = started(head)
   params = variables["params"]
   assert jax.tree.map(jnp.shape, params) == {
     "dense1": {"kernel": (20, 16)},
@@ -48,27 +53,9 @@ def test_projection_of_other_depths(layers, dense):
   assert count(variables["params"]) == dense + norms
 
 
-def test_projection_updates_statistics_in_training_alone():
-  head = ProjectionHead(hidden=16, out=8)
-  variables = head.init(jax.random.key(1), FEATURES, train=False)
-
-  def statistics_after(train):
-    _, updated = head.apply(
-      variables, FEATURES, train=train, mutable=["batch_stats"]
-    )
-    return updated["batch_stats"]
-
-  before = variables["batch_stats"]
-  jax.tree.map(np.testing.assert_array_equal, statistics_after(False), before)
-  changed = jax.tree.map(
-    lambda new, old: bool((new != old).any()), statistics_after(True), before
-  )
-  assert all(jax.tree.leaves(changed))
-
-
 def test_mlp_is_linear_without_hidden_layers():
   head = MLPHead(7, hidden=())
-  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  _, variables = started(head)
   params = variables["params"]["logits"]
   expected = FEATURES @ params["kernel"] + params["bias"][None]
   logits = head.apply(variables, FEATURES, train=True)
@@ -77,15 +64,14 @@ def test_mlp_is_linear_without_hidden_layers():
 
 def test_mlp_has_the_widths_asked_for():
   head = MLPHead(7, hidden=(16, 12))
-  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  logits, variables = started(head)
   assert count(variables["params"]) == 21 * 16 + 17 * 12 + 13 * 7
-  assert head.apply(variables, FEATURES, train=False).shape == (32, 7)
+  assert logits.shape == (32, 7)
 
 
 def test_dropout_drops_in_training_alone():
   head = MLPHead(7, dropout=0.5)
-  variables = head.init(jax.random.key(1), FEATURES, train=False)
-  evaluated = head.apply(variables, FEATURES, train=False)
+  evaluated, variables = started(head)
   trained = [
     head.apply(
       variables, FEATURES, train=True, rngs={"dropout": jax.random.key(seed)}
@@ -107,7 +93,7 @@ def test_output_is_float32(head):
 
 def test_cosine_logits_are_the_scale_times_the_cosine():
   head = MLPHead(7, hidden=(), cosine=30.0)
-  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  _, variables = started(head)
   params = variables["params"]
   assert jax.tree.map(jnp.shape, params) == {"logits": {"kernel": (20, 7)}}
   logits = head.apply(variables, FEATURES, train=True)
@@ -123,7 +109,7 @@ def test_cosine_logits_are_the_scale_times_the_cosine():
 
 def test_cosine_logits_of_nothing_have_a_finite_gradient():
   head = MLPHead(7, hidden=(), cosine=30.0)
-  variables = head.init(jax.random.key(1), FEATURES, train=False)
+  _, variables = started(head)
   total = jax.jit(lambda h: head.apply(variables, h, train=False).sum())
   slopes = jax.grad(total)(jnp.zeros((2, 20)))
   assert np.isfinite(slopes).all()
@@ -133,12 +119,8 @@ def test_cosine_logits_of_nothing_have_a_finite_gradient():
 def test_scaled_starts_as_it_would_be_and_scales_each_class(cosine):
   plain = MLPHead(7, hidden=(), cosine=cosine)
   scaled = MLPHead(7, hidden=(), cosine=cosine, scaled=True)
-  expected, before = plain.init_with_output(
-    jax.random.key(1), FEATURES, train=False
-  )
-  found, variables = scaled.init_with_output(
-    jax.random.key(1), FEATURES, train=False
-  )
+  expected, before = started(plain)
+  found, variables = started(scaled)
   np.testing.assert_array_equal(found, expected)
   params = variables["params"]
   np.testing.assert_array_equal(params.pop("scale"), np.ones((1, 7)))
@@ -153,12 +135,8 @@ def test_scaled_starts_as_it_would_be_and_scales_each_class(cosine):
 def test_prototypes_are_one_embedding_per_class():
   plain = ProjectionHead(hidden=16, out=8)
   head = ProjectionHead(hidden=16, out=8, prototypes=True, num_classes=7)
-  expected, before = plain.init_with_output(
-    jax.random.key(1), FEATURES, train=False
-  )
-  found, variables = head.init_with_output(
-    jax.random.key(1), FEATURES, train=False
-  )
+  expected, before = started(plain)
+  found, variables = started(head)
   prototypes = variables["params"].pop("prototypes")
   assert prototypes.shape == (7, 8)
   assert (jnp.linalg.norm(prototypes, axis=1) > 0.5).all()
@@ -170,8 +148,7 @@ def test_prototypes_are_one_embedding_per_class():
 def test_the_joint_head_is_a_projection_and_a_classifier():
   features = jax.random.normal(jax.random.key(0), (5, 16))
   head = JointHead(num_classes=3, hidden=8, out=4, prototypes=True)
-  variables = head.init(jax.random.key(1), features, train=False)
-  outputs = head.apply(variables, features, train=False)
+  outputs, variables = started(head, features)
   assert outputs.shape == (5, 7)
   assert variables["params"]["projection"]["prototypes"].shape == (3, 4)
   logits = variables["params"]["classifier"]["logits"]

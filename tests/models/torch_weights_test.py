@@ -46,6 +46,7 @@ def test_each_format_gives_the_same_arrays(name, tmp_path):
   np.testing.assert_array_equal(array, numbers(4, 2).T)
 
 
+@pytest.mark.usefixtures("lax_conv")
 @pytest.mark.parametrize(
   ("name", "encoder", "unused"),
   [

@@ -39,7 +39,7 @@ def free_port():
 def start_process(port, number, workdir, cache):
   """One of two processes, with two devices."""
   fields = CHANGES | {"data.cache_dir": cache}
-  two = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+  two = os.environ["XLA_FLAGS"].replace("device_count=1", "device_count=2")
   return subprocess.Popen(
     [
       sys.executable, "-m", "dbl_jax.main", "--config=tests/tiny.py",
@@ -55,6 +55,7 @@ def start_process(port, number, workdir, cache):
   )  # fmt: skip
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_two_processes_train_what_one_trains(tmp_path):
   cache = str(tmp_path / "cache")
   config = tiny.get_config()

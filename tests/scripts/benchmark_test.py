@@ -102,12 +102,6 @@ def test_a_rate_is_of_whole_rounds(setup):
   assert peer["times_as_fast"] == ours["median"] / peer["median"]
 
 
-def test_slow_work_gets_fewer_rounds(setup, monkeypatch):
-  monkeypatch.setattr(runner, "_SLOW", ((0.05, 2), (0.01, 2)))
-  case = runner.run_case(make_case(setup), setup)
-  assert [row["calls"] for row in case["systems"]] == [2, 2]
-
-
 @pytest.mark.parametrize(
   ("options", "peers", "message"),
   [
@@ -131,25 +125,6 @@ def test_a_peer_that_fails_is_skipped(
   assert "median" not in peer
   assert ours["calls"] == 3
   assert "library chatter" in setup.log.read_text()
-
-
-def test_start_up_is_timed_from_a_cold_or_a_warm_cache(setup, tmp_path):
-  diary = tmp_path / "diary"
-  count = (
-    "import os, pathlib, sys;"
-    "folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR']);"
-    "found = len(list(folder.glob('*'))) if folder.exists() else 0;"
-    "folder.mkdir(exist_ok=True); (folder / 'program').touch();"
-    "open(sys.argv[1], 'a').write(f'{found} ')"
-  )
-  work = f"{cases.FOLDER / 'serve.py'}:startup"
-  for cache in ("cold", "warm"):
-    arguments = {"arguments": ("-c", count, str(diary))}
-    system = cases.System("ours", "ours", work, arguments)
-    case = cases.Case("startup", cache, {"cache": cache}, [system])
-    (row,) = runner.run_case(case, setup)["systems"]
-    assert row["calls"] == 3
-  assert diary.read_text().split() == 4 * ["0"] + ["0"] + 4 * ["1"]
 
 
 def test_the_command_shows_and_writes_its_results(tmp_path):
@@ -221,14 +196,6 @@ def test_each_of_our_works_can_be_timed(work, settings):
     assert min(answer["seconds"]) > 0
 
 
-def test_work_for_a_gpu_is_refused_without_one():
-  (case,) = cases.make_cases("gpu", True, ["augment"])
-  request = {"do": "prepare", "settings": case.settings}
-  assert serve.Worker(ours.augment).answer(request) == {
-    "error": "RuntimeError: JAX runs on cpu here, not on gpu"
-  }
-
-
 def test_the_plain_loss_is_the_loss():
   z = jax.random.normal(jax.random.key(0), (16, 2, 8))
   np.testing.assert_allclose(
@@ -287,8 +254,3 @@ def test_roofline_takes_the_nearer_limit():
   assert shares["share_of_peak_flops"] == pytest.approx(0.2)
   assert shares["share_of_roofline"] == pytest.approx(0.4)
   assert results.roofline(facts | {"device_kind": "cpu"}, 0.05) == {}
-
-
-def test_numbers_are_shown_without_powers_of_ten():
-  shown = [results.number(x) for x in (12345.6, 12.345, 0.01234, 0.0)]
-  assert shown == ["12,346", "12.35", "0.0123", "0.00"]

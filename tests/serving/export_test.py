@@ -15,11 +15,13 @@ import tiny
 from dbl_jax import config as configs
 from dbl_jax import evaluate, train
 from dbl_jax.data import faces
-from dbl_jax.models import layers, torch_weights
+from dbl_jax.models import torch_weights
 from dbl_jax.models.model import make_model
 from dbl_jax.serving import onnx_graph, web
 from dbl_jax.training import steps
 from dbl_jax.training.steps import by_path
+
+pytestmark = pytest.mark.usefixtures("lax_conv")
 
 NAMES = tuple("abcdefg")
 RESNET = {"name": "resnet18", "stem": "medium"}
@@ -45,12 +47,6 @@ MODELS = {
   ),
   "last pool": ({"name": "dcnn", "last_pool": True}, {"name": "mlp"}),
 }
-
-
-@pytest.fixture(autouse=True)
-def _plain(monkeypatch):
-  """The accelerator's convolution, which compiles sooner."""
-  monkeypatch.setattr(layers, "conv2d", layers._lax_conv)
 
 
 def config_of(encoder, head):

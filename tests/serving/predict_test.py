@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 
-import jax
 import mains
 import numpy as np
 import pytest
@@ -155,18 +154,13 @@ def test_a_run_is_loaded_with_its_template(tmp_path):
   config.classify.update(epochs=1, batch_size=16)
   config.data.update(num_train=70, num_test=14, cache_dir=str(tmp_path / "c"))
   config = configs.resolve(config)
-  mesh = train.sharding.make_mesh(jax.devices()[:1])
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.sharding, "make_mesh", lambda: mesh)
-    train.train_and_evaluate(config, tmp_path / "run")
-    images = sources.load(config.data).splits["test"].images
-    expected = evaluate.load(tmp_path / "run").predict(images)
-    made = predict.load(tmp_path / "run", align="none")
-    np.testing.assert_allclose(made.classify(images), expected, atol=1e-5)
-    assert predict.load(tmp_path / "run", "knn").classify(images).shape == (
-      14,
-      7,
-    )
+  train.train_and_evaluate(config, tmp_path / "run")
+  images = sources.load(config.data).splits["test"].images
+  expected = evaluate.load(tmp_path / "run").predict(images)
+  made = predict.load(tmp_path / "run", align="none")
+  np.testing.assert_allclose(made.classify(images), expected, atol=1e-5)
+  nearest = predict.load(tmp_path / "run", "knn")
+  assert nearest.classify(images).shape == (14, 7)
   stored = tmp_path / "run" / "template.json"
   before = json.loads(stored.read_text())
   assert before["grey"] is False

@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from dbl_jax.errors import UserError
 from dbl_jax.runtime.options import defaults
 from dbl_jax.training import optim
 
@@ -102,8 +101,3 @@ def test_schedule_warms_up_to_the_scaled_peak_and_ends_at_zero(scaling, peak):
 
 def test_a_schedule_of_one_step_is_possible():
   assert np.isfinite(optim.make_schedule(options(warmup=0.9), 1, 128)(0))
-
-
-def test_a_pattern_without_a_parameter_is_refused():
-  with pytest.raises(UserError, match="'encodr' matches no parameter"):
-    optim.trained_mask(PARAMS, ("encodr",))

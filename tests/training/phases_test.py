@@ -99,13 +99,8 @@ WRONG = {
 }
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return str(tmp_path_factory.mktemp("cache"))
-
-
 @pytest.fixture(autouse=True)
-def nothing_trains(monkeypatch):
+def nothing_trains(monkeypatch, eight_devices):
   monkeypatch.setattr(
     loop, "run_phase", lambda *_: pytest.fail("training began")
   )

@@ -114,24 +114,6 @@ def test_a_box_that_juts_out_is_moved_in_and_one_outside_refused(
     sources.load(options)
 
 
-@pytest.mark.parametrize(
-  ("row", "message"),
-  [
-    ("a.jpg 0 1 2 3 4 50", r"line 121: found 'a\.jpg 0 1 2 3 4 50', exp"),
-    ("a.jpg 0 1 2 3 x 50 1", "line 121: found"),
-    ("a.jpg 0 1 2 3 4 50 7", "with a label of 0 angry, 1 disgust"),
-    ("p 0.jpg 0 1 2 30 40 50 1", r"face 0 of p 0\.jpg was already in line 1"),
-    ("gone.jpg 0 1 2 30 40 50 1", r"1 photos .* are missing: gone\.jpg"),
-  ],
-)
-def test_a_bad_row_is_named(root, row, message):
-  labels = root / "label" / "label.lst"
-  labels.write_text(labels.read_text() + row + "\n")
-  with pytest.raises(UserError, match=message) as caught:
-    expw.find(root, get_options(root))
-  assert str(labels) in str(caught.value)
-
-
 def test_without_a_label_file_it_says_what_is_there(root):
   (root / "label" / "label.lst").unlink()
   with pytest.raises(UserError, match=r"no label\.lst \(found: image/origin"):
