@@ -44,7 +44,7 @@ class RunResult(NamedTuple):
     labels: int32[n], true classes of the test images.
     guesses: int[n], predicted classes; the first of equal scores wins.
     top5: top-5 accuracy.
-    calibration_error: see `statistics.expected_calibration_error`; NaN without
+    calibration_error: see `metrics.expected_calibration_error`; NaN without
       probabilities.
     frontier: see `statistics.logit_adjustment_frontier` for `STRENGTHS`, or
       None.
@@ -82,7 +82,7 @@ def run_result(
   """
   curve, error = None, math.nan
   if run.calibrated:
-    error = statistics.expected_calibration_error(run.labels, run.scores)
+    error = metrics.expected_calibration_error(run.labels, run.scores)
   if run.calibrated and frontier:
     curve = statistics.logit_adjustment_frontier(
       run.labels, run.scores, run.train_counts, STRENGTHS

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from dbl_jax.evaluation import metrics, plots
 
@@ -50,37 +49,6 @@ def default_cuts(train_counts: ArrayLike) -> tuple[int, int]:
     return 100, 20
   share = float(np.asarray(train_counts).mean())
   return math.floor(share), math.ceil(share / 3)
-
-
-def expected_calibration_error(
-  labels: ArrayLike, scores: ArrayLike, bins: int = 15
-) -> float:
-  """Gap between confidence and accuracy, sum_m |B_m|/n |acc_m - conf_m|.
-
-  B_m holds the images whose largest probability is in ((m-1)/bins, m/bins].
-
-  Args:
-    labels: int[n], true classes.
-    scores: f32[n, C], logits.
-    bins: number of bins of equal width.
-
-  Returns:
-    A fraction in [0, 1]; NaN without images.
-
-  Source: Guo et al., "On calibration of modern neural networks", ICML 2017,
-  eq. (3).
-  """
-  labels, scores = np.asarray(labels), np.asarray(scores)
-  if not labels.size:
-    return float("nan")
-  confidence = metrics.in_blocks(
-    lambda rows: special.softmax(rows.astype(np.float64), axis=1).max(axis=1),
-    scores,
-  )
-  correct = scores.argmax(axis=1) == labels
-  bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-  gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
-  return float(np.abs(gaps).sum() / labels.size)
 
 
 def paired_bootstrap(

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import sparse
+from scipy import sparse, special
 
 from dbl_jax.errors import UserError
 
@@ -271,6 +271,37 @@ def wilson_interval(
   lower = np.minimum(np.maximum(centre - half, 0.0), p)
   upper = np.maximum(np.minimum(centre + half, 1.0), p)
   return lower, upper
+
+
+def expected_calibration_error(
+  labels: ArrayLike, scores: ArrayLike, bins: int = 15
+) -> float:
+  """Gap between confidence and accuracy, sum_m |B_m|/n |acc_m - conf_m|.
+
+  B_m holds the images whose largest probability is in ((m-1)/bins, m/bins].
+
+  Args:
+    labels: int[n], true classes.
+    scores: f32[n, C], logits.
+    bins: number of bins of equal width.
+
+  Returns:
+    A fraction in [0, 1]; NaN without images.
+
+  Source: Guo et al., "On calibration of modern neural networks", ICML 2017,
+  eq. (3).
+  """
+  labels, scores = np.asarray(labels), np.asarray(scores)
+  if not labels.size:
+    return float("nan")
+  confidence = in_blocks(
+    lambda rows: special.softmax(rows.astype(np.float64), axis=1).max(axis=1),
+    scores,
+  )
+  correct = scores.argmax(axis=1) == labels
+  bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+  gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
+  return float(np.abs(gaps).sum() / labels.size)
 
 
 def mean_class_interval(

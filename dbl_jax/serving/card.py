@@ -5,9 +5,9 @@ from typing import Any
 
 from scipy import sparse
 
-from dbl_jax.compare.statistics import expected_calibration_error
 from dbl_jax.evaluation.metrics import (
   confusion_of,
+  expected_calibration_error,
   mean_class_interval,
   wilson_interval,
 )

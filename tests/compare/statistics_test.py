@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dbl_jax.compare import statistics
+from dbl_jax.evaluation import metrics
 
 NAN = math.nan
 
@@ -78,7 +79,7 @@ def test_calibration_error_against_a_literal_loop(bins):
       accuracy = np.mean([shares[i].argmax() == labels[i] for i in member])
       confidence = np.mean([max(shares[i]) for i in member])
       expected += len(member) / 300 * abs(accuracy - confidence)
-  found = statistics.expected_calibration_error(labels, scores, bins)
+  found = metrics.expected_calibration_error(labels, scores, bins)
   assert found == pytest.approx(expected, abs=1e-12)
   assert expected > 0.05
 
