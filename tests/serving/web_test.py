@@ -117,7 +117,7 @@ def test_the_page_gives_the_probabilities_of_jax(
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     tab("Emulation.setEmulatedMedia", features=dark)
     tab.open(url)
-    for name, box_differs in (("crop.png", None), ("photo.png", 4)):
+    for name, box_differs in (("crop.png", None), ("photo.png", 8)):
       found = tab.run(f"fetch({name!r}).then(r => r.blob()).then(predictPhoto)")
       ((expected, crop),) = predictor.read(stored.of_path(page / name))
       assert len(found) == 1
