@@ -84,7 +84,7 @@ FIELDS = [
   ("data.long_tail", "short", "long_tail='short' is impossible"),
   ("data.imbalance", "0", "imbalance=0.0 is impossible"),
   ("data.input", "magic", "input='magic' is impossible"),
-  ("model.name", "resnet9000", "Expected one of dcnn, resnet18"),
+  ("model.name", "resnet9000", "Expected one of dcnn, efficient"),
   ("model.dtype", "float8", "dtype='float8' is impossible"),
   ("model.width", "0", "no field 'model.width'"),
   ("model.stem", "", "stem='' is impossible"),

@@ -9,6 +9,7 @@ A large data set is prepared into a folder of such files, its shards, named
 """
 
 import json
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,9 @@ def shard_paths(folder: Path, number: int) -> list[Path]:
 
 def is_prepared(path: Path) -> bool:
   """Whether a path is a prepared file, by its name, or a folder of shards."""
-  return path.suffix == ".npz" or any(path.glob("[0-9]*-of-[0-9]*.npz"))
+  # `os` takes a path that is too long for one that does not exist.
+  shards = os.path.isdir(path) and any(path.glob("[0-9]*-of-[0-9]*.npz"))
+  return path.suffix == ".npz" or shards
 
 
 def load(path: Path) -> Dataset:
