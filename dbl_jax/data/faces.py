@@ -235,7 +235,8 @@ def _propose(pixels: np.ndarray) -> np.ndarray:
 @functools.cache
 def layers(name: str) -> list[tuple[np.ndarray, ...]]:
   """Kernel f32[k, k, in, out], bias and slope f32[out] of each layer."""
-  with np.load(Path(__file__).with_name("mtcnn.npz")) as arrays:
+  path = Path(__file__).with_name("mtcnn.npz")
+  with path.open("rb") as file, np.load(file) as arrays:
     count = sum(key.startswith(f"{name}_") for key in arrays) // 3
     return [
       tuple(

@@ -82,7 +82,7 @@ def test_a_box_without_area_is_left_out_and_counted(tmp_path):
   root = samples.write_expw(tmp_path / "expw", rows)
   found = expw.find(root, get_options(root))
   assert (
-    f"1 faces are left out, as their boxes have no area: {rows[4][0]}"
+    f"1 faces are left out, as their boxes have no area: face 1 of {rows[4][0]}"
     in (found.warnings[0])
   )
   assert sum(map(len, found.splits.values())) == len(rows) - 1
@@ -93,7 +93,9 @@ def test_many_boxes_without_area_are_refused(tmp_path):
     (r[0], r[1], r[2], r[4], r[3], *r[5:]) for r in samples.expw_rows()
   ]
   root = samples.write_expw(tmp_path / "expw", swapped)
-  with pytest.raises(UserError, match=r"120 of 120 boxes have no area: p 0\.j"):
+  with pytest.raises(
+    UserError, match=r"120 of 120 boxes have no area: face 0 of p 0\.j"
+  ):
     expw.find(root, get_options(root))
 
 
