@@ -43,6 +43,7 @@ _MODULES = {
   ),
   "losses.feature_losses": ("center", "locality_preserving"),
   "models.dcnn": ("DCNN",),
+  "models.efficientnet": ("EfficientNetLite0",),
   "models.heads": ("JointHead", "MLPHead", "ProjectionHead"),
   "models.resnet": ("ResNet18", "ResNet32", "ResNet34", "ResNet50"),
   "train": ("train_and_evaluate",),

@@ -3,11 +3,11 @@
 import os
 import tempfile
 
-# Compiling takes most of the suite's time, and less without optimisation.
-os.environ.setdefault(
-  "XLA_FLAGS",
+# Compiling takes most of the suite's time, and less without optimisation. Set
+# in any case: workers of xdist inherit what is replaced below.
+os.environ["XLA_FLAGS"] = (
   "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-  " --xla_llvm_disable_expensive_passes=true",
+  " --xla_llvm_disable_expensive_passes=true"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

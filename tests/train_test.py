@@ -335,7 +335,7 @@ def test_a_result_without_its_best_checkpoint_says_so(
 ):
   scores = iter([0.3, 0.5, 0.4])
   monkeypatch.setattr(
-    loop, "validate", lambda *_: {"val_mean_class_accuracy": next(scores)}
+    loop, "validate", lambda *_: {"mean_class_accuracy": next(scores)}
   )
   config = tiny.get_resolved(cache_dir=cache).unlock()
   del config.classify

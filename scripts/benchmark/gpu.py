@@ -69,10 +69,11 @@ def pack(folder: str) -> None:
     sources.load(options)
     (path,) = Path(cache).glob("*.npz")
     dataset = datasets.load(path)
+    parts = {name: part.images[:] for name, part in dataset.splits.items()}
   meta = dataset._asdict() | {"splits": {}}
   content: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
-  for name, (images, labels) in dataset.splits.items():
-    red, green, blue = np.moveaxis(images[:], -1, 0)
+  for name, (_, labels) in dataset.splits.items():
+    red, green, blue = np.moveaxis(parts[name], -1, 0)
     left = np.pad(green, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
     channels = [green - left, red - green, blue - green]
     content[f"{name}_images"] = np.stack(channels)

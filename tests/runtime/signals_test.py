@@ -89,7 +89,7 @@ def test_the_best_does_not_depend_on_the_clock(tmp_path, monkeypatch):
   monkeypatch.setattr(train.evaluate, "write", lambda *_: {})
   for seconds in (0.0, 1e9):
     scores = iter([0.3, 0.5, 0.5, 0.4])
-    fake = lambda *_: {"val_mean_class_accuracy": next(scores)}  # noqa: B023, E731
+    fake = lambda *_: {"mean_class_accuracy": next(scores)}  # noqa: B023, E731
     monkeypatch.setattr(loop, "_SAVE_EVERY", seconds)
     monkeypatch.setattr(loop, "validate", fake)
     workdir = tmp_path / str(seconds)
