@@ -80,9 +80,13 @@ def better_lost(
   Returns:
     The best step according to the history; None if it is `step`.
   """
-  key = f"val_{checkpoint.METRIC}"
-  rows = (row for row in history if row["phase"] == phase and key in row)
-  scores = {row["step"]: row[key] for row in rows}
+  keys = (f"val_{checkpoint.METRIC}", f"knn_{checkpoint.METRIC}")
+  scores = {
+    row["step"]: row[key]
+    for row in history
+    for key in keys
+    if row["phase"] == phase and key in row
+  }
   best = max(scores, key=lambda one: (scores[one], one), default=step)
   return None if scores.get(step) == scores.get(best) else best
 
