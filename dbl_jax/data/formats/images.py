@@ -150,7 +150,7 @@ def in_threads(
     progress: called with the number of items done, and of all.
   """
   threads = min(os.cpu_count() or 1, 16)
-  # A task of its own for a small image costs half as much as the image.
+  # A task has its cost, which counts for images that decode quickly.
   size = min(32, -(-len(items) // (4 * threads))) or 1
 
   def several(start: int) -> list[_R]:
