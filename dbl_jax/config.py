@@ -494,13 +494,15 @@ def _open_values(config: ConfigDict) -> dict[str, Any]:
   They depend on the data set, the image size, the start and the optimizers.
   """
   data, small = config.data, config.data.image_size <= _SMALL
-  start = "pretrained_" * config.init_from.endswith(torch_weights.SUFFIXES)
+  from_torch = config.init_from.endswith(torch_weights.SUFFIXES)
   encoder = model.ENCODERS[config.model.name]
   values = {"model.stem": "imagenet", "model.normalisation": "half"}
   # Drawn faces are simple; the first run should be short.
-  if small and data.name != "synthetic_faces":
-    values["model.stem"] = getattr(encoder, f"{start}small_stem", "imagenet")
-  if start:
+  quick = data.name == "synthetic_faces"
+  loads = not from_torch or getattr(encoder, "stems_share_weights", False)
+  if small and loads and not quick:
+    values["model.stem"] = getattr(encoder, "small_stem", "imagenet")
+  if from_torch:
     values["model.normalisation"] = getattr(
       encoder, "pretrained_normalisation", "imagenet"
     )

@@ -308,14 +308,7 @@ def _prepare(options: Any) -> Dataset:
     found = find(options)
     # Before hours of work; others are read when they are indexed.
     if all(isinstance(records, tuple) for records in found.splits.values()):
-      counts = {
-        split: np.bincount(
-          [record.label for record in records],
-          minlength=len(found.class_names),
-        )
-        for split, records in found.splits.items()
-      }
-      check_counts(options.name, found.class_names, counts)
+      check_counts(options.name, found.class_names, listing.counts(found))
     sizes = {split: len(records) for split, records in found.splits.items()}
     fingerprint = _fingerprint(found, options.dir, options)
     former = listing.former_fingerprint(found)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from dbl_jax.models.layers import Conv2D, max_pool
+from dbl_jax.models.layers import Conv2D, max_pool, sow_maps
 from dbl_jax.runtime.options import integer, one_of
 
 # Output channels of the convolutions; each group ends in a pooling.
@@ -61,9 +61,7 @@ class DCNN(nn.Module):
         last = place == len(group)
         pool = last and (self.last_pool or group is not _GROUPS[-1])
         x = _Convolution(features, pool, self.dtype, name=f"conv{layer}")(x)
-    self.sow("intermediates", "maps", x)
-    if self.has_variable("perturbations", "maps"):  # for its gradient
-      x = self.perturb("maps", x)
+    x = sow_maps(self, x)
     if self.pooling == "average":
       return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     x = x.reshape(x.shape[0], -1)

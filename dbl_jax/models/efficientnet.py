@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dbl_jax.models.cpu_conv import pad_same
-from dbl_jax.models.layers import BatchNorm, Conv2D, DepthwiseConv2D
+from dbl_jax.models.layers import BatchNorm, Conv2D, DepthwiseConv2D, sow_maps
 from dbl_jax.runtime.options import one_of
 
 # Stride of the first convolution. All stems have the same parameters.
@@ -25,9 +25,7 @@ STAGES = (
   (4, 5, 2, 6, 192),
   (1, 3, 1, 6, 320),
 )
-
-
-# TensorFlow's.
+# TensorFlow's, of batch norm.
 EPSILON = 1e-3
 
 
@@ -84,9 +82,9 @@ class EfficientNetLite0(nn.Module):
   dtype: jnp.dtype = jnp.float32
   frozen: tuple[str, ...] = ()
 
+  # See `resnet.ResNet18`.
   small_stem: ClassVar[str] = "small"
-  pretrained_small_stem: ClassVar[str] = "small"
-  # Of TensorFlow's weights and their conversions.
+  stems_share_weights: ClassVar[bool] = True
   pretrained_normalisation: ClassVar[str] = "inception"
 
   @nn.compact
@@ -128,7 +126,5 @@ class EfficientNetLite0(nn.Module):
           name=name,
         )(x, training(name))
     x = conv_norm(x, "last", 1280)
-    self.sow("intermediates", "maps", x)
-    if self.has_variable("perturbations", "maps"):  # for its gradient
-      x = self.perturb("maps", x)
+    x = sow_maps(self, x)
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

@@ -138,6 +138,17 @@ def max_pool(x: Array, size: int, padding: int = 0) -> Array:
   return x
 
 
+def sow_maps(encoder: nn.Module, maps: Array) -> Array:
+  """Sows an encoder's last maps as 'maps', and returns them.
+
+  Where 'perturbations' has 'maps' too, their gradient is that of the maps.
+  """
+  encoder.sow("intermediates", "maps", maps)
+  if encoder.has_variable("perturbations", "maps"):
+    maps = encoder.perturb("maps", maps)
+  return maps
+
+
 class Conv2D(nn.Module):
   """Convolution without bias; parameter 'kernel' f32[K, K, C, features].
 

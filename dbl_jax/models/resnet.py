@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from dbl_jax.models.layers import BatchNorm, Conv2D, max_pool
+from dbl_jax.models.layers import BatchNorm, Conv2D, max_pool, sow_maps
 from dbl_jax.runtime.options import one_of
 
 # Kernel size and stride of the first convolution.
@@ -115,10 +115,10 @@ class ResNet18(nn.Module):
   dtype: jnp.dtype = jnp.float32
   frozen: tuple[str, ...] = ()
 
-  # Stem for images of up to 64 pixels; with weights of PyTorch, whose first
-  # convolution is that of the stem 'imagenet'; normalisation of the latter.
+  # Stem for images of up to 64 pixels, and whether it can load weights of the
+  # stem 'imagenet', which published files have; their normalisation.
   small_stem: ClassVar[str] = "medium"
-  pretrained_small_stem: ClassVar[str] = "imagenet"
+  stems_share_weights: ClassVar[bool] = False
   pretrained_normalisation: ClassVar[str] = "imagenet"
   # Channels of the first stage; blocks of each stage, and their kind.
   width: ClassVar[int] = 64
@@ -158,9 +158,7 @@ class ResNet18(nn.Module):
           dtype=self.dtype,
           name=name,
         )(x, training(name))
-    self.sow("intermediates", "maps", x)
-    if self.has_variable("perturbations", "maps"):  # for its gradient
-      x = self.perturb("maps", x)
+    x = sow_maps(self, x)
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
