@@ -118,8 +118,8 @@ def write(
   model_outputs = context.forward(part.images)
   result, scores = evaluate(fitted, model_outputs, part.labels, names)
   validation = fitted.scores(*context.validation)
-  temperature = None
-  if fitted.name in predictors.CALIBRATED:
+  temperature, calibrated = None, fitted.name in predictors.CALIBRATED
+  if calibrated:
     labels = context.validation_labels
     temperature = predictors.fit_temperature(validation, labels)
   best = run.config[phase].keep == "best"
@@ -142,18 +142,11 @@ def write(
   }
   if not distributed.is_main():
     return metrics
-  predictions.save(
-    out / f"scores_{split}.npz",
-    predictions.Predictions(
-      names,
-      counts,
-      part.labels,
-      scores,
-      context.validation_labels,
-      validation,
-      fitted.name in predictors.CALIBRATED,
-    ),
+  held_out = context.validation_labels, validation
+  stored = predictions.Predictions(
+    names, counts, part.labels, scores, *held_out, calibrated
   )
+  predictions.save(out / f"scores_{split}.npz", stored)
   predicted = scores.argmax(axis=1)
   report.write(
     out,
@@ -168,7 +161,7 @@ def write(
       scores,
       temperature or 1.0,
       names,
-      fitted.name in predictors.CALIBRATED,
+      calibrated,
       mistakes,
     ),
     title=f"{' + '.join(configs.phases(run.config))} on {dataset.name}",

@@ -132,12 +132,9 @@ def make_phase(
   num_classes, size = len(dataset.class_names), dataset.image_size
   split = split_of(name, options)
   labels = dataset.splits[split].labels
+  seed = _sampler_seed(config.seed, stage)
   sampler = sampling.make_sampler(
-    labels,
-    num_classes,
-    options.q,
-    options.batch_size,
-    _sampler_seed(config.seed, stage),
+    labels, num_classes, options.q, options.batch_size, seed
   )
   num_steps = sampling.num_steps(sampler, options.epochs)
   init_key, key = jax.random.split(
@@ -155,13 +152,11 @@ def make_phase(
     options.optimizer, num_steps, options.batch_size
   )
   optimizer = optim.make_optimizer(options.optimizer, schedule, trained)
-  loss_state = terms.start_loss_state(
+  memory = terms.start_loss_state(
     options.losses,
     num_classes,
     lambda: steps.num_features(model, variables, size),
   )
-  if config.skip_nonfinite:
-    loss_state[steps.SKIPPED] = jnp.int32(0)
   images = inputs.of_images(options, size, "frozen" if frozen else "trained")
   read = inputs.of_features(options) if options.cached_views else images
   counts = np.bincount(dataset.splits["train"].labels, minlength=num_classes)
@@ -175,23 +170,22 @@ def make_phase(
     schedule=schedule,
     trained=trained,
   )
+  if config.skip_nonfinite:
+    memory[steps.SKIPPED] = jnp.int32(0)
+    train_step = steps.skip_nonfinite(train_step)
+  opt_state = optimizer.init(variables["params"])
   return Phase(
     name=name,
     split=split,
     config=options,
     model=model,
     state=TrainState(
-      step=jnp.int32(0),
-      **variables,
-      opt_state=optimizer.init(variables["params"]),
-      memory=loss_state,
+      jnp.int32(0), **variables, opt_state=opt_state, memory=memory
     ),
     trained=trained,
     images=images,
     inputs=read,
-    train_step=steps.skip_nonfinite(train_step)
-    if config.skip_nonfinite
-    else train_step,
+    train_step=train_step,
     sampler=sampler,
     num_steps=num_steps,
     key=key,
