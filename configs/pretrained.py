@@ -1,9 +1,9 @@
-"""From published weights: fine-tuning by labels, then a balanced classifier.
+"""Published weights, fine-tuned with labels, then a balanced classifier.
 
 `configs/pretrained.py:resnet18` for the weights of another encoder than
 EfficientNet-Lite0. Without `init_from` the encoder starts at random.
 
-python -m dbl_jax.main --config=configs/pretrained.py --workdir=runs/pretrained
+python -m dbl_jax.main --config=configs/pretrained.py --workdir=runs/pretrained \\
   --config.init_from=FILE.pth
 """
 
