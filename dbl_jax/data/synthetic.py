@@ -21,13 +21,13 @@ import numpy as np
 
 from dbl_jax.data import sampling
 from dbl_jax.data import synthetic_scene as scene
-from dbl_jax.data.formats import expressions
+from dbl_jax.data.datasets import RAF_DB_COUNTS, RAF_DB_NAMES
 from dbl_jax.data.synthetic_scene import ActionUnits, Values
 from dbl_jax.errors import UserError
 
 # Part of the data set's fingerprint. Raise it when the pixels change.
 VERSION = 1
-CLASS_NAMES = expressions.RAF_DB_NAMES
+CLASS_NAMES = RAF_DB_NAMES
 
 # Faces are drawn in fixed blocks of consecutive indices, so that a face, and
 # the floating-point operations that draw it, do not depend on how many are.
@@ -199,7 +199,7 @@ def make_split(
     UserError: if the split is smaller than the number of classes.
   """
   stream = _STREAMS[split]
-  counts = long_tailed_counts(num_images, expressions.RAF_DB_COUNTS[split])
+  counts = long_tailed_counts(num_images, RAF_DB_COUNTS[split])
   labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
   # Block numbers never reach this one, so the order is a stream of its own.
   sampling.philox(seed, 0, stream, 2**63).shuffle(labels)

@@ -153,8 +153,7 @@ def _check_header(
 ) -> tuple[tuple[int, ...], bool, np.dtype]:
   """Returns shape, whether it is in Fortran order, and dtype of an entry.
 
-  Raises:
-    ValueError: if it has not the size that its header names.
+  Raises ValueError if it has not the size that its header names.
   """
   version = npy.read_magic(file)
   if version not in ((1, 0), (2, 0)):

@@ -8,7 +8,7 @@ from PIL import Image
 
 import tiny
 from dbl_jax import train
-from dbl_jax.data import alignment, faces, sources, synthetic
+from dbl_jax.data import face_crops, faces, sources, synthetic
 from dbl_jax.data.datasets import Dataset, Split
 
 # Outputs of the package mtcnn 1.0.0 for the images below.
@@ -88,10 +88,10 @@ def test_no_face_in_pictures_without_one():
 
 
 def test_alignment_brings_landmarks_onto_the_template(drawn):
-  template = alignment.template_of(drawn)
+  template = face_crops.template_of(drawn)
   photo, _ = paste(drawn[:3], (-20, 0, 20))
   for face in faces.detect(photo):
-    aligned = alignment.align(np.asarray(photo), face.landmarks, template, 96)
+    aligned = face_crops.align(np.asarray(photo), face.landmarks, template, 96)
     again = faces.detect(Image.fromarray(aligned))[0].landmarks / 96
     assert np.linalg.norm(again - template, axis=1).mean() < 0.05
 
@@ -105,8 +105,8 @@ def test_a_run_stores_the_template_of_its_images(drawn, tmp_path):
     workdir = tmp_path / name
     workdir.mkdir()
     train._store_template(config, dataset, workdir)
-    template, is_grey = alignment.load(workdir)
-    expected = alignment.template_of(images)
+    template, is_grey = face_crops.load_template(workdir)
+    expected = face_crops.template_of(images)
     if images is grey:
       assert template is expected is None
       assert is_grey
@@ -148,14 +148,16 @@ def test_photos_that_are_not_cropped_are_aligned_for_training(drawn, tmp_path):
   )
   for image in dataset.splits["test"].images[:4]:
     (face,) = faces.detect(Image.fromarray(image))
-    apart = face.landmarks / 96 - alignment.FALLBACK
+    apart = face.landmarks / 96 - face_crops.FALLBACK
     assert np.linalg.norm(apart, axis=1).mean() < 0.06
   # A photo for prediction is cut out in the same way, by the same code.
   photo = Image.open(root / "test" / "a" / "0.png")
   (face,) = faces.detect(photo)
   np.testing.assert_array_equal(
     dataset.splits["test"].images[0],
-    alignment.align(np.asarray(photo), face.landmarks, alignment.FALLBACK, 96),
+    face_crops.align(
+      np.asarray(photo), face.landmarks, face_crops.FALLBACK, 96
+    ),
   )
   whole = load(align="none")
   assert not whole.warnings

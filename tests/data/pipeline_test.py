@@ -6,7 +6,7 @@ import pytest
 
 from dbl_jax.data import pipeline, sampling
 from dbl_jax.data.datasets import Split
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def part():
 
 
 def drawn(part, form, start, stop, q=0.0, most=1):
-  mesh = sharding.make_mesh(jax.devices())
+  mesh = distributed.make_mesh(jax.devices())
   sampler = sampling.make_sampler(part.labels, 3, q, 16, seed=1)
   feed = pipeline.make_pipeline(*part, sampler, mesh, form)
   assert (feed.resident is not None) == (form != "tf_data")
@@ -60,7 +60,7 @@ def test_images_and_labels_belong_together(part):
 
 
 def test_batches_are_spread_over_all_devices(part):
-  mesh = sharding.make_mesh(jax.devices())
+  mesh = distributed.make_mesh(jax.devices())
   sampler = sampling.make_sampler(part.labels, 3, 1.0, 16, seed=1)
   feed = pipeline.make_pipeline(*part, sampler, mesh, "auto")
   index = pipeline.batch_reader(feed, 0, 1, 1)(1)["index"]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from dbl_jax.data import regions
+from dbl_jax.data import face_crops
 from dbl_jax.data.datasets import Dataset, Split
 
-NAMES = [name for name in regions.REGIONS if name != "face"]
+NAMES = [name for name in face_crops.REGIONS if name != "face"]
 # Where the features of an aligned face lie, as fractions: height, width.
 PLACES = {
   "eyes": [(0.36, 0.3), (0.36, 0.7)],
@@ -28,9 +28,9 @@ def dataset():
   return Dataset("faces", ("a", "b", "c"), splits, "f00", ("beware",))
 
 
-@pytest.mark.parametrize("name", regions.REGIONS)
+@pytest.mark.parametrize("name", face_crops.REGIONS)
 def test_a_box_is_inside_symmetric_and_holds_its_features_alone(name):
-  top, left, bottom, right = regions.REGIONS[name]
+  top, left, bottom, right = face_crops.REGIONS[name]
   assert 0 <= top < bottom <= 1
   assert 0 <= left < right <= 1
   assert left + right == pytest.approx(1)
@@ -48,10 +48,10 @@ def test_crop_is_the_box_stretched_to_the_image(name):
   ramps = np.zeros((1, size, size, 3), np.uint8)
   ramps[..., 0] = 2 * np.arange(size)[:, None]
   ramps[..., 1] = 2 * np.arange(size)
-  cropped = regions.crop(ramps, name)
+  cropped = face_crops.crop(ramps, name)
   assert cropped.shape == (1, size, size, 3)
   assert cropped.dtype == np.uint8
-  top, left, bottom, right = regions.REGIONS[name]
+  top, left, bottom, right = face_crops.REGIONS[name]
   # Centre of output pixel i, in the pixels of the input.
   centre = (np.arange(size) + 0.5) / size
   rows = size * (top + (bottom - top) * centre) - 0.5
@@ -65,11 +65,13 @@ def test_crop_is_the_box_stretched_to_the_image(name):
 
 def test_apply_crops_every_split(dataset):
   before = dataset.splits["train"].images.copy()
-  mouths = regions.apply(dataset, "mouth")
+  mouths = face_crops.apply(dataset, "mouth")
   assert list(mouths.splits) == list(dataset.splits)
   for name, split in mouths.splits.items():
     images, labels = dataset.splits[name]
-    np.testing.assert_array_equal(split.images, regions.crop(images, "mouth"))
+    np.testing.assert_array_equal(
+      split.images, face_crops.crop(images, "mouth")
+    )
     np.testing.assert_array_equal(split.labels, labels)
   np.testing.assert_array_equal(dataset.splits["train"].images, before)
   kept = {"splits": None, "fingerprint": None}
@@ -77,11 +79,13 @@ def test_apply_crops_every_split(dataset):
 
 
 def test_fingerprints_differ_by_region_and_the_face_is_unchanged(dataset):
-  found = {regions.apply(dataset, name).fingerprint for name in regions.REGIONS}
+  found = {
+    face_crops.apply(dataset, name).fingerprint for name in face_crops.REGIONS
+  }
   assert len(found) == 7
-  assert {regions.whole(one) for one in found} == {"f00"}
-  again = regions.apply(dataset, "nose").fingerprint
-  assert again == regions.apply(dataset, "nose").fingerprint
-  assert regions.apply(dataset, "face") is dataset
+  assert {face_crops.whole(one) for one in found} == {"f00"}
+  again = face_crops.apply(dataset, "nose").fingerprint
+  assert again == face_crops.apply(dataset, "nose").fingerprint
+  assert face_crops.apply(dataset, "face") is dataset
   images = dataset.splits["train"].images
-  np.testing.assert_array_equal(regions.crop(images, "face"), images)
+  np.testing.assert_array_equal(face_crops.crop(images, "face"), images)

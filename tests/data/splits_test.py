@@ -5,8 +5,7 @@ import pytest
 
 import tiny
 from dbl_jax.data import sources, splits
-from dbl_jax.data.datasets import Dataset, Split
-from dbl_jax.data.formats.expressions import FER2013_NAMES, RAF_DB_COUNTS
+from dbl_jax.data.datasets import FER2013_NAMES, RAF_DB_COUNTS, Dataset, Split
 from dbl_jax.errors import UserError
 
 LABELS = np.repeat(range(4), (60, 25, 14, 1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dbl_jax.data import synthetic
-from dbl_jax.data.formats.expressions import RAF_DB_COUNTS
+from dbl_jax.data.datasets import RAF_DB_COUNTS
 from dbl_jax.errors import UserError
 
 NUM_CLASSES = len(synthetic.CLASS_NAMES)

@@ -4,7 +4,6 @@ Each reader gives a `Listing`; hashing, decoding and checking it are the same
 for all data sets.
 """
 
-import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dbl_jax.data import alignment
+from dbl_jax.data import face_crops
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import images
 from dbl_jax.data.formats.stored import StoredFile
@@ -129,76 +128,47 @@ def decode(
   """
   if parts is None:
     parts = {k: range(len(records)) for k, records in listing.splits.items()}
-  total = sum(map(len, parts.values()))
-  splits: dict[str, Split] = {}
-  names: dict[str, list[str]] = {}
-  bad: list[UserError] = []
-  warnings = [*listing.warnings]
-  for split, chosen in parts.items():
-    done = sum(len(one.labels) for one in splits.values())
-    show = functools.partial(_show, progress, done, total)
-    splits[split], names[split], errors, missed = _decode_split(
-      listing.splits[split], chosen, image_size, show, aligned
-    )
-    if missed:
-      warnings.append(
-        f"{name}: no face is found in {missed} of {len(chosen)} images of"
-        f" {split}, which are used whole"
-      )
-    bad += errors
-  if len(bad) > 1:
-    raise UserError(
-      f"{len(bad)} of {total} images cannot be read; the first: {bad[0]}"
-      " scripts/check_data.py lists them all."
-    ) from bad[0]
-  if bad:
-    raise bad[0]
-  return Dataset(name, listing.class_names, splits, "", tuple(warnings), names)
+  shape = (image_size, image_size, 3)
+  arrays = {
+    split: (np.empty((len(some), *shape), np.uint8), np.empty(len(some), "i4"))
+    for split, some in parts.items()
+  }
+  names = {split: [""] * len(chosen) for split, chosen in parts.items()}
+  faceless: list[str] = []
 
-
-def _decode_split(
-  records: Sequence[Record],
-  chosen: range,
-  image_size: int,
-  progress: Callable[[int, int], None],
-  aligned: bool,
-) -> tuple[Split, list[str], list[UserError], int]:
-  """Decodes the chosen records.
-
-  Returns:
-    The split, the names of the images, what is wrong with some, and the number
-    of images without a face.
-  """
-  shape = (len(chosen), image_size, image_size, 3)
-  pixels, labels = np.empty(shape, np.uint8), np.empty(shape[:1], np.int32)
-  names = [""] * len(chosen)
-  missed = np.zeros(len(chosen), bool)
-
-  def decode_one(i: int) -> UserError | None:
+  def decode_one(place: tuple[str, int]) -> UserError | None:
+    split, i = place
+    pixels, labels = arrays[split]
     try:
-      names[i], labels[i], file, box = records[chosen[i]]
+      record = listing.splits[split][parts[split][i]]
+      names[split][i], labels[i], file, box = record
       arguments = file.read(), image_size, file.origin, box
-      face = alignment.decode(*arguments) if aligned else None
-      missed[i] = aligned and face is None
+      face = face_crops.decode(*arguments) if aligned else None
+      if aligned and face is None:
+        faceless.append(split)
       pixels[i] = images.decode(*arguments) if face is None else face
     except UserError as error:
       return error
     return None
 
-  errors = images.in_threads(decode_one, range(len(chosen)), progress)
+  places = [(k, i) for k, chosen in parts.items() for i in range(len(chosen))]
+  errors = images.in_threads(decode_one, places, progress)
   bad = [error for error in errors if error is not None]
-  return Split(pixels, labels), names, bad, int(missed.sum())
-
-
-def _show(
-  progress: Callable[[int, int], None] | None,
-  before: int,
-  total: int,
-  done: int,
-  _: int,
-) -> None:
-  if progress is not None:
-    progress(before + done, total)
+  if len(bad) > 1:
+    raise UserError(
+      f"{len(bad)} of {len(places)} images cannot be read; the first: {bad[0]}"
+      " scripts/check_data.py lists them all."
+    ) from bad[0]
+  if bad:
+    raise bad[0]
+  warnings = [*listing.warnings] + [
+    f"{name}: no face is found in {missed} of {len(parts[split])} images of"
+    f" {split}, which are used whole"
+    for split in parts
+    if (missed := faceless.count(split))
+  ]
+  splits = {split: Split(*pair) for split, pair in arrays.items()}
+  return Dataset(name, listing.class_names, splits, "", tuple(warnings), names)
 
 
 def counts(listing: Listing) -> dict[str, list[int]]:
@@ -237,9 +207,7 @@ def differences(
     )
     if here != there
   ]
-  if not differing:
-    return []
-  return [
+  return differing and [
     f"{origin}: {split} has {sum(found)} images ({name} has {sum(expected)}):"
     f" {', '.join(differing)}"
   ]

@@ -7,8 +7,8 @@ import zipfile
 import pytest
 import samples
 
+from dbl_jax.data.datasets import RAF_DB_NAMES
 from dbl_jax.data.formats import listing, raf_db
-from dbl_jax.data.formats.expressions import RAF_DB_NAMES
 from dbl_jax.errors import UserError
 
 
