@@ -79,34 +79,6 @@ def png(width, height, data=None):
   )
 
 
-def rotated():
-  exif = Image.Exif()
-  exif[0x0112] = 6
-  return picture((20, 10), kind="JPEG", exif=exif)
-
-
-def animated():
-  file = io.BytesIO()
-  frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
-  frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-  return file.getvalue()
-
-
-def sixteen_bit():
-  values = np.arange(144, dtype=np.uint16).reshape(12, 12) * 400
-  file = io.BytesIO()
-  Image.fromarray(values).save(file, "PNG")
-  return file.getvalue()
-
-
-def palette():
-  image = Image.new("P", (9, 9), 1)
-  image.putpalette([0, 0, 0, 10, 20, 30])
-  file = io.BytesIO()
-  image.save(file, "PNG", transparency=0)
-  return file.getvalue()
-
-
 def sparse(path, size=4 << 30):
   """A file that says it is large, and takes no room."""
   with (path / "train" / "ant" / "x.png").open("wb") as file:

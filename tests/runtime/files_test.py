@@ -43,7 +43,7 @@ def meta(**changes):
     "format": 1,
     "name": "faces",
     "class_names": ["a", "b"],
-    "parts": ["train", "test"],
+    "parts": ["test", "train"],
     "fingerprint": "f",
     "warnings": [],
   } | changes

@@ -99,9 +99,7 @@ def test_many_boxes_without_area_are_refused(tmp_path):
     expw.find(root, get_options(root))
 
 
-def test_a_box_that_juts_out_is_moved_in_and_one_outside_refused(
-  tmp_path,
-):
+def test_a_box_that_juts_out_is_moved_in_and_one_outside_refused(tmp_path):
   rows = samples.expw_rows()
   rows[0] = (*rows[0][:2], -4, -4, 6, 6, *rows[0][6:])
   root = samples.write_expw(tmp_path / "a", rows)

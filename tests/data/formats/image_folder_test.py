@@ -168,6 +168,10 @@ def grid(*folders, classes=("ant", "bee"), count=3):
   ]
 
 
+def flat(*classes):
+  return [f"{c}/{i}.png" for c in classes for i in range(5)]
+
+
 FLAT = [f"{p}/{i}.png" for p in ("train", "test") for i in range(3)]
 SPLIT = {"train": 6, "test": 6}
 # Files -> images of each split, or the message.
@@ -228,25 +232,16 @@ LAYOUTS = {
   "abbreviated": (grid("trn", "tst"), SPLIT),
   "one word": (grid("training_v2", "holdout"), "may be splits or classes"),
   "classes named like splits": (
-    [f"{c}/{i}.png" for c in ("train", "valid", "test_tube") for i in range(5)],
+    flat("train", "valid", "test_tube"),
     {"train": 12, "test": 3},
   ),
   "classes named like splits, in splits": (
     grid("train", "test", classes=("train", "valid", "test_tube")),
     {"train": 9, "test": 9},
   ),
-  "a train and a bus": (
-    [f"{c}/{i}.png" for c in ("train", "bus", "car") for i in range(5)],
-    {"train": 12, "test": 3},
-  ),
-  "two tests": (
-    [f"{c}/{i}.png" for c in ("test_tube", "test_strip") for i in range(5)],
-    {"train": 8, "test": 2},
-  ),
-  "other words": (
-    [f"{c}/{i}.png" for c in ("contest", "trainer") for i in range(5)],
-    {"train": 8, "test": 2},
-  ),
+  "a train and a bus": (flat("train", "bus", "car"), {"train": 12, "test": 3}),
+  "two tests": (flat("test_tube", "test_strip"), {"train": 8, "test": 2}),
+  "other words": (flat("contest", "trainer"), {"train": 8, "test": 2}),
 }
 
 
