@@ -258,10 +258,8 @@ def _convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
   n, height, width = (x.shape[0], x.shape[1] - side + 1, x.shape[2] - side + 1)
   shifts = itertools.product(range(side), repeat=2)
   windows = [x[:, i : i + height, j : j + width] for i, j in shifts]
-  rows = np.concatenate(windows, axis=-1).reshape(
-    n * height * width, -1
-  ) @ kernel.reshape(-1, out)
-  return rows.reshape(n, height, width, out)
+  rows = np.concatenate(windows, axis=-1).reshape(n * height * width, -1)
+  return (rows @ kernel.reshape(-1, out)).reshape(n, height, width, out)
 
 
 def _max_pool(x: np.ndarray, side: int) -> np.ndarray:

@@ -7,10 +7,9 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ log = logging.getLogger(__name__)
 _SHARD_BYTES = 256 << 20
 # Images stay on disk if they take more than this share of the memory.
 _MEMORY_SHARE = 0.25
+_CACHE_FLAG = "--config.data.cache_dir"
 # Split -> indices of some of its images.
 _Parts = Mapping[str, range]
 # Decodes the images of some parts; calls back with how many are done, of all.
@@ -115,12 +115,8 @@ def load(options: Any) -> Dataset:
 def find(options: Any) -> Listing:
   """Finds the images of the data set that a config names, as they are stored.
 
-  Args:
-    options: `config.data`.
-
-  Returns:
-    The listing. Data without image files (synthetic faces, a prepared file)
-    give their decoded images.
+  Data without image files (synthetic faces, a prepared file) give their decoded
+  images. The options are `config.data`.
 
   Raises:
     UserError: if there is no such data set, or its files are not in order.
@@ -139,16 +135,8 @@ def find(options: Any) -> Listing:
 def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
   """Adds the split 'external': a test set from elsewhere, in class folders.
 
-  A class is recognised by the name of a folder around the image, whatever its
-  case. Folders of other classes are left out and named.
-
-  Args:
-    dataset: as loaded by `load`.
-    path: a folder or zip.
-    options: `config.data`.
-
-  Returns:
-    The data set with one more split.
+  The path is a folder or zip. A class is recognised by the name of a folder
+  around the image, whatever its case. Other folders are left out and named.
 
   Raises:
     UserError: if no image lies in a folder named like a class, or images
@@ -193,15 +181,17 @@ def with_unlabelled(
 ) -> tuple[Dataset, str]:
   """Adds a split for a phase that needs no labels: 'train' and further images.
 
+  The split is 'unlabelled_PHASE', whose labels are zeros. Images with the same
+  pixels as one of another split are left out.
+
   Args:
     dataset: as loaded by `load`.
-    phase: its name; the split is 'unlabelled_PHASE', whose labels are zeros.
+    phase: its name.
     paths: folders or zips of images at any depth, separated by commas.
     options: `config.data`.
 
   Returns:
-    The data set, and the fingerprint of the further images. Images with the
-    same pixels as one of another split are left out.
+    The data set, and the fingerprint of the further images.
 
   Raises:
     UserError: if a path holds no images, or they cannot be read.
@@ -224,12 +214,10 @@ def with_unlabelled(
   taken = {d for s in dataset.splits.values() for d in inspection.digests(s)}
   digests = inspection.digests(cut.splits["train"])
   new = np.array([digest not in taken for digest in digests], bool)
-  log.info(
-    "%d unlabelled images for %s; %d are in the data set's splits and left out",
-    sum(new),
-    phase,
-    len(new) - sum(new),
+  what = (
+    "%d unlabelled images for %s; %d are in the data set's splits, left out"
   )
+  log.info(what, sum(new), phase, len(new) - sum(new))
   unseen = rows.take(cut.splits["train"].images, np.flatnonzero(new))
   together = rows.concatenate([dataset.splits["train"].images, unseen])
   split = Split(together, np.zeros(len(together), np.int32))
@@ -351,7 +339,7 @@ def _prepared(
   shards = images.in_threads(opened, [*zip(paths, parts, strict=True)])
   if missing := [i for i, shard in enumerate(shards) if shard is None]:
     started, total = time.perf_counter(), sum(sizes.values())
-    _check_writable(path.parent)
+    files.make_writable(path.parent, _CACHE_FLAG)
     log.info("Preparing %s at %d px", name, options.image_size)
     if len(missing) < len(paths):
       log.info("%d of %d shards are missing", len(missing), len(paths))
@@ -363,7 +351,7 @@ def _prepared(
         progress.count(done + now, total)
 
       shard = read(parts[i], show)._replace(fingerprint=fingerprint)
-      with _writing(path.parent):
+      with files.writing(path.parent, _CACHE_FLAG):
         datasets.save(paths[i], shard)
       del shard  # before the next is decoded
       shards[i] = datasets.load_shard(paths[i])
@@ -463,36 +451,16 @@ def _fingerprint(found: Listing, paths: str, options: Any) -> str:
     return listing.fingerprint(found)
   prepared = any(cached.parent.glob("*.npz"))
   if not prepared:
-    _check_writable(cached.parent)
+    files.make_writable(cached.parent, _CACHE_FLAG)
   progress = Progress(f"{options.name}: comparing").count
   fingerprint = listing.fingerprint(found, progress)
   try:
-    with _writing(cached.parent):
+    with files.writing(cached.parent, _CACHE_FLAG):
       files.write(cached, fingerprint.encode())
   except UserError:
     if not prepared:  # else it may be shared and read-only
       raise
   return fingerprint
-
-
-def _check_writable(directory: Path) -> None:
-  """Raises UserError before minutes are spent on what cannot be written."""
-  with _writing(directory), tempfile.TemporaryFile(dir=directory):
-    pass
-
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-  """Makes a folder; errors while it is written to become UserError."""
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    yield
-  except OSError as error:
-    raise UserError(
-      f"{directory}, where prepared images are kept, cannot be written"
-      f" ({error.strerror or error}). Free some space, or set"
-      " --config.data.cache_dir to another folder."
-    ) from error
 
 
 def check_counts(

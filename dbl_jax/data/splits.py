@@ -50,16 +50,14 @@ def split_off(
   stream: int,
   groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Splits a part off, without dividing a group.
+  """Splits a part off as `stratified_split` does, without dividing a group.
 
-  Each class gives as many images as in `stratified_split`. With groups it may
-  be fewer, never more. The rarest class chooses its groups first, since the
-  common classes can spare the images that come along.
+  With groups a class may give fewer images, never more. The rarest class
+  chooses its groups first, since the common classes can spare the images that
+  come along.
 
   Args:
-    labels: int[n], from 0.
-    fraction: share that is split off, 0 to 1.
-    seed: seed of the split.
+    labels, fraction, seed: see `stratified_split`.
     stream: TEST or VALIDATION, whose draws are independent.
     groups: int[n] from 0, such as the photo that a face was cut from; None
       puts each image into a group of its own.
@@ -116,7 +114,8 @@ def cut(
   """Removes training images until each class has its target number.
 
   A class that has fewer to begin with keeps all. Of two cuts with one seed,
-  the images of the smaller are a subset of those of the larger.
+  the images of the smaller are a subset of those of the larger. The images keep
+  their order, and the data set gets a fingerprint of its own.
 
   Args:
     dataset: with a split 'train'.
@@ -127,10 +126,6 @@ def cut(
     seed: picks the images.
     whole_counts: int[C], images per class before a validation split was taken
       away, from which 'exponential' counts; None is those of 'train'.
-
-  Returns:
-    The data set with fewer training images in the same order, and a
-    fingerprint of its own.
 
   Raises:
     UserError: if the classes are not those of RAF-DB, for 'raf_db'.
@@ -147,12 +142,9 @@ def cut(
     philox(seed, _LONG_TAIL, label).permutation(members)[: targets[label]]
     for label, members in enumerate(_members(labels, len(counts)))
   ]
+  classes = zip(dataset.class_names, counts, targets, strict=True)
   short = [
-    f"{name} {count} (not {target})"
-    for name, count, target in zip(
-      dataset.class_names, counts, targets, strict=True
-    )
-    if count < target
+    f"{name} {n} (not {target})" for name, n, target in classes if n < target
   ]
   warnings = dataset.warnings
   if short:
@@ -193,16 +185,14 @@ def take(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> Dataset:
 def groups_of(dataset: Dataset, groups: str) -> np.ndarray:
   """Finds the group of each training image, such as the person on it.
 
-  Args:
-    dataset: with names of its training images.
-    groups: 'folder', the folder in the class folder; or a text file with a
-      line 'path group' for each image, its path as in `Dataset.names`.
+  `groups` is 'folder', the folder in the class folder; or a text file with a
+  line 'path group' for each image, its path as in `Dataset.names`.
 
   Returns:
     int[n] from 0.
 
   Raises:
-    UserError: if an image has no group.
+    UserError: if an image has no group, or no name.
   """
   names = dataset.names.get("train", ())
   labels = dataset.splits["train"].labels

@@ -100,13 +100,11 @@ def test_the_hash_bears_resizing_and_recompression():
   image = smooth(7, 200)
   buffer = io.BytesIO()
   image.resize((90, 90)).save(buffer, "JPEG", quality=40)
-  a, b = (
-    inspection.difference_hash(image),
-    inspection.difference_hash(smooth(8)),
+  a, other, again = map(
+    inspection.difference_hash, (image, smooth(8), Image.open(buffer))
   )
-  c = inspection.difference_hash(Image.open(buffer))
-  assert np.bitwise_count(a ^ c).sum() <= inspection.NEAR
-  assert np.bitwise_count(a ^ b).sum() > 30
+  assert np.bitwise_count(a ^ again).sum() <= inspection.NEAR
+  assert np.bitwise_count(a ^ other).sum() > 30
 
 
 @pytest.mark.parametrize("distance", [0, 8, 20])
@@ -123,15 +121,9 @@ def test_near_duplicates_are_those_of_a_plain_double_loop(distance):
   for one, other, bits_apart in found:
     assert one < other
     assert apart[one, other] == bits_apart <= distance
-  groups = [
-    csgraph.connected_components(graph, directed=False)
-    for graph in (
-      apart <= distance,
-      sparse.coo_matrix(
-        (np.ones(len(found)), np.array(found).T[:2]), apart.shape
-      ),
-    )
-  ]
+  links = np.ones(len(found)), np.array(found).T[:2]
+  graphs = (apart <= distance, sparse.coo_matrix(links, apart.shape))
+  groups = [csgraph.connected_components(g, directed=False) for g in graphs]
   assert groups[0][0] == groups[1][0] == 700 - len(found)
   np.testing.assert_array_equal(groups[0][1], groups[1][1])
 
@@ -161,11 +153,8 @@ def test_contact_sheets_show_each_class_and_the_duplicates(root, tmp_path):
   findings, *sheets = inspection.write(check(root), tmp_path / "out")
   names = [path.name for path in sheets]
   assert names == ["class_0_a.png", "class_1_b.png", "duplicates.png"]
-  assert {path.name for path in (tmp_path / "out").iterdir()} == {
-    *names,
-    "findings.csv",
-    "mine.png",
-  }
+  written = {path.name for path in (tmp_path / "out").iterdir()}
+  assert written == {*names, "findings.csv", "mine.png"}
   assert len(findings.read_text().splitlines()) == 4
   for path in sheets:
     sheet = np.asarray(Image.open(path))

@@ -115,13 +115,6 @@ def test_a_run_stores_the_template_of_its_images(drawn, tmp_path):
       assert not is_grey
 
 
-def test_similarity_is_the_map_of_the_points():
-  points = np.random.default_rng(0).normal(size=(5, 2))
-  expected = np.array([[0.6, -0.8, 3.0], [0.8, 0.6, -2.0]]) * 1.5
-  targets = points @ expected[:, :2].T + expected[:, 2]
-  np.testing.assert_allclose(faces.similarity(points, targets), expected)
-
-
 def test_photos_that_are_not_cropped_are_aligned_for_training(drawn, tmp_path):
   root = tmp_path / "photos"
   angles = (-25, 20, 10, -15)

@@ -57,10 +57,9 @@ def test_crop_is_the_box_stretched_to_the_image(name):
   rows = size * (top + (bottom - top) * centre) - 0.5
   columns = size * (left + (right - left) * centre) - 0.5
   image = cropped[0].astype(float)
-  expected = np.broadcast_to(2 * rows[:, None], (size, size))
-  np.testing.assert_allclose(image[..., 0], expected, atol=0.6)
-  expected = np.broadcast_to(2 * columns, (size, size))
-  np.testing.assert_allclose(image[..., 1], expected, atol=0.6)
+  for channel, places in enumerate((rows[:, None], columns)):
+    expected = np.broadcast_to(2 * places, (size, size))
+    np.testing.assert_allclose(image[..., channel], expected, atol=0.6)
 
 
 def test_apply_crops_every_split(dataset):

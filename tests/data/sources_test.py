@@ -123,7 +123,7 @@ def test_an_unwritable_cache_is_named_before_anything_is_read(
   (tmp_path / "c").write_text("in the way")
   options.cache_dir = str(tmp_path / "c")
   monkeypatch.setattr(sources, "_draw", lambda *_: pytest.fail("drawn"))
-  with pytest.raises(UserError, match=r"c, where .* cannot be written"):
+  with pytest.raises(UserError, match=r"cache_dir=.*/c cannot be written"):
     sources.load(options)
 
 

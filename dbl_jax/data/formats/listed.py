@@ -149,8 +149,6 @@ class _Rows(Sequence[Record]):
     return len(self.names)
 
   def __getitem__(self, index: Any) -> Any:
-    if isinstance(index, slice):
-      return [self[i] for i in range(*index.indices(len(self)))]
     name = self.names[index]
     file = self._find(name)
     if file is None:

@@ -60,11 +60,8 @@ def fingerprint(
   """Hashes the labels, the splits and the content of the images.
 
   Copies of a data set have the same fingerprint, in a folder or an archive.
-  Files whose checksum is not stored next to them are read.
-
-  Args:
-    listing: the data set.
-    progress: called with the number of images read, and of all.
+  Files whose checksum is not stored next to them are read; `progress` is called
+  with the number of images read, and of all.
 
   Returns:
     64 hexadecimal digits.
@@ -189,15 +186,8 @@ def differences(
 ) -> list[str]:
   """Compares the counts of a split with those its authors published.
 
-  Args:
-    origin: path of the data, for the message.
-    split: name of the split.
-    class_names: C names.
-    found: C counts.
-    original: name of the data set, and its C counts.
-
-  Returns:
-    A line, or nothing if there is no difference.
+  `original` is the name of their data set and its counts. Returns a line, or
+  nothing if there is no difference.
   """
   name, expected = original
   differing = [

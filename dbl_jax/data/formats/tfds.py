@@ -159,8 +159,6 @@ class _Examples(Sequence[Record]):
     return self._split.num_examples
 
   def __getitem__(self, index: Any) -> Any:
-    if isinstance(index, slice):
-      return [self[i] for i in range(*index.indices(len(self)))]
     if not 0 <= index < len(self):
       raise IndexError(index)
     origin = f"{self._info.full_name} {self._name}[{index}]"
