@@ -44,8 +44,8 @@ _MEMORY_SHARE = 0.25
 _CACHE_FLAG = "--config.data.cache_dir"
 # Split -> indices of some of its images.
 _Parts = Mapping[str, range]
-# Decodes the images of some parts; calls back with how many are done, of all.
-_Read = Callable[[_Parts, Callable[[int, int], None]], Dataset]
+# Decodes some parts, or all; calls back with how many are done, of all.
+_Read = Callable[[_Parts | None, Callable[[int, int], None]], Dataset]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +162,8 @@ def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
   if others:
     log.warning("%s: left out, as no class is named so: %s", path, left_out)
   listed = Listing(dataset.class_names, {"external": tuple(records)})
-  parts = {"external": range(len(records))}
   progress = Progress("external images: decoding").count
-  decoded = _decode(listed, "external", options, parts, progress)
+  decoded = _reader(listed, "external", options)(None, progress)
   decoded = face_crops.apply(decoded, options.get("region", "face"))
   dataset = dataset._replace(
     splits=dataset.splits | decoded.splits,
@@ -204,7 +203,7 @@ def with_unlabelled(
   listed = Listing((), {"train": tuple(records)})
   fingerprint = _fingerprint(listed, paths, options)
   named = listed._replace(class_names=("unlabelled",))
-  read = functools.partial(_decode, named, "unlabelled", options)
+  read = _reader(named, "unlabelled", options)
   further = _prepared(
     "unlabelled", fingerprint, {"train": len(records)}, read, options
   )
@@ -296,7 +295,7 @@ def _prepare(options: Any) -> Dataset:
     sizes = {split: len(records) for split, records in found.splits.items()}
     fingerprint = _fingerprint(found, options.dir, options)
     former = listing.former_fingerprint(found)
-    read = functools.partial(_decode, found, options.name, options)
+    read = _reader(found, options.name, options)
   elif options.dir:
     raise UserError(
       f"data.dir={options.dir} is given, but data.name={options.name} reads no"
@@ -422,16 +421,9 @@ def _into_memory(dataset: Dataset, options: Any) -> Dataset:
   return dataset._replace(splits=loaded)
 
 
-def _decode(
-  found: Listing,
-  name: str,
-  options: Any,
-  parts: _Parts,
-  progress: Callable[[int, int], None],
-) -> Dataset:
-  """Decodes parts of a listing as the config asks for."""
-  aligned, size = options.align == "face", options.image_size
-  return listing.decode(found, name, size, progress, aligned, parts)
+def _reader(found: Listing, name: str, options: Any) -> _Read:
+  size, aligned = options.image_size, options.align == "face"
+  return functools.partial(listing.decode, found, name, size, aligned)
 
 
 def _fingerprint(found: Listing, paths: str, options: Any) -> str:

@@ -61,7 +61,7 @@ class Predictor:
   Attributes:
     class_names: C names.
     image_size: side in pixels of the model's input.
-    region: region of the face the model was trained on, see `data.regions`.
+    region: region of the face the model was trained on, see `face_crops`.
     template: f64[5, 2], see `face_crops.align`; None for data without faces.
     grey: whether the model was trained on grey images.
     calibrated: whether scores are probabilities.

@@ -101,9 +101,9 @@ def decode(
   listing: Listing,
   name: str,
   image_size: int,
-  progress: Callable[[int, int], None] | None = None,
   aligned: bool = False,
   parts: Mapping[str, range] | None = None,
+  progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
   """Decodes images, on all cores.
 
@@ -111,10 +111,10 @@ def decode(
     listing: the data set.
     name: its name, such as 'fer2013'.
     image_size: height and width of the decoded images, in pixels.
-    progress: called with the number of images decoded, and of all.
     aligned: whether to cut out and align the largest face of each image; those
       without a face are used whole, with a warning.
     parts: split -> indices of the records to decode; None is all of them.
+    progress: called with the number of images decoded, and of all.
 
   Returns:
     The data set, with the splits of the listing in the order of their records;

@@ -104,9 +104,3 @@ def test_a_box_that_juts_out_is_moved_in_and_one_outside_refused(tmp_path):
   options = get_options(root, cache_dir=str(tmp_path / "c"))
   with pytest.raises(UserError, match=r"p 0\.jpg is 40 x 30 .* lies outside"):
     sources.load(options)
-
-
-def test_without_a_label_file_it_says_what_is_there(root):
-  (root / "label" / "label.lst").unlink()
-  with pytest.raises(UserError, match=r"no label\.lst \(found: image/origin"):
-    expw.find(root, get_options(root))
