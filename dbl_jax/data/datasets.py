@@ -227,9 +227,7 @@ def _meta(content: bytes) -> dict[str, Any]:
       raise ValueError(f"its {field} is no text")
   for field in ("class_names", "parts", "warnings"):
     texts = meta.get(field)
-    if not isinstance(texts, list) or not all(
-      isinstance(text, str) for text in texts
-    ):
+    if not isinstance(texts, list) or {*map(type, texts)} - {str}:
       raise ValueError(f"its {field} are no list of texts")
   if len(set(meta["class_names"])) != len(meta["class_names"]):
     raise ValueError("it has two classes of one name")
@@ -264,11 +262,5 @@ def _dataset(meta: dict[str, Any], found: dict[str, Any]) -> Dataset:
       image_names[name] = json.loads(stored.tobytes())
       if list(map(type, image_names[name])) != [str] * len(labels):
         raise ValueError(f"{name} has no name for each image")
-  return Dataset(
-    meta["name"],
-    names,
-    splits,
-    meta["fingerprint"],
-    tuple(meta["warnings"]),
-    image_names,
-  )
+  mark, warnings = meta["fingerprint"], tuple(meta["warnings"])
+  return Dataset(meta["name"], names, splits, mark, warnings, image_names)

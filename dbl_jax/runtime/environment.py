@@ -228,7 +228,6 @@ def gpus() -> list[str]:
   """Returns name and memory of each NVIDIA GPU; none without a driver."""
   query = ["--query-gpu=name,memory.total", "--format=csv,noheader"]
   try:
-    found = _run("nvidia-smi", *query)
+    return _run("nvidia-smi", *query).splitlines()
   except (OSError, subprocess.SubprocessError):
     return []
-  return found.splitlines()

@@ -31,11 +31,8 @@ class MetricWriter:
       try:
         self._events = _EventFile(workdir / "tensorboard")
       except ImportError as error:
-        logger.warning(
-          "No TensorBoard files: %s is not installed. Metrics are in %s.",
-          error.name,
-          self._path,
-        )
+        what = "No TensorBoard files: %s is not installed. Metrics are in %s."
+        logger.warning(what, error.name, self._path)
 
   def __enter__(self) -> Self:
     return self
@@ -68,8 +65,7 @@ class MetricWriter:
       file.write(json.dumps(row) + "\n")
     if self._events is not None:
       values = [
-        {"tag": f"{phase}/{name}", "simple_value": value}
-        for name, value in metrics.items()
+        {"tag": f"{phase}/{k}", "simple_value": v} for k, v in metrics.items()
       ]
       self._events.add(step=step, summary={"value": values})
 

@@ -166,17 +166,17 @@ def read_tree(
     for what, names in left_out.items()
     if names
   ]
-  for folders_of_class in spellings.values():
-    if len(folders_of_class) > 1:
-      shown = ", ".join(map(ascii, sorted(folders_of_class)))
+  for alike in spellings.values():
+    if len(alike) > 1:
+      shown = ", ".join(map(ascii, sorted(alike)))
       warnings.append(f"{path}: folders spelt alike are one class: {shown}")
   if len(shared) > 1:
     warnings.append(
       f"{path}: the classes are {few(sorted(inside))}, although each of these"
       f" folders holds {few(shared)}"
     )
-  alike = Counter(name.casefold() for name in spellings)
-  if twins := [n for n in sorted(spellings) if alike[n.casefold()] > 1]:
+  times = Counter(map(str.casefold, spellings))
+  if twins := [n for n in sorted(spellings) if times[n.casefold()] > 1]:
     warnings.append(f"{path}: classes differ in case alone: {few(twins)}")
   packed = [name for name in others if _PACKED.fullmatch(name)]
   advice = _PACKED_ADVICE.format(few(packed)) if packed else _UNLABELLED
@@ -339,8 +339,8 @@ def _class_names(tree: _Tree, path: Path) -> tuple[tuple[str, ...], list[str]]:
     )
   warnings = []
   for split in tree:
-    extra = sorted(set(tree[split]) - set(names))
-    lacking = sorted(set(names) - set(tree[split]))
+    extra = sorted(tree[split].keys() - set(names))
+    lacking = sorted(set(names) - tree[split].keys())
     if extra:
       raise UserError(
         f"{path}: train and {split} have different classes: only train has"

@@ -105,10 +105,8 @@ def _features(info: Any, options: Any) -> tuple[str, str]:
   import tensorflow_datasets as tfds
 
   found = []
-  for what, kind in (
-    ("image", tfds.features.Image),
-    ("label", tfds.features.ClassLabel),
-  ):
+  kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+  for what, kind in kinds.items():
     given = options[f"{what}_feature"]
     names = [n for n, f in info.features.items() if isinstance(f, kind)]
     # Those that the set's authors meant, where there are several.
