@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_dict
 
 from dbl_jax.augment import views
-from dbl_jax.data import pipeline, regions, sources, splits
+from dbl_jax.data import face_crops, pipeline, sources, splits
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation.predictors import OF_LOGITS, PREDICTORS
 from dbl_jax.losses.terms import TERMS, TermFields
@@ -129,7 +129,7 @@ class DataFields:
   groups: str = ""
   split_seed: _Seed = 0
   align: Annotated[str, one_of(("none", "face"))] = "none"
-  region: Annotated[str, one_of(regions.REGIONS)] = "face"
+  region: Annotated[str, one_of(face_crops.REGIONS)] = "face"
   cache_dir: str = ""
   input: Annotated[str, one_of(pipeline.FORMS)] = "auto"
   long_tail: Annotated[str, one_of(("", *splits.KINDS))] = ""

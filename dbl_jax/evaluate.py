@@ -31,9 +31,9 @@ from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.metrics import by_tier, confusion_of
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.models.model import gives, make_model
-from dbl_jax.runtime import distributed, sharding
+from dbl_jax.runtime import distributed
+from dbl_jax.runtime.environment import provenance
 from dbl_jax.runtime.logs import read_rows
-from dbl_jax.runtime.provenance import provenance
 from dbl_jax.training import checkpoint, inputs, steps
 from dbl_jax.training.steps import first_difference
 
@@ -346,7 +346,7 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
       f" has shape {differs[1]}, expected {differs[2]}. It is damaged,"
       " or of another version; train it again."
     )
-  mesh = sharding.make_mesh()
+  mesh = distributed.make_mesh()
   images = inputs.of_images(config[phase], size, "frozen")
   return LoadedModel(
     config,
@@ -479,7 +479,7 @@ def fit_context(
   Returns:
     The context.
   """
-  placed = sharding.put(variables, sharding.replicated(mesh))
+  placed = distributed.put(variables, distributed.replicated(mesh))
   return FitContext(
     make_forward(eval_step, placed, mesh),
     variables,

@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
 from dbl_jax import evaluate, workdirs
-from dbl_jax.data import alignment, sources
+from dbl_jax.data import face_crops, sources
 from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation.forward import jit_eval_step
 from dbl_jax.models import torch_weights
-from dbl_jax.runtime import distributed, sharding, signals
+from dbl_jax.runtime import distributed, signals
+from dbl_jax.runtime.environment import provenance
 from dbl_jax.runtime.logs import MetricWriter, print_line
-from dbl_jax.runtime.provenance import provenance
 from dbl_jax.training import checkpoint, loop, optim, steps
 from dbl_jax.training.phase import Phase, check_phases, make_phase
 from dbl_jax.training.steps import by_path
@@ -76,7 +76,7 @@ def _run(
     dataset, further = add_unlabelled(config, sources.load(config.data))
   if variables is not None:
     _check_classes(config, dataset, variables, start_classes)
-  mesh = sharding.make_mesh()
+  mesh = distributed.make_mesh()
   with jax.set_mesh(mesh):
     check_phases(config, dataset, mesh, variables)
   print_line(_headline(config, dataset, mesh))
@@ -136,9 +136,9 @@ def _store_template(
   has_files = sources.SOURCES[config.data.name].find is not None
   if not distributed.is_main() or not has_files:
     return
-  if config.data.region == "face" and alignment.load(workdir) is None:
+  if config.data.region == "face" and face_crops.load_template(workdir) is None:
     images = dataset.splits["train"].images
-    alignment.store(workdir, images, config.data.align == "face")
+    face_crops.store_template(workdir, images, config.data.align == "face")
 
 
 def add_unlabelled(

@@ -59,10 +59,10 @@ def main(argv: Sequence[str]) -> None:
   import cases
   import results
   import runner
-  from dbl_jax.runtime import provenance
+  from dbl_jax.runtime import environment
 
   out = Path(_OUT.value).expanduser()
-  device = _DEVICE.value or ("gpu" if provenance.gpus() else "cpu")
+  device = _DEVICE.value or ("gpu" if environment.gpus() else "cpu")
   setup = runner.Setup(
     pythons={"ours": sys.executable} | _peers(),
     device=device,
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
   )
   if not selected:
     raise UserError("--cases and --systems match nothing of what --only names.")
-  hardware = provenance.describe()
+  hardware = environment.describe()
   load = hardware["load_average"]
   if load is not None and load > 0.25 * hardware["cores"]:
     load = f"Other work is running (load {hardware['load_average']})"

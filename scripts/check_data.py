@@ -66,11 +66,10 @@ def main(argv: Sequence[str]) -> None:
   options = _options()
   found = sources.find(options)
   total = sum(len(records) for records in found.splits.values())
-  line = Progress("reading", total)
   findings = inspection.inspect(
     found,
     inspection.NEAR if _DISTANCE.value is None else _DISTANCE.value,
-    lambda n, of: line.show(n, f"{n}/{of}", last=n == of),
+    Progress("reading").count,
   )
   lines = [f"{options.name} {options.dir}", "", *inspection.report(findings)]
   print("\n".join(map(printable, lines)))

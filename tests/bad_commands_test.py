@@ -71,7 +71,7 @@ FIELDS = [
   ("data.name", "", "data.name='' is impossible"),
   ("data.name", "rafdb", "one of expw, fer2013, image_folder, listed, raf_db"),
   ("data.dir", "/etc", "data.dir=/etc is given, but data.name=synthetic_faces"),
-  ("data.cache_dir", "/proc/no", "/proc/no, where prepared images are kept"),
+  ("data.cache_dir", "/proc/no", "data.cache_dir=/proc/no cannot be written"),
   ("data.cache_dir", "~nosuchuser/x", "there is no user 'nosuchuser'"),
   ("data.image_size", "8", "image_size=8 is impossible"),
   ("data.image_size", "1e3", "image_size=1e3"),

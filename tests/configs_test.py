@@ -20,7 +20,7 @@ from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
 from dbl_jax.losses import terms
 from dbl_jax.models import model
-from dbl_jax.runtime import options, sharding
+from dbl_jax.runtime import distributed, options
 from dbl_jax.training.phase import check_phases
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -141,7 +141,7 @@ def test_the_config_s_own_encoder_fits_its_phases(name, cache):
   config.data.update(name="synthetic_faces", long_tail="")
   config = configs.resolve(config)
   dataset = sources.load(config.data)
-  shapes = check_phases(config, dataset, sharding.make_mesh(), None)
+  shapes = check_phases(config, dataset, distributed.make_mesh(), None)
   assert set(shapes["params"]) == {"encoder", "head"}
 
 

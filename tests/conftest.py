@@ -17,7 +17,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dbl_jax.models import layers
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Also in processes that tests start.
@@ -31,7 +31,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # One device, which compiles and runs sooner, unless a test asks for the eight;
 # processes that tests start have no other.
-sharding.make_mesh.__defaults__ = (jax.devices()[:1],)
+distributed.make_mesh.__defaults__ = (jax.devices()[:1],)
 os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("=8", "=1")
 # Pictures, a third of a small run's time, are drawn where a test asks for it.
 _BLANK = bytes.fromhex(
@@ -52,7 +52,7 @@ def rendered(monkeypatch):
 @pytest.fixture
 def eight_devices(monkeypatch):
   """A mesh is of all eight devices."""
-  monkeypatch.setattr(sharding.make_mesh, "__defaults__", (None,))
+  monkeypatch.setattr(distributed.make_mesh, "__defaults__", (None,))
 
 
 @pytest.fixture

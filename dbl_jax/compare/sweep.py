@@ -23,10 +23,10 @@ from ml_collections import ConfigDict
 from dbl_jax import config as configs
 from dbl_jax import train, workdirs
 from dbl_jax.compare.records import RunResult, run_result
-from dbl_jax.data import regions, sources
+from dbl_jax.data import face_crops, sources
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
-from dbl_jax.runtime import files, provenance, sharding
+from dbl_jax.runtime import distributed, environment, files
 from dbl_jax.runtime.logs import clock, print_line
 from dbl_jax.training.phase import check_phases
 
@@ -204,7 +204,7 @@ def run(sweep: Sweep) -> dict[Path, str]:
 
 def _check(sweep: Sweep) -> None:
   """Traces all phases of each system, with one of its seeds."""
-  mesh, data, dataset = sharding.make_mesh(), None, None
+  mesh, data, dataset = distributed.make_mesh(), None, None
   for system, chain in {name: c for (name, _), c in sweep.items()}.items():
     first, start = chain[0].config, None
     try:
@@ -236,7 +236,7 @@ def _train(stage: Stage) -> None:
       seconds, hardware = _cost(stage)
       cost = {
         "seconds": round(seconds + time.monotonic() - started, 1),
-        "hardware": list(dict.fromkeys([*hardware, provenance.words()])),
+        "hardware": list(dict.fromkeys([*hardware, environment.words()])),
       }
       files.write(stage.workdir / _COST, json.dumps(cost).encode() + b"\n")
 
@@ -273,7 +273,7 @@ def results(sweep: Sweep, reference: str | None = None) -> list[RunResult]:
           reference in (None, system),
           seconds=sum(seconds) or None,
           # Systems on a region can be compared with those on the whole face.
-          fingerprint=regions.whole(_fingerprint(chain)),
+          fingerprint=face_crops.whole(_fingerprint(chain)),
           hardware=tuple(itertools.chain.from_iterable(hardware)),
         )
       )

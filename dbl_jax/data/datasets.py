@@ -24,6 +24,26 @@ from dbl_jax.runtime import files, rows
 
 SPLITS = ("train", "validation", "test")
 _FORMAT = 1
+# The seven basic expressions in the order of FER2013 and ExpW, and of RAF-DB.
+FER2013_NAMES = (
+  "angry", "disgust", "fear", "happy", "sad", "surprise", "neutral",
+)  # fmt: skip
+RAF_DB_NAMES = (
+  "surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral",
+)  # fmt: skip
+# Images per class in RAF-DB (Li, Deng & Du 2017).
+RAF_DB_COUNTS = {
+  "train": (1290, 281, 717, 4772, 1982, 705, 2524),
+  "test": (329, 74, 160, 1185, 478, 162, 680),
+}
+_SYNONYMS = {
+  "surprised": "surprise",
+  "afraid": "fear",
+  "fearful": "fear",
+  "happy": "happiness",
+  "sad": "sadness",
+  "angry": "anger",
+} | {name: name for name in RAF_DB_NAMES}
 
 
 class Split(NamedTuple):
@@ -77,6 +97,14 @@ def class_name(folder: str) -> str:
   name = unicodedata.normalize("NFC", folder)
   # Cf: zero-width spaces and joiners, marks of direction and of byte order.
   return "".join(c for c in name if unicodedata.category(c) != "Cf").strip()
+
+
+def expression(name: str) -> str:
+  """Returns the RAF-DB name of an expression: 'Happy' is 'happiness'.
+
+  A name that is none of the seven is returned unchanged.
+  """
+  return _SYNONYMS.get(name.lower(), name)
 
 
 def save(path: Path, dataset: Dataset) -> None:
@@ -161,15 +189,7 @@ def load_shard(path: Path) -> Dataset:
 
 
 def join(shards: Sequence[Dataset], origin: Path) -> Dataset:
-  """Joins shards in their order.
-
-  Args:
-    shards: at least one.
-    origin: their folder, for messages.
-
-  Raises:
-    UserError: if they are not of one data set.
-  """
+  """Joins at least one shard; UserError if they are not of one data set."""
   first = shards[0]
   splits: dict[str, Split] = {}
   names: dict[str, list[str]] = {}
@@ -207,9 +227,7 @@ def _meta(content: bytes) -> dict[str, Any]:
       raise ValueError(f"its {field} is no text")
   for field in ("class_names", "parts", "warnings"):
     texts = meta.get(field)
-    if not isinstance(texts, list) or not all(
-      isinstance(text, str) for text in texts
-    ):
+    if not isinstance(texts, list) or {*map(type, texts)} - {str}:
       raise ValueError(f"its {field} are no list of texts")
   if len(set(meta["class_names"])) != len(meta["class_names"]):
     raise ValueError("it has two classes of one name")
@@ -244,11 +262,5 @@ def _dataset(meta: dict[str, Any], found: dict[str, Any]) -> Dataset:
       image_names[name] = json.loads(stored.tobytes())
       if list(map(type, image_names[name])) != [str] * len(labels):
         raise ValueError(f"{name} has no name for each image")
-  return Dataset(
-    meta["name"],
-    names,
-    splits,
-    meta["fingerprint"],
-    tuple(meta["warnings"]),
-    image_names,
-  )
+  mark, warnings = meta["fingerprint"], tuple(meta["warnings"])
+  return Dataset(meta["name"], names, splits, mark, warnings, image_names)

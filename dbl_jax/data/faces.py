@@ -9,6 +9,7 @@ input, so each network is a list of convolutions.
 
 import dataclasses
 import functools
+import itertools
 import math
 from pathlib import Path
 
@@ -30,13 +31,7 @@ SHORTEST, LONGEST, BORDER = 160, 1280, 32
 # Tried in turn while no face is found, in degrees counterclockwise.
 TURNS = (0, 30, -30, 60, -60, 90, -90, 180)
 # Landmarks of an upright face in the input of the last network, as fractions.
-UPRIGHT = (
-  (0.335, 0.4),
-  (0.705, 0.4),
-  (0.52, 0.61),
-  (0.37, 0.79),
-  (0.69, 0.79),
-)
+UPRIGHT = ((0.335, 0.4), (0.705, 0.4), (0.52, 0.61), (0.37, 0.79), (0.69, 0.79))
 _BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -134,11 +129,7 @@ def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
   """The rotation, scaling and shift that fits points to targets best.
 
   Least squares without reflection (Umeyama 1991), with points as complex
-  numbers: targets = a * points + b.
-
-  Args:
-    points: [n, 2], not all equal.
-    targets: [n, 2].
+  numbers: targets = a * points + b. Points, [n, 2], must not all be equal.
 
   Returns:
     f64[2, 3], maps (x, y, 1) to x, y.
@@ -238,11 +229,9 @@ def layers(name: str) -> list[tuple[np.ndarray, ...]]:
   path = Path(__file__).with_name("mtcnn.npz")
   with path.open("rb") as file, np.load(file) as arrays:
     count = sum(key.startswith(f"{name}_") for key in arrays) // 3
+    parts = ("kernel", "bias", "slope")
     return [
-      tuple(
-        arrays[f"{name}_{i}_{part}"].astype(np.float32)
-        for part in ("kernel", "bias", "slope")
-      )
+      tuple(arrays[f"{name}_{i}_{p}"].astype(np.float32) for p in parts)
       for i in range(count)
     ]
 
@@ -267,16 +256,10 @@ def _convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
   """Convolution without padding: one product with all windows as rows."""
   side, _, _, out = kernel.shape
   n, height, width = (x.shape[0], x.shape[1] - side + 1, x.shape[2] - side + 1)
-  windows = np.concatenate(
-    [
-      x[:, i : i + height, j : j + width]
-      for i in range(side)
-      for j in range(side)
-    ],
-    axis=-1,
-  )
-  rows = windows.reshape(n * height * width, -1) @ kernel.reshape(-1, out)
-  return rows.reshape(n, height, width, out)
+  shifts = itertools.product(range(side), repeat=2)
+  windows = [x[:, i : i + height, j : j + width] for i, j in shifts]
+  rows = np.concatenate(windows, axis=-1).reshape(n * height * width, -1)
+  return (rows @ kernel.reshape(-1, out)).reshape(n, height, width, out)
 
 
 def _max_pool(x: np.ndarray, side: int) -> np.ndarray:
@@ -284,30 +267,23 @@ def _max_pool(x: np.ndarray, side: int) -> np.ndarray:
   extra = [(length - side) % STRIDE for length in x.shape[1:3]]
   x = np.pad(x, ((0, 0), *((0, e) for e in extra), (0, 0)), mode="edge")
   end = [length - side + 1 for length in x.shape[1:3]]
-  return functools.reduce(
-    np.maximum,
-    [
-      x[:, i : end[0] + i : STRIDE, j : end[1] + j : STRIDE]
-      for i in range(side)
-      for j in range(side)
-    ],
+  shifts = itertools.product(range(side), repeat=2)
+  windows = (
+    x[:, i : end[0] + i : STRIDE, j : end[1] + j : STRIDE] for i, j in shifts
   )
+  return functools.reduce(np.maximum, windows)
 
 
 def _kept(
-  found: tuple[np.ndarray, ...], threshold: float, overlap: float, nested: bool
-) -> tuple[np.ndarray, ...]:
+  found: _Found, threshold: float, overlap: float, nested: bool
+) -> _Found:
   """Non-maximum suppression of boxes with a score above a threshold.
 
-  Args:
-    found: boxes f64[n, 4], scores f32[n] and any others [n, ...].
-    threshold: least score.
-    overlap: of two boxes whose intersection exceeds this part of their union,
-      the one with the lower score is left out.
-    nested: the part is that of the smaller box instead.
+  Of two boxes whose intersection exceeds the part `overlap` of their union (of
+  the smaller box, if nested), the one with the lower score is left out.
 
-  Returns:
-    The rows that remain, by descending score.
+  Takes boxes f64[n, 4], scores f32[n] and any others [n, ...]; returns the rows
+  that remain, by descending score.
   """
   boxes, scores = found[:2]
   areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)

@@ -108,10 +108,8 @@ def inspect(
 ) -> Findings:
   """Reads every image and finds those that occur more than once.
 
-  Args:
-    found: the data set.
-    distance: number of the 128 bits that may differ in near-duplicates.
-    progress: called with the number of images read, and of all.
+  In near-duplicates at most `distance` of 128 bits differ. `progress` is called
+  with the number of images read, and of all.
   """
   items = [(name, r) for name, records in found.splits.items() for r in records]
   facts = images.in_threads(lambda item: _facts(*item), items, progress)
@@ -122,13 +120,9 @@ def inspect(
   first = [group[0] for group in groups.values()]
   hashes = b"".join(facts[i].bits for i in first)
   bits = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
-  return Findings(
-    listing=found,
-    facts=facts,
-    same=[group for group in groups.values() if len(group) > 1],
-    near=[(first[a], first[b], d) for a, b, d in _near(bits, distance)],
-    distance=distance,
-  )
+  same = [group for group in groups.values() if len(group) > 1]
+  near = [(first[a], first[b], d) for a, b, d in _near(bits, distance)]
+  return Findings(found, facts, same, near, distance)
 
 
 def _facts(split: str, record: Record) -> Facts:
@@ -224,16 +218,10 @@ def _keys(bits: np.ndarray, distance: int) -> Iterator[np.ndarray]:
 def _links(
   bits: np.ndarray, keys: np.ndarray, distance: int, group: np.ndarray
 ) -> Iterator[np.ndarray]:
-  """Yields int64[k, 3], pairs with equal keys that connect near hashes.
+  """Yields pairs with equal keys that connect near hashes.
 
-  Args:
-    bits: uint64[n, 2].
-    keys: uint64[n].
-    distance: number of bits in which a pair may differ.
-    group: int[n], in which pairs are connected already. May change meanwhile.
-
-  Yields:
-    Two indices and the distance of each pair.
+  Each is int64[k, 3]: two indices and their distance. Hashes of the same
+  `group`, int[n], are connected already; it may change meanwhile.
   """
   order = np.argsort(keys, kind="stable")
   keys, halves = keys[order], bits[order].T.copy()
@@ -342,12 +330,13 @@ def _count_table(found: Listing) -> list[str]:
       f"({len(shown)} of {len(found.class_names)} classes, evenly spaced by"
       " frequency)"
     )
-  total = "".join(f"{sum(c):9}       " for c in counts.values())
-  ratio = "".join(
-    f"{max(c) / min(c):9.1f}       " if min(c) else f"{'-':>9}       "
-    for c in counts.values()
-  )
-  lines += [f"{'all':{width}}{total}", f"{'imbalance':{width}}{ratio}"]
+  ratios = [
+    f"{max(c) / min(c):.1f}" if min(c) else "-" for c in counts.values()
+  ]
+  for name, row in (("all", map(sum, counts.values())), ("imbalance", ratios)):
+    lines.append(
+      f"{name:{width}}" + "".join(f"{cell:>9}       " for cell in row)
+    )
   return [line.rstrip() for line in lines]
 
 
@@ -371,9 +360,7 @@ def _size_lines(good: Sequence[Facts]) -> list[str]:
 
 
 def _duplicate_lines(
-  facts: Sequence[Facts],
-  groups: Iterable[Sequence[int]],
-  splits: Iterable[str],
+  facts: Sequence[Facts], groups: Iterable[Sequence[int]], splits: Iterable[str]
 ) -> list[str]:
   """Counts the images that have a duplicate, within and between splits."""
   having: Counter[tuple[str, str]] = Counter()
@@ -382,26 +369,25 @@ def _duplicate_lines(
     for one, other in itertools.product(inside, repeat=2):
       if one != other or inside[one] > 1:
         having[one, other] += inside[one]
-  lines = [
+  within = [
     f"  within {name}: {number} images have another like them"
     for name in splits
     if (number := having[name, name])
   ]
-  for one, other in itertools.combinations(splits, 2):
-    if number := having[one, other]:
-      lines.append(
-        f"  LEAK between {one} and {other}: {number} images of {one} are like"
-        f" {having[other, one]} of {other}"
-      )
-  return lines or ["  none"]
+  between = [
+    f"  LEAK between {one} and {other}: {number} images of {one} are like"
+    f" {having[other, one]} of {other}"
+    for one, other in itertools.combinations(splits, 2)
+    if (number := having[one, other])
+  ]
+  return within + between or ["  none"]
 
 
 def table(findings: Findings) -> list[tuple[Any, ...]]:
   """Lists unreadable files and duplicates: n - 1 pairs of a group of n.
 
-  Returns:
-    The header, and rows: what ('unreadable', 'same' or 'near'), bits that
-    differ, then split, class and file of one image and of the other.
+  Below the header: what ('unreadable', 'same' or 'near'), bits that differ,
+  then split, class and file of one image and of the other.
   """
   facts, class_names = findings.facts, findings.listing.class_names
   rows: list[tuple[Any, ...]] = [
@@ -431,25 +417,16 @@ def write(findings: Findings, out: Path) -> list[Path]:
   """Writes findings.csv, and contact sheets of classes and of duplicates.
 
   Each class has a sheet (PNG); of more than `MAX_CLASSES`, those in the table
-  of `report`. What an earlier call wrote to the folder is removed first.
-
-  Args:
-    findings: from `inspect`.
-    out: folder to write to, made if missing.
-
-  Returns:
-    The files.
+  of `report`. What an earlier call wrote to the folder is removed first. The
+  folder is made if missing; the files are returned.
   """
   out.mkdir(parents=True, exist_ok=True)
+  ours = re.compile(r"class_\d+_.*\.png|duplicates\.png|findings\.csv")
   for old in out.iterdir():  # those of other data must not stay
-    if re.fullmatch(
-      r"class_\d+_.*\.png|duplicates\.png|findings\.csv", old.name
-    ):
+    if ours.fullmatch(old.name):
       old.unlink()
   paths = [out / "findings.csv"]
-  with paths[0].open(
-    "w", newline="", encoding="utf-8", errors="backslashreplace"
-  ) as file:
+  with paths[0].open("w", -1, "utf-8", "backslashreplace", newline="") as file:
     csv.writer(file).writerows(table(findings))
   found, facts = findings.listing, findings.facts
   members = defaultdict(list)
@@ -530,17 +507,13 @@ def digests(split: Split) -> list[bytes]:
 def shared(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
   """Counts images that have the same pixels as one of another split.
 
-  Args:
-    splits: by name.
-
-  Returns:
-    For pairs of splits (one, other) that share images: the number of images
-    of the other that are in the first.
+  For pairs of splits (one, other) that share images, returns the number of
+  images of the other that are in the first.
   """
   hashes = {name: digests(split) for name, split in splits.items()}
-  found = {}
-  for one, other in itertools.combinations(splits, 2):
-    first = set(hashes[one])
-    if number := sum(digest in first for digest in hashes[other]):
-      found[one, other] = number
-  return found
+  known = {name: set(of_split) for name, of_split in hashes.items()}
+  return {
+    (one, other): number
+    for one, other in itertools.combinations(splits, 2)
+    if (number := sum(digest in known[one] for digest in hashes[other]))
+  }

@@ -19,7 +19,7 @@ import numpy as np
 
 from dbl_jax.data import sampling
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import distributed, sharding
+from dbl_jax.runtime import distributed
 from dbl_jax.runtime.rows import Array, Rows
 
 FORMS = ("auto", "resident", "tf_data")
@@ -62,27 +62,21 @@ def make_pipeline(
   """Makes the input of a phase, and places resident rows on the devices.
 
   Args:
-    rows: images uint8[n, S, S, 3], or features [n, ...].
-    labels: int32[n].
-    sampler: chooses the rows of each step.
-    mesh: the devices.
+    rows, labels, sampler, mesh: see `InputPipeline`.
     form: 'resident', 'tf_data', or 'auto': resident if the rows are in memory
       and take at most a quarter of a device's.
   """
   resident, streamed = None, not _is_resident(rows, mesh, form)
   # One program on all hosts, also if only some lack memory.
   if not distributed.any_process(streamed):
-    resident = sharding.put(rows, sharding.replicated(mesh))
+    resident = distributed.put(rows, distributed.replicated(mesh))
   return InputPipeline(resident, rows, labels, sampler, mesh)
 
 
 def check_form(rows: Any, mesh: jax.sharding.Mesh, form: str) -> None:
-  """Raises UserError if the form needs TensorFlow and there is none.
+  """Raises UserError if an input needs TensorFlow and there is none.
 
-  Args:
-    rows: all rows, or their shape and type.
-    mesh: the devices.
-    form: see `make_pipeline`.
+  Takes all rows, or their shape and type; see `make_pipeline`.
   """
   if not _is_resident(rows, mesh, form):
     import_tensorflow()
@@ -111,20 +105,15 @@ def batch_reader(
 ) -> NextBatches:
   """Makes the reader of the batches of steps start to stop - 1.
 
-  Args:
-    pipeline: the input of the phase.
-    start: first step.
-    stop: one past the last step.
-    max_steps_per_dispatch: largest number L of steps per call.
-
   Returns:
-    A function that takes a number of steps, at most L, and returns the
-    batches of the next ones: 'id' int32[L, B] (see `sampling.example_ids`),
-    'label' int32[L, B], and either 'index' int32[L, B] or 'row' [L, B, ...].
-    The axis B is sharded over the devices; each host reads its share. Batches
-    beyond the number of steps are padding.
+    A function that takes a number of steps, at most L =
+    max_steps_per_dispatch, and returns the batches of the next ones: 'id'
+    int32[L, B] (see `sampling.example_ids`), 'label' int32[L, B], and either
+    'index' int32[L, B] or 'row' [L, B, ...]. The axis B is sharded over the
+    devices; each host reads its share. Batches beyond the number of steps are
+    padding.
   """
-  placement = sharding.batched(pipeline.mesh, axis=1)
+  placement = distributed.batched(pipeline.mesh, axis=1)
   rows = _streamed if pipeline.resident is None else _indexed
   host = rows(pipeline, start, stop)
 
@@ -150,7 +139,7 @@ def _indexed(
   pipeline: InputPipeline, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields this host's share of each batch, as indices."""
-  share = sharding.local_share(pipeline.sampler.batch_size, pipeline.mesh)
+  share = distributed.local_share(pipeline.sampler.batch_size, pipeline.mesh)
   for step in range(start, stop):
     index = sampling.batch_indices(pipeline.sampler, step)
     ids = sampling.example_ids(index, len(pipeline.labels))

@@ -24,11 +24,8 @@ def philox(
 ) -> np.random.Generator:
   """Makes a random generator; those of different arguments are independent.
 
-  Args:
-    seed: seed, not negative.
-    stream: purpose of the draw, 0 to 127.
-    index: number of the draw within the stream, below 2^56.
-    block: highest word of the counter, below 2^64.
+  The stream (0 to 127) is the purpose of a draw, index (below 2^56) its number
+  within the stream, and block (below 2^64) the highest word of the counter.
   """
   key = [seed, (stream << 56) | index]
   counter = np.array([0, 0, 0, block], np.uint64)
@@ -64,9 +61,7 @@ def make_sampler(
   Args:
     labels: int[n], the class of each training image.
     num_classes: number of classes C.
-    q: sampling exponent.
-    batch_size: images per step over all devices.
-    seed: seed of the phase, not negative.
+    q, batch_size, seed: see `Sampler`.
 
   Raises:
     UserError: if the batch is larger than the training split.
@@ -77,14 +72,8 @@ def make_sampler(
       f" {len(labels)} images. Set a batch_size of at most {len(labels)}."
     )
   counts = np.bincount(labels, minlength=num_classes)
-  return Sampler(
-    order=np.argsort(labels, kind="stable"),
-    counts=counts,
-    starts=np.cumsum(counts) - counts,
-    q=q,
-    batch_size=batch_size,
-    seed=seed,
-  )
+  order, starts = np.argsort(labels, kind="stable"), np.cumsum(counts) - counts
+  return Sampler(order, counts, starts, q, batch_size, seed)
 
 
 def class_probabilities(counts: np.ndarray, q: float) -> np.ndarray:
@@ -113,11 +102,7 @@ def num_steps(sampler: Sampler, epochs: float) -> int:
 
 
 def batch_indices(sampler: Sampler, step: int) -> np.ndarray:
-  """Draws the training images of one step.
-
-  Args:
-    sampler: from `make_sampler`.
-    step: step number within the phase, from 0.
+  """Draws the training images of one step of the phase, from 0.
 
   Returns:
     int32[batch_size], indices into the training split.

@@ -7,17 +7,16 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dbl_jax.data import datasets, inspection, regions, splits, synthetic
+from dbl_jax.data import datasets, face_crops, inspection, splits, synthetic
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import (
   expw,
@@ -33,9 +32,8 @@ from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import few
 from dbl_jax.errors import UserError
 from dbl_jax.runtime import files, rows
-from dbl_jax.runtime.environment import user_cache
+from dbl_jax.runtime.environment import available_memory, user_cache
 from dbl_jax.runtime.logs import Progress
-from dbl_jax.runtime.provenance import available_memory
 
 log = logging.getLogger(__name__)
 # Decoded images of a shard: preparing holds one in memory, and a kill loses
@@ -43,10 +41,11 @@ log = logging.getLogger(__name__)
 _SHARD_BYTES = 256 << 20
 # Images stay on disk if they take more than this share of the memory.
 _MEMORY_SHARE = 0.25
+_CACHE_FLAG = "--config.data.cache_dir"
 # Split -> indices of some of its images.
 _Parts = Mapping[str, range]
-# Decodes the images of some parts; calls back with how many are done, of all.
-_Read = Callable[[_Parts, Callable[[int, int], None]], Dataset]
+# Decodes some parts, or all; calls back with how many are done, of all.
+_Read = Callable[[_Parts | None, Callable[[int, int], None]], Dataset]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,32 +97,26 @@ def load(options: Any) -> Dataset:
     dataset = _read_prepared(given, options)
   else:
     dataset = _prepare(options)
-  _check_counts(dataset)
+  counts = {
+    name: np.bincount(split.labels, minlength=len(dataset.class_names))
+    for name, split in dataset.splits.items()
+  }
+  check_counts(dataset.name, dataset.class_names, counts)
   dataset = _into_memory(dataset, options)
-  labels, classes = dataset.splits["train"].labels, len(dataset.class_names)
-  dataset = _split_validation(dataset, options)
+  dataset = _split_validation(dataset, counts["train"], options)
   if kind := options.get("long_tail", ""):
-    dataset = splits.cut(
-      dataset,
-      kind,
-      options.imbalance,
-      options.split_seed,
-      np.bincount(labels, minlength=classes),
-    )
+    imbalance, seed = options.imbalance, options.split_seed
+    dataset = splits.cut(dataset, kind, imbalance, seed, counts["train"])
   for warning in (*dataset.warnings, *_shared_images(dataset, options)):
     log.warning("%s", warning)
-  return regions.apply(dataset, options.get("region", "face"))
+  return face_crops.apply(dataset, options.get("region", "face"))
 
 
 def find(options: Any) -> Listing:
   """Finds the images of the data set that a config names, as they are stored.
 
-  Args:
-    options: `config.data`.
-
-  Returns:
-    The listing. Data without image files (synthetic faces, a prepared file)
-    give their decoded images.
+  Data without image files (synthetic faces, a prepared file) give their decoded
+  images. The options are `config.data`.
 
   Raises:
     UserError: if there is no such data set, or its files are not in order.
@@ -142,16 +135,8 @@ def find(options: Any) -> Listing:
 def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
   """Adds the split 'external': a test set from elsewhere, in class folders.
 
-  A class is recognised by the name of a folder around the image, whatever its
-  case. Folders of other classes are left out and named.
-
-  Args:
-    dataset: as loaded by `load`.
-    path: a folder or zip.
-    options: `config.data`.
-
-  Returns:
-    The data set with one more split.
+  The path is a folder or zip. A class is recognised by the name of a folder
+  around the image, whatever its case. Other folders are left out and named.
 
   Raises:
     UserError: if no image lies in a folder named like a class, or images
@@ -177,10 +162,9 @@ def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
   if others:
     log.warning("%s: left out, as no class is named so: %s", path, left_out)
   listed = Listing(dataset.class_names, {"external": tuple(records)})
-  progress = _progress("external images")
-  parts = {"external": range(len(records))}
-  decoded = _decode(listed, "external", options, parts, progress)
-  decoded = regions.apply(decoded, options.get("region", "face"))
+  progress = Progress("external images: decoding").count
+  decoded = _reader(listed, "external", options)(None, progress)
+  decoded = face_crops.apply(decoded, options.get("region", "face"))
   dataset = dataset._replace(
     splits=dataset.splits | decoded.splits,
     names={**dataset.names, **decoded.names},
@@ -196,15 +180,17 @@ def with_unlabelled(
 ) -> tuple[Dataset, str]:
   """Adds a split for a phase that needs no labels: 'train' and further images.
 
+  The split is 'unlabelled_PHASE', whose labels are zeros. Images with the same
+  pixels as one of another split are left out.
+
   Args:
     dataset: as loaded by `load`.
-    phase: its name; the split is 'unlabelled_PHASE', whose labels are zeros.
+    phase: its name.
     paths: folders or zips of images at any depth, separated by commas.
     options: `config.data`.
 
   Returns:
-    The data set, and the fingerprint of the further images. Images with the
-    same pixels as one of another split are left out.
+    The data set, and the fingerprint of the further images.
 
   Raises:
     UserError: if a path holds no images, or they cannot be read.
@@ -217,22 +203,20 @@ def with_unlabelled(
   listed = Listing((), {"train": tuple(records)})
   fingerprint = _fingerprint(listed, paths, options)
   named = listed._replace(class_names=("unlabelled",))
-  read = functools.partial(_decode, named, "unlabelled", options)
+  read = _reader(named, "unlabelled", options)
   further = _prepared(
     "unlabelled", fingerprint, {"train": len(records)}, read, options
   )
-  cut = regions.apply(
+  cut = face_crops.apply(
     _into_memory(further, options), options.get("region", "face")
   )
   taken = {d for s in dataset.splits.values() for d in inspection.digests(s)}
   digests = inspection.digests(cut.splits["train"])
   new = np.array([digest not in taken for digest in digests], bool)
-  log.info(
-    "%d unlabelled images for %s; %d are in the data set's splits and left out",
-    sum(new),
-    phase,
-    len(new) - sum(new),
+  what = (
+    "%d unlabelled images for %s; %d are in the data set's splits, left out"
   )
+  log.info(what, sum(new), phase, len(new) - sum(new))
   unseen = rows.take(cut.splits["train"].images, np.flatnonzero(new))
   together = rows.concatenate([dataset.splits["train"].images, unseen])
   split = Split(together, np.zeros(len(together), np.int32))
@@ -287,8 +271,7 @@ def _read_prepared(path: Path, options: Any) -> Dataset:
 def cache_dir(options: Any) -> Path:
   """Returns the folder of prepared files: data.cache_dir, or the user's cache.
 
-  Raises:
-    UserError: if neither is known.
+  Raises UserError if neither is known.
   """
   if options.cache_dir:
     return Path(options.cache_dir).expanduser()
@@ -312,7 +295,7 @@ def _prepare(options: Any) -> Dataset:
     sizes = {split: len(records) for split, records in found.splits.items()}
     fingerprint = _fingerprint(found, options.dir, options)
     former = listing.former_fingerprint(found)
-    read = functools.partial(_decode, found, options.name, options)
+    read = _reader(found, options.name, options)
   elif options.dir:
     raise UserError(
       f"data.dir={options.dir} is given, but data.name={options.name} reads no"
@@ -336,17 +319,11 @@ def _prepared(
 ) -> Dataset:
   """Opens the prepared files of a data set; makes those missing or damaged.
 
-  Args:
-    name: in the names of files and in messages.
-    fingerprint: of the content.
-    sizes: split -> number of images.
-    read: decodes some of them.
-    options: `config.data`.
-
-  Returns:
-    The data set, with images on disk.
+  `sizes` has the number of images of each split, of which `read` decodes some.
+  The images stay on disk.
   """
-  form = f"{_form(name, options)}-{fingerprint[:16]}"
+  aligned = "-aligned" if options.align == "face" else ""
+  form = f"{name}-{options.image_size}px{aligned}-{fingerprint[:16]}"
   path = cache_dir(options) / f"{form}.npz"
   parts = _shards(sizes, options.image_size)
   paths = [path]
@@ -361,17 +338,21 @@ def _prepared(
   shards = images.in_threads(opened, [*zip(paths, parts, strict=True)])
   if missing := [i for i, shard in enumerate(shards) if shard is None]:
     started, total = time.perf_counter(), sum(sizes.values())
-    _check_writable(path.parent)
+    files.make_writable(path.parent, _CACHE_FLAG)
     log.info("Preparing %s at %d px", name, options.image_size)
     if len(missing) < len(paths):
       log.info("%d of %d shards are missing", len(missing), len(paths))
-    progress = _progress(name)
+    progress = Progress(f"{name}: decoding")
     for i in missing:
       done = sum(len(rows) for part in parts[:i] for rows in part.values())
-      show = functools.partial(_show, progress, done, total)
-      _make_shard(
-        paths[i], fingerprint, functools.partial(read, parts[i], show)
-      )
+
+      def show(now: int, _: int, done: int = done) -> None:
+        progress.count(done + now, total)
+
+      shard = read(parts[i], show)._replace(fingerprint=fingerprint)
+      with files.writing(path.parent, _CACHE_FLAG):
+        datasets.save(paths[i], shard)
+      del shard  # before the next is decoded
       shards[i] = datasets.load_shard(paths[i])
     log.info(
       "Prepared %s images in %.1f s: %s",
@@ -380,15 +361,6 @@ def _prepared(
       path,
     )
   return datasets.join([shard for shard in shards if shard is not None], path)
-
-
-def _make_shard(
-  path: Path, fingerprint: str, read: Callable[[], Dataset]
-) -> None:
-  """Decodes and writes a shard, which is in memory no longer than that."""
-  dataset = read()._replace(fingerprint=fingerprint)
-  with _writing(path.parent):
-    datasets.save(path, dataset)
 
 
 def _shards(sizes: Mapping[str, int], image_size: int) -> list[_Parts]:
@@ -428,10 +400,8 @@ def _open_shard(given: tuple[Path, _Parts], fingerprint: str) -> Dataset | None:
 def _into_memory(dataset: Dataset, options: Any) -> Dataset:
   """Reads the images into memory, unless they are to stay on disk.
 
-  The images and the splits made of them are in memory at the same time.
-
-  Raises:
-    UserError: if the config wants them in memory and they do not fit.
+  The images and the splits made of them are in memory at the same time: a
+  UserError if the config wants that and they do not fit.
   """
   available = available_memory()
   size = sum(split.images.nbytes for split in dataset.splits.values())
@@ -451,22 +421,9 @@ def _into_memory(dataset: Dataset, options: Any) -> Dataset:
   return dataset._replace(splits=loaded)
 
 
-def _form(name: str, options: Any) -> str:
-  """Name of a prepared file but for the fingerprint of its images."""
-  aligned = "-aligned" if options.align == "face" else ""
-  return f"{name}-{options.image_size}px{aligned}"
-
-
-def _decode(
-  found: Listing,
-  name: str,
-  options: Any,
-  parts: _Parts,
-  progress: Callable[[int, int], None],
-) -> Dataset:
-  """Decodes parts of a listing as the config asks for."""
-  aligned, size = options.align == "face", options.image_size
-  return listing.decode(found, name, size, progress, aligned, parts)
+def _reader(found: Listing, name: str, options: Any) -> _Read:
+  size, aligned = options.image_size, options.align == "face"
+  return functools.partial(listing.decode, found, name, size, aligned)
 
 
 def _fingerprint(found: Listing, paths: str, options: Any) -> str:
@@ -486,11 +443,11 @@ def _fingerprint(found: Listing, paths: str, options: Any) -> str:
     return listing.fingerprint(found)
   prepared = any(cached.parent.glob("*.npz"))
   if not prepared:
-    _check_writable(cached.parent)
-  progress = _progress(options.name, "comparing")
+    files.make_writable(cached.parent, _CACHE_FLAG)
+  progress = Progress(f"{options.name}: comparing").count
   fingerprint = listing.fingerprint(found, progress)
   try:
-    with _writing(cached.parent):
+    with files.writing(cached.parent, _CACHE_FLAG):
       files.write(cached, fingerprint.encode())
   except UserError:
     if not prepared:  # else it may be shared and read-only
@@ -498,46 +455,13 @@ def _fingerprint(found: Listing, paths: str, options: Any) -> str:
   return fingerprint
 
 
-def _check_writable(directory: Path) -> None:
-  """Raises UserError before minutes are spent on what cannot be written."""
-  with _writing(directory), tempfile.TemporaryFile(dir=directory):
-    pass
-
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-  """Makes a folder; errors while it is written to become UserError."""
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    yield
-  except OSError as error:
-    raise UserError(
-      f"{directory}, where prepared images are kept, cannot be written"
-      f" ({error.strerror or error}). Free some space, or set"
-      " --config.data.cache_dir to another folder."
-    ) from error
-
-
-def _check_counts(dataset: Dataset) -> None:
-  counts = {
-    name: np.bincount(split.labels, minlength=len(dataset.class_names))
-    for name, split in dataset.splits.items()
-  }
-  check_counts(dataset.name, dataset.class_names, counts)
-
-
 def check_counts(
   name: str, class_names: Sequence[str], counts: Mapping[str, ArrayLike]
 ) -> None:
-  """Checks that a data set suffices for training and testing.
+  """Raises UserError unless a data set suffices for training and testing.
 
-  Args:
-    name: name of the data set, for messages.
-    class_names: C names.
-    counts: split -> int[C], images per class; with 'train' and 'test'.
-
-  Raises:
-    UserError: if not, with what is missing.
+  `counts` has the images per class, int[C], of 'train', 'test' and perhaps
+  'validation'.
   """
   train = np.asarray(counts["train"])
   empty = [class_names[c] for c in np.flatnonzero(train == 0).tolist()]
@@ -559,12 +483,13 @@ def check_counts(
     )
 
 
-def _split_validation(dataset: Dataset, options: Any) -> Dataset:
+def _split_validation(
+  dataset: Dataset, counts: np.ndarray, options: Any
+) -> Dataset:
   """Splits 'validation' off 'train', unless the data set has its own."""
   if "validation" in dataset.splits:
     return dataset
-  whole = dataset.splits["train"]
-  counts = np.bincount(whole.labels, minlength=len(dataset.class_names))
+  labels = dataset.splits["train"].labels
   single = [dataset.class_names[c] for c in np.flatnonzero(counts == 1)]
   if single:
     log.warning(
@@ -576,7 +501,7 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
     groups = splits.groups_of(dataset, how)
     dataset = splits.with_state(dataset, f"groups {groups.tolist()}")
     train, validation = splits.split_off(
-      whole.labels, fraction, seed, splits.VALIDATION, groups
+      labels, fraction, seed, splits.VALIDATION, groups
     )
     if not len(validation):
       raise UserError(
@@ -584,7 +509,7 @@ def _split_validation(dataset: Dataset, options: Any) -> Dataset:
         f" data.validation_fraction={fraction} of its class. Set it higher."
       )
   else:
-    train, validation = splits.stratified_split(whole.labels, fraction, seed)
+    train, validation = splits.stratified_split(labels, fraction, seed)
   return splits.take(dataset, {"train": train, "validation": validation})
 
 
@@ -604,26 +529,3 @@ def _draw(options: Any, parts: _Parts, _: object) -> Dataset:
     for split, some in parts.items()
   }
   return Dataset(options.name, synthetic.CLASS_NAMES, drawn, "")
-
-
-def _show(
-  progress: Callable[[int, int], None],
-  before: int,
-  total: int,
-  now: int,
-  _: int,
-) -> None:
-  """Reports images done in one of several parts."""
-  progress(before + now, total)
-
-
-def _progress(name: str, doing: str = "decoding") -> Callable[[int, int], None]:
-  """Prints a line about work that takes minutes for large data sets."""
-  line: Progress | None = None
-
-  def show(count: int, total: int) -> None:
-    nonlocal line
-    line = line or Progress(f"{name}: {doing}", total)
-    line.show(count, f"{count}/{total}", last=count == total)
-
-  return show

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dbl_jax.data import datasets
 from dbl_jax.data.datasets import Dataset, Split, class_name
-from dbl_jax.data.formats import expressions
 from dbl_jax.data.formats.stored import few
 from dbl_jax.data.sampling import philox
 from dbl_jax.errors import UserError
@@ -38,9 +38,8 @@ def stratified_split(
   taken = np.zeros(len(labels), bool)
   shares = _shares(labels, fraction)
   for label, members in enumerate(_members(labels, len(shares))):
-    share = shares[label]
     order = philox(seed, _BY_CLASS, label).permutation(members)
-    taken[order[:share]] = True
+    taken[order[: shares[label]]] = True
   return np.flatnonzero(~taken), np.flatnonzero(taken)
 
 
@@ -51,16 +50,14 @@ def split_off(
   stream: int,
   groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Splits a part off, without dividing a group.
+  """Splits a part off as `stratified_split` does, without dividing a group.
 
-  Each class gives as many images as in `stratified_split`. With groups it may
-  be fewer, never more. The rarest class chooses its groups first, since the
-  common classes can spare the images that come along.
+  With groups a class may give fewer images, never more. The rarest class
+  chooses its groups first, since the common classes can spare the images that
+  come along.
 
   Args:
-    labels: int[n], from 0.
-    fraction: share that is split off, 0 to 1.
-    seed: seed of the split.
+    labels, fraction, seed: see `stratified_split`.
     stream: TEST or VALIDATION, whose draws are independent.
     groups: int[n] from 0, such as the photo that a face was cut from; None
       puts each image into a group of its own.
@@ -84,9 +81,8 @@ def split_off(
       if not room[label]:
         break
       inside = members[group]
-      if taken[group]:
-        continue
-      if all(room[c] >= count for c, count in inside.items()):
+      fits = all(room[c] >= count for c, count in inside.items())
+      if fits and not taken[group]:
         taken[group] = True
         for c, count in inside.items():
           room[c] -= count
@@ -118,7 +114,8 @@ def cut(
   """Removes training images until each class has its target number.
 
   A class that has fewer to begin with keeps all. Of two cuts with one seed,
-  the images of the smaller are a subset of those of the larger.
+  the images of the smaller are a subset of those of the larger. The images keep
+  their order, and the data set gets a fingerprint of its own.
 
   Args:
     dataset: with a split 'train'.
@@ -130,33 +127,24 @@ def cut(
     whole_counts: int[C], images per class before a validation split was taken
       away, from which 'exponential' counts; None is those of 'train'.
 
-  Returns:
-    The data set with fewer training images in the same order, and a
-    fingerprint of its own.
-
   Raises:
     UserError: if the classes are not those of RAF-DB, for 'raf_db'.
   """
   labels = dataset.splits["train"].labels
   counts = np.bincount(labels, minlength=len(dataset.class_names))
   if kind == "raf_db":
-    targets = _raf_db_counts(dataset)
-    what = kind
+    targets, what = _raf_db_counts(dataset), kind
   else:
     whole = counts if whole_counts is None else whole_counts
     targets = exponential_counts(whole, imbalance)
     what = f"{kind} {imbalance:g} of {whole.max()}, rounded down"
-  taken = []
-  for label, members in enumerate(_members(labels, len(counts))):
-    target = targets[label]
-    taken += [philox(seed, _LONG_TAIL, label).permutation(members)[:target]]
-  kept = np.sort(np.concatenate(taken))
+  kept = [
+    philox(seed, _LONG_TAIL, label).permutation(members)[: targets[label]]
+    for label, members in enumerate(_members(labels, len(counts)))
+  ]
+  classes = zip(dataset.class_names, counts, targets, strict=True)
   short = [
-    f"{name} {count} (not {target})"
-    for name, count, target in zip(
-      dataset.class_names, counts, targets, strict=True
-    )
-    if count < target
+    f"{name} {n} (not {target})" for name, n, target in classes if n < target
   ]
   warnings = dataset.warnings
   if short:
@@ -165,7 +153,8 @@ def cut(
       f" there are, and keeps them all: {few(short, 10)}",
     )
   changed = with_state(dataset, f"{what} {seed}")
-  return take(changed, {"train": kept})._replace(warnings=warnings)
+  rows = {"train": np.sort(np.concatenate(kept))}
+  return take(changed, rows)._replace(warnings=warnings)
 
 
 def with_state(dataset: Dataset, state: str) -> Dataset:
@@ -180,36 +169,30 @@ def with_state(dataset: Dataset, state: str) -> Dataset:
 def take(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> Dataset:
   """Copies a data set with splits made of rows of its training split.
 
-  Args:
-    dataset: with a split 'train'.
-    rows: name of a split -> indices into 'train'.
+  `rows` has the name of each of these splits, and its indices into 'train'.
   """
   images, labels = dataset.splits["train"]
   names = dataset.names.get("train")
   new = {k: Split(take_rows(images, i), labels[i]) for k, i in rows.items()}
-  # Splits have an order, in which they are counted and shown.
-  splits = {k: v for k, v in dataset.splits.items() if k == "train"} | new
+  # Splits have an order, in which they are counted and shown: 'train' first.
+  splits = {"train": dataset.splits["train"]} | new | dataset.splits | new
   named = names and {k: [names[j] for j in i] for k, i in rows.items()}
   return dataset._replace(
-    splits=splits
-    | {k: v for k, v in dataset.splits.items() if k not in splits},
-    names={**dataset.names, **(named or {})},
+    splits=splits, names={**dataset.names, **(named or {})}
   )
 
 
 def groups_of(dataset: Dataset, groups: str) -> np.ndarray:
   """Finds the group of each training image, such as the person on it.
 
-  Args:
-    dataset: with names of its training images.
-    groups: 'folder', the folder in the class folder; or a text file with a
-      line 'path group' for each image, its path as in `Dataset.names`.
+  `groups` is 'folder', the folder in the class folder; or a text file with a
+  line 'path group' for each image, its path as in `Dataset.names`.
 
   Returns:
     int[n] from 0.
 
   Raises:
-    UserError: if an image has no group.
+    UserError: if an image has no group, or no name.
   """
   names = dataset.names.get("train", ())
   labels = dataset.splits["train"].labels
@@ -276,8 +259,7 @@ def exponential_counts(counts: np.ndarray, imbalance: float) -> np.ndarray:
       those of equal size their order.
     imbalance: largest class over smallest.
   """
-  rank = np.empty(len(counts), np.int64)
-  rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+  rank = np.argsort(np.argsort(-counts, kind="stable"))
   share = imbalance ** (-rank / max(len(counts) - 1, 1))
   # Rounding errors must not take an image: 5000 / 100 is 50.
   exact = np.floor(counts.max() * share + 1e-9)
@@ -285,8 +267,8 @@ def exponential_counts(counts: np.ndarray, imbalance: float) -> np.ndarray:
 
 
 def _raf_db_counts(dataset: Dataset) -> np.ndarray:
-  names = [expressions.noun(name) for name in dataset.class_names]
-  expected = expressions.RAF_DB_NAMES
+  names = [datasets.expression(name) for name in dataset.class_names]
+  expected = datasets.RAF_DB_NAMES
   if sorted(names) != sorted(expected):
     raise UserError(
       "data.long_tail=raf_db needs the classes of RAF-DB,"
@@ -294,5 +276,5 @@ def _raf_db_counts(dataset: Dataset) -> np.ndarray:
       f" {few(dataset.class_names, 10)}. Set data.long_tail=exponential and"
       " data.imbalance."
     )
-  counts = expressions.RAF_DB_COUNTS["train"]
+  counts = datasets.RAF_DB_COUNTS["train"]
   return np.array([counts[expected.index(name)] for name in names])

@@ -21,13 +21,13 @@ import numpy as np
 
 from dbl_jax.data import sampling
 from dbl_jax.data import synthetic_scene as scene
-from dbl_jax.data.formats import expressions
+from dbl_jax.data.datasets import RAF_DB_COUNTS, RAF_DB_NAMES
 from dbl_jax.data.synthetic_scene import ActionUnits, Values
 from dbl_jax.errors import UserError
 
 # Part of the data set's fingerprint. Raise it when the pixels change.
 VERSION = 1
-CLASS_NAMES = expressions.RAF_DB_NAMES
+CLASS_NAMES = RAF_DB_NAMES
 
 # Faces are drawn in fixed blocks of consecutive indices, so that a face, and
 # the floating-point operations that draw it, do not depend on how many are.
@@ -124,8 +124,8 @@ def long_tailed_counts(n: int, profile: Sequence[int]) -> np.ndarray:
   """
   if n < len(profile):
     raise UserError(
-      f"{n} images cannot cover {len(profile)} classes; ask for at least "
-      f"{len(profile)}."
+      f"{n} images cannot cover {len(profile)} classes; ask for at least"
+      f" {len(profile)}."
     )
   share = np.asarray(profile, np.float64) / np.sum(profile) * n
   counts = np.maximum(np.floor(share), 1).astype(np.int64)
@@ -144,15 +144,15 @@ def render(
   stream: int = 0,
   rows: range | None = None,
 ) -> np.ndarray:
-  """Draws one face per label.
+  """Draws one face per label, or those of some rows.
 
-  Face i depends only on seed, stream, i, labels[i] and image_size.
+  Face i depends only on seed, stream, i, labels[i] and image_size: streams of
+  one seed are independent.
 
   Args:
     labels: int[n], classes in the order of `CLASS_NAMES`.
-    seed: picks the faces, together with `stream`.
+    seed, stream: pick the faces.
     image_size: side S in pixels.
-    stream: independent series of faces of one seed.
     rows: which of the n faces to draw; None is all of them.
 
   Returns:
@@ -183,23 +183,16 @@ def make_split(
   seed: int,
   rows: range | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws a long-tailed split, in shuffled order.
-
-  Args:
-    split: 'train' or 'test'; the two share no face.
-    num_images: size n of the split.
-    image_size: side S in pixels.
-    seed: picks faces and order.
-    rows: which of the n faces to draw; None is all of them.
+  """Draws a long-tailed split, 'train' or 'test', in shuffled order.
 
   Returns:
-    Images uint8[n, S, S, 3] and labels int32[n], of the rows.
+    Images uint8[n, S, S, 3] and labels int32[n], of the rows; see `render`.
 
   Raises:
     UserError: if the split is smaller than the number of classes.
   """
   stream = _STREAMS[split]
-  counts = long_tailed_counts(num_images, expressions.RAF_DB_COUNTS[split])
+  counts = long_tailed_counts(num_images, RAF_DB_COUNTS[split])
   labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
   # Block numbers never reach this one, so the order is a stream of its own.
   sampling.philox(seed, 0, stream, 2**63).shuffle(labels)

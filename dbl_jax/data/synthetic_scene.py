@@ -340,9 +340,8 @@ def _mouth(f: Frame, p: Values, g: Values) -> None:
   teeth = f.fill(top_inner + g.teeth * gap - f.v)
   teeth = np.maximum(teeth, f.fill(f.v - low_inner + g.low_teeth * gap))
   f.paint(hole * teeth * (np.abs(t) < 0.93), p.teeth)
-  seam = f.stroke(f.v - top_inner, 0.016) * f.fill(
-    (1.04 - np.abs(t)) * g.mouth_w
-  )
+  ends = f.fill((1.04 - np.abs(t)) * g.mouth_w)
+  seam = f.stroke(f.v - top_inner, 0.016) * ends
   f.darken(np.clip(0.8 * seam, 0, 0.8))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import metrics
 from dbl_jax.evaluation.predictors import FittedPredictor
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 Step = Callable[..., tuple[jax.Array, ...]]
 _BATCH_SIZE, _TOP = 256, 5
@@ -36,12 +36,12 @@ def make_forward(
   Returns:
     A function of arrays [n, ...] that returns the step's outputs for all rows.
   """
-  placement = sharding.batched(mesh)
-  size = sharding.padded_size(_BATCH_SIZE, mesh)
+  placement = distributed.batched(mesh)
+  size = distributed.padded_size(_BATCH_SIZE, mesh)
 
   def padded(rows: np.ndarray) -> jax.Array:
     padding = np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
-    return sharding.put(np.concatenate([rows, padding]), placement)
+    return distributed.put(np.concatenate([rows, padding]), placement)
 
   def forward(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     done: tuple[np.ndarray, ...] = ()
@@ -63,7 +63,7 @@ def make_forward(
 
 def jit_eval_step(eval_step: Step, mesh: jax.sharding.Mesh) -> Step:
   """Compiles a step for `make_forward`, with outputs on every device."""
-  return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+  return jax.jit(eval_step, out_shardings=distributed.replicated(mesh))
 
 
 def evaluate(

@@ -136,7 +136,7 @@ def _mean_where(values: Array, where: Array) -> Array:
 
 # Rows per block. On two CPU cores 128 to 512 are equally fast.
 _BLOCK = 256
-# The axis of `sharding.make_mesh`.
+# The axis of `distributed.make_mesh`.
 _AXIS = "data"
 
 

@@ -25,10 +25,16 @@ _STALE = 3600.0
 
 def make_writable(folder: Path, flag: str) -> None:
   """Creates a folder; raises UserError for the flag if it is not writable."""
+  with writing(folder, flag), tempfile.TemporaryFile(dir=folder) as file:
+    file.write(b"x")
+
+
+@contextlib.contextmanager
+def writing(folder: Path, flag: str) -> Iterator[None]:
+  """Creates a folder; errors while it is written to become UserError."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-      file.write(b"x")
+    yield
   except OSError as error:
     raise UserError(
       f"{flag}={folder} cannot be written: {error.strerror or error}. Choose a"
@@ -153,8 +159,7 @@ def _check_header(
 ) -> tuple[tuple[int, ...], bool, np.dtype]:
   """Returns shape, whether it is in Fortran order, and dtype of an entry.
 
-  Raises:
-    ValueError: if it has not the size that its header names.
+  Raises ValueError if it has not the size that its header names.
   """
   version = npy.read_magic(file)
   if version not in ((1, 0), (2, 0)):

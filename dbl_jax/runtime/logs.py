@@ -31,11 +31,8 @@ class MetricWriter:
       try:
         self._events = _EventFile(workdir / "tensorboard")
       except ImportError as error:
-        logger.warning(
-          "No TensorBoard files: %s is not installed. Metrics are in %s.",
-          error.name,
-          self._path,
-        )
+        what = "No TensorBoard files: %s is not installed. Metrics are in %s."
+        logger.warning(what, error.name, self._path)
 
   def __enter__(self) -> Self:
     return self
@@ -68,8 +65,7 @@ class MetricWriter:
       file.write(json.dumps(row) + "\n")
     if self._events is not None:
       values = [
-        {"tag": f"{phase}/{name}", "simple_value": value}
-        for name, value in metrics.items()
+        {"tag": f"{phase}/{k}", "simple_value": v} for k, v in metrics.items()
       ]
       self._events.add(step=step, summary={"value": values})
 
@@ -118,13 +114,18 @@ class _EventFile:
 class Progress:
   """A line with the state, rate and remaining time of long work."""
 
-  def __init__(self, name: str, total: int, images: int = 1):
+  def __init__(self, name: str, total: int = 0, images: int = 1):
     """Starts work of `total` steps with `images` images each."""
     self._name, self._total, self._images = name, total, images
     self._terminal = sys.stdout.isatty()
     self._interval = 0.5 if self._terminal else 10.0  # seconds
     self._started: tuple[int, float] | None = None
     self._shown = 0.0
+
+  def count(self, done: int, total: int) -> None:
+    """Prints the line for work that is counted, of a total known by now."""
+    self._total = total
+    self.show(done, f"{done}/{total}", last=done == total)
 
   def show(self, step: int, *words: str, last: bool = False) -> None:
     """Prints the line, if the last one is old enough or this one is the last.

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import special
 
 from dbl_jax import evaluate
-from dbl_jax.data import alignment, faces, regions, sources
+from dbl_jax.data import face_crops, faces, sources
 from dbl_jax.data.datasets import Dataset
 from dbl_jax.data.formats import image_folder, images, stored
 from dbl_jax.data.formats.stored import StoredFile
@@ -61,8 +61,8 @@ class Predictor:
   Attributes:
     class_names: C names.
     image_size: side in pixels of the model's input.
-    region: region of the face the model was trained on, see `data.regions`.
-    template: f64[5, 2], see `alignment.align`; None for data without faces.
+    region: region of the face the model was trained on, see `face_crops`.
+    template: f64[5, 2], see `face_crops.align`; None for data without faces.
     grey: whether the model was trained on grey images.
     calibrated: whether scores are probabilities.
     classify: uint8[n, S, S, 3] -> scores f32[n, C].
@@ -135,7 +135,7 @@ class Predictor:
       return [(None, images.decode(data, size, origin))]
     pixels = np.asarray(photo)
     return [
-      (face.box, alignment.align(pixels, face.landmarks, template, size))
+      (face.box, face_crops.align(pixels, face.landmarks, template, size))
       for face in found
     ]
 
@@ -143,7 +143,7 @@ class Predictor:
     if self.grey:
       crop = np.asarray(Image.fromarray(crop).convert("L").convert("RGB"))
     if self.region != "face":
-      crop = regions.crop(crop[None], self.region)[0]
+      crop = face_crops.crop(crop[None], self.region)[0]
     return crop
 
 
@@ -229,7 +229,7 @@ def load(
   if align == "none":
     template = None
   elif align == "face" and template is None:
-    template = alignment.FALLBACK
+    template = face_crops.FALLBACK
   fitted = _fit(loaded)
   calibrated = fitted.name in predictors.CALIBRATED
   forward = _make_forward(loaded)
@@ -306,15 +306,17 @@ def find_template(
     loaded: its model.
 
   Returns:
-    As `alignment.load`; without the images a default, with a warning.
+    As `face_crops.load_template`; without the images a default, with a warning.
   """
-  if (found := alignment.load(workdir)) is not None:
+  if (found := face_crops.load_template(workdir)) is not None:
     return found
   dataset = _training_faces(loaded)
   if dataset is None:
-    return alignment.FALLBACK, False
+    return face_crops.FALLBACK, False
   aligned = loaded.config.data.align == "face"
-  return alignment.store(workdir, dataset.splits["train"].images, aligned)
+  return face_crops.store_template(
+    workdir, dataset.splits["train"].images, aligned
+  )
 
 
 def _training_faces(loaded: evaluate.LoadedModel) -> Dataset | None:

@@ -1,5 +1,5 @@
 // Runs the model in the browser: face detection by MTCNN, alignment and
-// classification as in faces.py, alignment.py and predict.py, whose names these
+// classification as in faces.py, face_crops.py and predict.py, whose names these
 // functions have. Images are canvases; maps between them are DOMMatrix.
 import * as ort from "./ort.wasm.bundle.min.mjs";
 

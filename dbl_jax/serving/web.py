@@ -7,7 +7,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from dbl_jax.data import faces, regions
+from dbl_jax.data import face_crops, faces
 from dbl_jax.errors import UserError
 from dbl_jax.serving import demo, onnx_graph, predict
 
@@ -79,7 +79,7 @@ def _page(predictor: predict.Predictor, name: str) -> str:
       "privacy": "It does not leave this browser.",
       "classes": predictor.class_names,
       "image_size": predictor.image_size,
-      "region": regions.REGIONS[predictor.region],
+      "region": face_crops.REGIONS[predictor.region],
       "template": None if template is None else template.tolist(),
       "grey": predictor.grey,
       "searches": predictor.searches,

@@ -17,7 +17,7 @@ from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
 from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
-from dbl_jax.runtime import distributed, sharding, signals
+from dbl_jax.runtime import distributed, signals
 from dbl_jax.runtime.logs import MetricWriter, Progress, print_line
 from dbl_jax.training import checkpoint, inputs, steps
 from dbl_jax.training.phase import Phase
@@ -70,7 +70,7 @@ def compile_phase(
     mesh: the devices.
     config: resolved config of the run.
   """
-  state = sharding.put(phase.state, sharding.replicated(mesh))
+  state = distributed.put(phase.state, distributed.replicated(mesh))
   own, name = phase.config, phase.split
   if own.cached_views:
     splits, name = (
@@ -95,7 +95,7 @@ def compile_phase(
     train_steps=jax.jit(
       steps.repeat(phase.train_step, max_steps),
       donate_argnums=0,
-      out_shardings=sharding.replicated(mesh),
+      out_shardings=distributed.replicated(mesh),
     ),
     max_steps_per_dispatch=max_steps,
     eval_step=jit_eval_step(

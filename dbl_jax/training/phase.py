@@ -24,8 +24,8 @@ from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
 from dbl_jax.losses import terms
 from dbl_jax.models.model import Model, make_model
+from dbl_jax.runtime import distributed
 from dbl_jax.runtime import options as declared
-from dbl_jax.runtime import sharding
 from dbl_jax.training import inputs, optim, steps
 from dbl_jax.training.steps import TrainState, by_path, first_difference
 
@@ -209,7 +209,7 @@ def check_phases(
   for name in phases(config):
     _warn_of_double_balance(name, config[name])
     try:
-      sharding.check_batch_size(config[name].batch_size, mesh)
+      distributed.check_batch_size(config[name].batch_size, mesh)
       start = _trace(config, name, dataset, mesh, start)
       predictors.check(config[name].predictor, start["params"]["head"])
     except UserError as error:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dbl_jax.runtime.provenance import cores
+from dbl_jax.runtime.environment import cores
 
 FOLDER = Path(__file__).resolve().parent
 _PEERS = FOLDER / "peers"

@@ -24,7 +24,7 @@ from dbl_jax import config as configs
 from dbl_jax.cli import load_config
 from dbl_jax.data import datasets, sources
 from dbl_jax.data.datasets import Dataset, Split
-from dbl_jax.runtime.provenance import cores
+from dbl_jax.runtime.environment import cores
 
 _WORK = Path("runs/gpu")
 _PACKED = Path("carry/data.npz")

@@ -16,8 +16,8 @@ from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.evaluation.forward import jit_eval_step, make_forward
 from dbl_jax.losses.contrastive import nt_xent as block_nt_xent
 from dbl_jax.models.model import make_model
+from dbl_jax.runtime.distributed import make_mesh, put, replicated
 from dbl_jax.runtime.environment import tune_malloc
-from dbl_jax.runtime.sharding import make_mesh, put, replicated
 from dbl_jax.training.loop import CompiledPhase, compile_phase
 from dbl_jax.training.phase import make_phase
 from dbl_jax.training.steps import init_variables, make_eval_step

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dbl_jax.augment import ops, views
-from dbl_jax.runtime.sharding import batched, make_mesh, replicated
+from dbl_jax.runtime.distributed import batched, make_mesh, replicated
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 

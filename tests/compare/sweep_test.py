@@ -12,7 +12,7 @@ from dbl_jax.compare.table import make_rows
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
 from dbl_jax.evaluation.predictions import Predictions
-from dbl_jax.runtime import provenance
+from dbl_jax.runtime import environment
 
 
 def supervised(cache):
@@ -227,7 +227,7 @@ def test_lost_results_come_back_and_regions_are_compared(
   plan = {("basic", 0): plan["basic", 0]}
   (record,) = sweep.results(plan)
   assert record.seconds > 0
-  assert set(record.hardware) == {provenance.words()}
+  assert set(record.hardware) == {environment.words()}
   scores = plan["basic", 0][0].workdir / "scores_test.npz"
   content = scores.read_bytes()
   scores.unlink()

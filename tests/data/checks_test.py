@@ -2,6 +2,8 @@
 
 import csv
 import io
+import logging
+import time
 
 import mains
 import numpy as np
@@ -11,7 +13,8 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 import tiny
-from dbl_jax.data import inspection, sources
+from dbl_jax.data import datasets, inspection, sources
+from dbl_jax.data.datasets import Dataset, Split
 
 
 def smooth(seed, size=48):
@@ -100,13 +103,11 @@ def test_the_hash_bears_resizing_and_recompression():
   image = smooth(7, 200)
   buffer = io.BytesIO()
   image.resize((90, 90)).save(buffer, "JPEG", quality=40)
-  a, b = (
-    inspection.difference_hash(image),
-    inspection.difference_hash(smooth(8)),
+  a, other, again = map(
+    inspection.difference_hash, (image, smooth(8), Image.open(buffer))
   )
-  c = inspection.difference_hash(Image.open(buffer))
-  assert np.bitwise_count(a ^ c).sum() <= inspection.NEAR
-  assert np.bitwise_count(a ^ b).sum() > 30
+  assert np.bitwise_count(a ^ again).sum() <= inspection.NEAR
+  assert np.bitwise_count(a ^ other).sum() > 30
 
 
 @pytest.mark.parametrize("distance", [0, 8, 20])
@@ -123,15 +124,9 @@ def test_near_duplicates_are_those_of_a_plain_double_loop(distance):
   for one, other, bits_apart in found:
     assert one < other
     assert apart[one, other] == bits_apart <= distance
-  groups = [
-    csgraph.connected_components(graph, directed=False)
-    for graph in (
-      apart <= distance,
-      sparse.coo_matrix(
-        (np.ones(len(found)), np.array(found).T[:2]), apart.shape
-      ),
-    )
-  ]
+  links = np.ones(len(found)), np.array(found).T[:2]
+  graphs = (apart <= distance, sparse.coo_matrix(links, apart.shape))
+  groups = [csgraph.connected_components(g, directed=False) for g in graphs]
   assert groups[0][0] == groups[1][0] == 700 - len(found)
   np.testing.assert_array_equal(groups[0][1], groups[1][1])
 
@@ -161,11 +156,8 @@ def test_contact_sheets_show_each_class_and_the_duplicates(root, tmp_path):
   findings, *sheets = inspection.write(check(root), tmp_path / "out")
   names = [path.name for path in sheets]
   assert names == ["class_0_a.png", "class_1_b.png", "duplicates.png"]
-  assert {path.name for path in (tmp_path / "out").iterdir()} == {
-    *names,
-    "findings.csv",
-    "mine.png",
-  }
+  written = {path.name for path in (tmp_path / "out").iterdir()}
+  assert written == {*names, "findings.csv", "mine.png"}
   assert len(findings.read_text().splitlines()) == 4
   for path in sheets:
     sheet = np.asarray(Image.open(path))
@@ -202,3 +194,69 @@ def test_the_script(root, tmp_path, monkeypatch):
   assert done.status == 2
   assert "error: 1 of 29 images cannot be read" in done.err
   assert (tmp_path / "elsewhere" / "duplicates.png").exists()
+
+
+def random_part(n, side=16, seed=0):
+  rng = np.random.default_rng(seed)
+  images = rng.integers(0, 256, (n, side, side, 3), np.uint8)
+  return Split(images, (np.arange(n) % 3).astype(np.int32))
+
+
+def test_copies_are_counted_by_part():
+  train, test = random_part(50), random_part(20, seed=1)
+  validation = random_part(10, seed=2)
+  for unrelated in (test, random_part(0)):
+    assert inspection.shared({"train": train, "test": unrelated}) == {}
+  test.images[3:6] = train.images[:3]
+  test.images[6] = train.images[0]  # twice there
+  validation.images[0] = test.images[19]
+  found = inspection.shared(
+    {"train": train, "validation": validation, "test": test}
+  )
+  assert found == {("train", "test"): 4, ("validation", "test"): 1}
+
+
+def test_one_pixel_makes_another_image():
+  train, test = random_part(50), random_part(5, seed=1)
+  test.images[:] = train.images[:5]
+  for i, place in enumerate(((0, 0, 0), (0, 0, 1), (7, 3, 2), (15, 15, 2))):
+    test.images[i][place] += 1
+  assert inspection.shared({"train": train, "test": test}) == {
+    ("train", "test"): 1
+  }
+
+
+def test_of_fer2013s_size_it_takes_no_time():
+  splits = {
+    "train": random_part(12_000, 48),
+    "test": random_part(3_000, 48, seed=1),
+  }
+  splits["test"].images[:351] = splits["train"].images[:351]
+  started = time.process_time()
+  assert inspection.shared(splits) == {("train", "test"): 351}
+  assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("copies", [0, 2])
+def test_loading_says_it_in_one_line(copies, tmp_path, caplog):
+  train, test = random_part(40), random_part(10, seed=1)
+  test.images[:copies] = train.images[:copies]
+  splits = {"train": train, "test": test}
+  data = Dataset("image_folder", ("a", "b", "c"), splits, "f")
+  datasets.save(tmp_path / "a.npz", data)
+  options = tiny.get_resolved(
+    name="image_folder", dir=str(tmp_path / "a.npz"), image_size=16
+  ).data
+  with caplog.at_level(logging.WARNING):
+    splits = sources.load(options).splits
+  told = [r.getMessage() for r in caplog.records if "share" in r.getMessage()]
+  if copies == 0:
+    assert told == []
+    return
+  (line,) = told
+  assert len(line.splitlines()) == 1
+  assert "of test are in" in line
+  assert (
+    f"scripts/check_data.py --name=image_folder --dir={tmp_path}/a.npz" in line
+  )
+  assert len(splits["test"].labels) == 10  # said, not mended

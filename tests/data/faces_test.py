@@ -1,4 +1,4 @@
-"""Face detection and alignment, on drawn faces."""
+"""Faces: detection and alignment of drawn ones, and regions."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 import tiny
 from dbl_jax import train
-from dbl_jax.data import alignment, faces, sources, synthetic
+from dbl_jax.data import face_crops, faces, sources, synthetic
 from dbl_jax.data.datasets import Dataset, Split
 
 # Outputs of the package mtcnn 1.0.0 for the images below.
@@ -88,10 +88,10 @@ def test_no_face_in_pictures_without_one():
 
 
 def test_alignment_brings_landmarks_onto_the_template(drawn):
-  template = alignment.template_of(drawn)
+  template = face_crops.template_of(drawn)
   photo, _ = paste(drawn[:3], (-20, 0, 20))
   for face in faces.detect(photo):
-    aligned = alignment.align(np.asarray(photo), face.landmarks, template, 96)
+    aligned = face_crops.align(np.asarray(photo), face.landmarks, template, 96)
     again = faces.detect(Image.fromarray(aligned))[0].landmarks / 96
     assert np.linalg.norm(again - template, axis=1).mean() < 0.05
 
@@ -105,21 +105,14 @@ def test_a_run_stores_the_template_of_its_images(drawn, tmp_path):
     workdir = tmp_path / name
     workdir.mkdir()
     train._store_template(config, dataset, workdir)
-    template, is_grey = alignment.load(workdir)
-    expected = alignment.template_of(images)
+    template, is_grey = face_crops.load_template(workdir)
+    expected = face_crops.template_of(images)
     if images is grey:
       assert template is expected is None
       assert is_grey
     else:
       np.testing.assert_allclose(template, expected, atol=1e-4)
       assert not is_grey
-
-
-def test_similarity_is_the_map_of_the_points():
-  points = np.random.default_rng(0).normal(size=(5, 2))
-  expected = np.array([[0.6, -0.8, 3.0], [0.8, 0.6, -2.0]]) * 1.5
-  targets = points @ expected[:, :2].T + expected[:, 2]
-  np.testing.assert_allclose(faces.similarity(points, targets), expected)
 
 
 def test_photos_that_are_not_cropped_are_aligned_for_training(drawn, tmp_path):
@@ -148,15 +141,101 @@ def test_photos_that_are_not_cropped_are_aligned_for_training(drawn, tmp_path):
   )
   for image in dataset.splits["test"].images[:4]:
     (face,) = faces.detect(Image.fromarray(image))
-    apart = face.landmarks / 96 - alignment.FALLBACK
+    apart = face.landmarks / 96 - face_crops.FALLBACK
     assert np.linalg.norm(apart, axis=1).mean() < 0.06
   # A photo for prediction is cut out in the same way, by the same code.
   photo = Image.open(root / "test" / "a" / "0.png")
   (face,) = faces.detect(photo)
   np.testing.assert_array_equal(
     dataset.splits["test"].images[0],
-    alignment.align(np.asarray(photo), face.landmarks, alignment.FALLBACK, 96),
+    face_crops.align(
+      np.asarray(photo), face.landmarks, face_crops.FALLBACK, 96
+    ),
   )
   whole = load(align="none")
   assert not whole.warnings
   assert (whole.splits["test"].images != dataset.splits["test"].images).any()
+
+
+NAMES = [name for name in face_crops.REGIONS if name != "face"]
+# Where the features of an aligned face lie, as fractions: height, width.
+PLACES = {
+  "eyes": [(0.36, 0.3), (0.36, 0.7)],
+  "nose": [(0.57, 0.5)],
+  "mouth": [(0.75, 0.4), (0.75, 0.6)],
+}
+
+
+@pytest.fixture
+def dataset():
+  rng = np.random.default_rng(0)
+  splits = {
+    name: Split(
+      rng.integers(0, 256, (n, 20, 20, 3), np.uint8),
+      rng.integers(0, 3, n).astype(np.int32),
+    )
+    for name, n in (("train", 6), ("validation", 2), ("test", 3))
+  }
+  return Dataset("faces", ("a", "b", "c"), splits, "f00", ("beware",))
+
+
+@pytest.mark.parametrize("name", face_crops.REGIONS)
+def test_a_box_is_inside_symmetric_and_holds_its_features_alone(name):
+  top, left, bottom, right = face_crops.REGIONS[name]
+  assert 0 <= top < bottom <= 1
+  assert 0 <= left < right <= 1
+  assert left + right == pytest.approx(1)
+  for feature, places in PLACES.items():
+    inside = [top < y < bottom and left < x < right for y, x in places]
+    if name == "face" or feature in name.split("_to_"):
+      assert all(inside)
+    elif "_to_" not in name:
+      assert not any(inside)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_crop_is_the_box_stretched_to_the_image(name):
+  size = 100
+  ramps = np.zeros((1, size, size, 3), np.uint8)
+  ramps[..., 0] = 2 * np.arange(size)[:, None]
+  ramps[..., 1] = 2 * np.arange(size)
+  cropped = face_crops.crop(ramps, name)
+  assert cropped.shape == (1, size, size, 3)
+  assert cropped.dtype == np.uint8
+  top, left, bottom, right = face_crops.REGIONS[name]
+  # Centre of output pixel i, in the pixels of the input.
+  centre = (np.arange(size) + 0.5) / size
+  rows = size * (top + (bottom - top) * centre) - 0.5
+  columns = size * (left + (right - left) * centre) - 0.5
+  image = cropped[0].astype(float)
+  for channel, places in enumerate((rows[:, None], columns)):
+    expected = np.broadcast_to(2 * places, (size, size))
+    np.testing.assert_allclose(image[..., channel], expected, atol=0.6)
+
+
+def test_apply_crops_every_split(dataset):
+  before = dataset.splits["train"].images.copy()
+  mouths = face_crops.apply(dataset, "mouth")
+  assert list(mouths.splits) == list(dataset.splits)
+  for name, split in mouths.splits.items():
+    images, labels = dataset.splits[name]
+    np.testing.assert_array_equal(
+      split.images, face_crops.crop(images, "mouth")
+    )
+    np.testing.assert_array_equal(split.labels, labels)
+  np.testing.assert_array_equal(dataset.splits["train"].images, before)
+  kept = {"splits": None, "fingerprint": None}
+  assert mouths._replace(**kept) == dataset._replace(**kept)
+
+
+def test_fingerprints_differ_by_region_and_the_face_is_unchanged(dataset):
+  found = {
+    face_crops.apply(dataset, name).fingerprint for name in face_crops.REGIONS
+  }
+  assert len(found) == 7
+  assert {face_crops.whole(one) for one in found} == {"f00"}
+  again = face_crops.apply(dataset, "nose").fingerprint
+  assert again == face_crops.apply(dataset, "nose").fingerprint
+  assert face_crops.apply(dataset, "face") is dataset
+  images = dataset.splits["train"].images
+  np.testing.assert_array_equal(face_crops.crop(images, "face"), images)

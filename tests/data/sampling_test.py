@@ -26,11 +26,7 @@ def test_class_balanced_reaches_every_image_of_a_class():
 
 @pytest.mark.parametrize(
   ("q", "expected"),
-  [
-    (0.0, [93, 41, 76, 48]),
-    (0.5, [93, 41, 70, 56]),
-    (1.0, [13, 71, 86, 88]),
-  ],
+  [(0.0, [93, 41, 76, 48]), (0.5, [93, 41, 70, 56]), (1.0, [13, 71, 86, 88])],
 )
 def test_batches_are_those_of_earlier_versions(q, expected):
   sampler = make_sampler(q, batch_size=4)

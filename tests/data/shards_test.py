@@ -10,7 +10,7 @@ from PIL import Image
 import tiny
 from dbl_jax.data import datasets, pipeline, sampling, sources
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 ON_DISK = {"input": "tf_data"}
 
@@ -55,7 +55,7 @@ def batches(dataset, form):
   images, labels = dataset.splits["train"]
   sampler = sampling.make_sampler(labels, 7, 0.0, 16, seed=1)
   feed = pipeline.make_pipeline(
-    images, labels, sampler, sharding.make_mesh(), form
+    images, labels, sampler, distributed.make_mesh(), form
   )
   assert (feed.resident is None) == (form == "tf_data")
   take = pipeline.batch_reader(feed, 2, 8, 2)

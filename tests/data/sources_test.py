@@ -23,9 +23,29 @@ def save(path, labels, size=16):
   part = Split(images, np.asarray(labels, np.int32))
   names = ("a", "b", "c")
   datasets.save(
-    path,
-    Dataset("synthetic_faces", names, {"train": part, "test": part}, "f"),
+    path, Dataset("synthetic_faces", names, {"train": part, "test": part}, "f")
   )
+
+
+def test_a_prepared_file_holds_all_of_a_data_set(tmp_path):
+  rng = np.random.default_rng(0)
+  splits = {
+    name: Split(
+      rng.integers(0, 256, (n, 8, 8, 3), np.uint8),
+      rng.integers(0, 2, n).astype(np.int32),
+    )
+    for name, n in (("train", 20), ("test", 5))
+  }
+  dataset = Dataset("faces", ("a", "ü"), splits, "f00", ("beware",))
+  path = tmp_path / "new" / "faces.npz"
+  datasets.save(path, dataset)
+  loaded = datasets.load(path)
+  assert loaded._replace(splits=None) == dataset._replace(splits=None)
+  for name, part in splits.items():
+    for old, new in zip(part, loaded.splits[name], strict=True):
+      np.testing.assert_array_equal(old, new)
+      assert old.dtype == new.dtype
+  assert [p.name for p in path.parent.iterdir()] == ["faces.npz"]
 
 
 def test_a_second_start_reads_the_prepared_file(options, tmp_path, caplog):
@@ -36,17 +56,13 @@ def test_a_second_start_reads_the_prepared_file(options, tmp_path, caplog):
     second = sources.load(options)
     assert "Prepared" not in caplog.text
   assert first.fingerprint == second.fingerprint
+  options.image_seed = 2
+  assert sources.load(options).fingerprint != first.fingerprint
+  assert len(list(tmp_path.glob("*.npz"))) == 2
   for name in ("train", "validation", "test"):
     np.testing.assert_array_equal(
       first.splits[name].images, second.splits[name].images
     )
-
-
-def test_other_options_are_prepared_anew(options, tmp_path):
-  sources.load(options)
-  options.image_seed = 2
-  sources.load(options)
-  assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
 def test_a_damaged_prepared_file_is_made_again(options, tmp_path, caplog):
@@ -107,7 +123,7 @@ def test_an_unwritable_cache_is_named_before_anything_is_read(
   (tmp_path / "c").write_text("in the way")
   options.cache_dir = str(tmp_path / "c")
   monkeypatch.setattr(sources, "_draw", lambda *_: pytest.fail("drawn"))
-  with pytest.raises(UserError, match=r"c, where .* cannot be written"):
+  with pytest.raises(UserError, match=r"cache_dir=.*/c cannot be written"):
     sources.load(options)
 
 

@@ -79,34 +79,6 @@ def png(width, height, data=None):
   )
 
 
-def rotated():
-  exif = Image.Exif()
-  exif[0x0112] = 6
-  return picture((20, 10), kind="JPEG", exif=exif)
-
-
-def animated():
-  file = io.BytesIO()
-  frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
-  frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-  return file.getvalue()
-
-
-def sixteen_bit():
-  values = np.arange(144, dtype=np.uint16).reshape(12, 12) * 400
-  file = io.BytesIO()
-  Image.fromarray(values).save(file, "PNG")
-  return file.getvalue()
-
-
-def palette():
-  image = Image.new("P", (9, 9), 1)
-  image.putpalette([0, 0, 0, 10, 20, 30])
-  file = io.BytesIO()
-  image.save(file, "PNG", transparency=0)
-  return file.getvalue()
-
-
 def sparse(path, size=4 << 30):
   """A file that says it is large, and takes no room."""
   with (path / "train" / "ant" / "x.png").open("wb") as file:
@@ -148,18 +120,17 @@ def linked(root):
   return tarred(build=lambda _: path)(root)
 
 
-def tar_that_leaves(root):
-  with tarfile.open(root / "d.tar", "w") as archive:
-    archive.addfile(tarfile.TarInfo("../../evil.png"))
-  return root / "d.tar"
+def tar_of(name, kind=tarfile.REGTYPE):
+  """A tar with a single entry."""
 
+  def build(root):
+    with tarfile.open(root / "d.tar", "w") as archive:
+      entry = tarfile.TarInfo(name)
+      entry.type = kind
+      archive.addfile(entry)
+    return root / "d.tar"
 
-def tar_with_a_device(root):
-  with tarfile.open(root / "d.tar", "w") as archive:
-    entry = tarfile.TarInfo("train/ant/x.png")
-    entry.type = tarfile.CHRTYPE
-    archive.addfile(entry)
-  return root / "d.tar"
+  return build
 
 
 def tar_of_old_form(root):
@@ -208,49 +179,34 @@ def named(name, content):
   return build
 
 
-def by_method(number):
-  """A zip whose files say that they are compressed by another method."""
+def patched(place, content):
+  """A zip; its directory says something else of the first file."""
 
   def build(root):
     path = samples.zip_folder(faces(root), root / "d.zip")
     data = bytearray(path.read_bytes())
-    place = data.index(b"PK\1\2")
-    data[place + 10 : place + 12] = number.to_bytes(2, "little")
+    start = data.index(b"PK\1\2") + place
+    data[start : start + len(content)] = content
     path.write_bytes(data)
     return path
 
   return build
 
 
-def bomb(root):
-  """An image of 300 MB of zeros in a zip of 300 KB."""
-  path = samples.zip_folder(faces(root), root / "d.zip")
-  with (
-    zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
-    archive.open("train/ant/x.png", "w") as file,
-  ):
-    for _ in range(300):
-      file.write(bytes(1 << 20))
-  return path
+def bomb(name):
+  """A file of 300 MB of zeros in a zip of 300 KB."""
 
+  def build(root):
+    path = samples.zip_folder(faces(root), root / "d.zip")
+    with (
+      zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+      archive.open(name, "w") as file,
+    ):
+      for _ in range(300):
+        file.write(bytes(1 << 20))
+    return path
 
-def label_bomb(root):
-  path = root / "d.zip"
-  with (
-    zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-    archive.open("fer2013.csv", "w") as file,
-  ):
-    for _ in range(300):
-      file.write(bytes(1 << 20))
-  return path
-
-
-def locked(root):
-  path = samples.zip_folder(faces(root), root / "d.zip")
-  data = bytearray(path.read_bytes())
-  data[data.index(b"PK\1\2") + 8] |= 1
-  path.write_bytes(data)
-  return path
+  return build
 
 
 def cut(share):

@@ -9,7 +9,7 @@ from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
 from dbl_jax.evaluation.forward import evaluate, make_forward
 from dbl_jax.evaluation.predictors import FitContext
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 LINEAR = {"params": {"head": {"logits": {}}}}
 
@@ -24,7 +24,7 @@ def mean_colour(variables, images):
 
 @pytest.fixture
 def forward():
-  return make_forward(jax.jit(mean_colour), {}, sharding.make_mesh())
+  return make_forward(jax.jit(mean_colour), {}, distributed.make_mesh())
 
 
 @pytest.mark.parametrize("n", [1, 7, 256, 300])

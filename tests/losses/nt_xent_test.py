@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dbl_jax.losses import contrastive
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
@@ -150,23 +150,23 @@ def test_eight_devices_give_what_one_gives(monkeypatch, n, block):
     monkeypatch.setattr(contrastive, "_BLOCK", block)
   z = embeddings(n)
   expected = with_gradient(plain)(z)
-  mesh = sharding.make_mesh(jax.devices())
+  mesh = distributed.make_mesh(jax.devices())
   assert mesh.size == 8
   if n % 8 == 0:  # else a batch cannot be split
-    z = jax.device_put(z, sharding.batched(mesh))
+    z = jax.device_put(z, distributed.batched(mesh))
   with jax.set_mesh(mesh):
     found = with_gradient(contrastive.loss_and_accuracy)(z)
   assert_equal(found, expected)
-  assert n % 8 or found[1].sharding == sharding.batched(mesh)
+  assert n % 8 or found[1].sharding == distributed.batched(mesh)
   # Without the context mesh the compiler splits the work as it likes.
   assert_equal(with_gradient(contrastive.loss_and_accuracy)(z), expected)
 
 
 def test_devices_exchange_embeddings_and_logsumexps_only():
   n, dim = 1024, 32
-  mesh = sharding.make_mesh(jax.devices())
+  mesh = distributed.make_mesh(jax.devices())
   z = jax.ShapeDtypeStruct(
-    (n, 2, dim), jnp.float32, sharding=sharding.batched(mesh)
+    (n, 2, dim), jnp.float32, sharding=distributed.batched(mesh)
   )
   with jax.set_mesh(mesh):
     compiled = with_gradient(contrastive.loss_and_accuracy).lower(z).compile()
@@ -185,7 +185,7 @@ def test_devices_exchange_embeddings_and_logsumexps_only():
 
 
 def test_inside_a_mapped_function_each_device_is_on_its_own():
-  mesh, z = sharding.make_mesh(jax.devices()), embeddings(64)
+  mesh, z = distributed.make_mesh(jax.devices()), embeddings(64)
 
   def local(z):
     return contrastive.loss_and_accuracy(z, TAU)[0][None]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dbl_jax.models.layers import BatchNorm
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
@@ -81,5 +81,7 @@ def test_statistics_are_of_the_whole_batch_on_several_devices():
   module = BatchNorm(False)
   variables = {"params": PARAMS, "batch_stats": STATISTICS}
   run = jax.jit(lambda x: module.apply(variables, x, mutable=["batch_stats"]))
-  split = sharding.put(x, sharding.batched(sharding.make_mesh(jax.devices())))
+  split = distributed.put(
+    x, distributed.batched(distributed.make_mesh(jax.devices()))
+  )
   assert_close(run(split), run(x))

@@ -9,7 +9,7 @@ from jax import export
 
 from dbl_jax.models import cpu_conv
 from dbl_jax.models.layers import Conv2D, conv2d, max_pool
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
@@ -177,8 +177,8 @@ def test_exports_with_any_batch_size():
 def test_batch_split_over_devices(case, chunk, monkeypatch):
   if chunk:
     monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: chunk)
-  mesh = sharding.make_mesh(jax.devices())
-  split, whole = sharding.batched(mesh), sharding.replicated(mesh)
+  mesh = distributed.make_mesh(jax.devices())
+  split, whole = distributed.batched(mesh), distributed.replicated(mesh)
   inputs = make_inputs(case)
   compiled = (
     value_and_gradients(conv2d, case)

@@ -12,7 +12,7 @@ from dbl_jax.models.resnet import (
   ResNet18,
   ResNet32,
 )
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
@@ -128,10 +128,10 @@ def test_block_on_several_devices_equals_one():
   images = jax.random.normal(jax.random.key(0), (16, 9, 9, 4))
   variables = initialise(model, images)
   expected = jax.jit(make_step(model))(variables, images)
-  mesh = sharding.make_mesh(jax.devices())
+  mesh = distributed.make_mesh(jax.devices())
   actual = jax.jit(make_step(model))(
-    jax.device_put(variables, sharding.replicated(mesh)),
-    jax.device_put(images, sharding.batched(mesh)),
+    jax.device_put(variables, distributed.replicated(mesh)),
+    jax.device_put(images, distributed.batched(mesh)),
   )
   assert len(actual[0].sharding.device_set) == 8
   assert_trees_close(actual, expected, 1e-4)

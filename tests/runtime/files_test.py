@@ -43,7 +43,7 @@ def meta(**changes):
     "format": 1,
     "name": "faces",
     "class_names": ["a", "b"],
-    "parts": ["train", "test"],
+    "parts": ["test", "train"],
     "fingerprint": "f",
     "warnings": [],
   } | changes
@@ -240,14 +240,8 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
 
 def test_what_killed_writers_left_is_removed_and_living_ones_are_not(tmp_path):
   path = tmp_path / "faces[1].npz"
-  dead, living, other = (
-    tmp_path / name
-    for name in (
-      ".faces[1].npz.11.partial",
-      ".faces[1].npz.12.partial",
-      ".other.npz.11.partial",
-    )
-  )
+  dead, living = (tmp_path / f".faces[1].npz.{i}.partial" for i in (11, 12))
+  other = tmp_path / ".other.npz.11.partial"
   for left in (dead, living, other):
     left.write_bytes(b"half")
   for left in (dead, other):

@@ -8,13 +8,8 @@ from dbl_jax.runtime import logs
 def test_damaged_lines_are_left_out(tmp_path, caplog):
   path = tmp_path / "metrics.jsonl"
   whole = b'{"phase": "pretrain", "step": 1, "loss": 0.5}'
-  damaged = [
-    b"{",
-    b"5",
-    b'{"step": 1}',
-    b'{"phase": "a", "step": "\xff"}',
-    b"\xff",
-  ]
+  damaged = [b"{", b"5", b'{"step": 1}', b'{"phase": "a", "step": "\xff"}']
+  damaged.append(b"\xff")
   path.write_bytes(b"\n".join([*damaged, whole, b'{"phase": "pre']))
   assert logs.read_rows(path) == [{"phase": "pretrain", "step": 1, "loss": 0.5}]
   assert caplog.text.count("a line is damaged") == 6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dbl_jax.runtime import provenance
+from dbl_jax.runtime import environment
 
 
 def git(folder, *arguments):
@@ -31,35 +31,35 @@ def checkout(tmp_path):
 
 
 def test_a_checkout_has_a_revision(checkout):
-  clean = provenance.revision(checkout)
+  clean = environment.revision(checkout)
   assert len(clean["revision"]) == 40
   assert clean["modified"] is False
   (checkout.parent / "runs").mkdir()  # beside the package: no matter
   (checkout.parent / "runs" / "a").write_text("")
-  assert provenance.revision(checkout) == clean
+  assert environment.revision(checkout) == clean
   (checkout / "__init__.py").write_text("x = 1\n")
-  assert provenance.revision(checkout) == clean | {"modified": True}
+  assert environment.revision(checkout) == clean | {"modified": True}
 
 
 def test_another_project_s_checkout_is_not_ours(checkout):
   installed = checkout.parent / "site-packages" / "dbl_jax"
   installed.mkdir(parents=True)
   (installed / "__init__.py").write_text("")
-  assert provenance.revision(installed) == {}
+  assert environment.revision(installed) == {}
 
 
 def test_without_git_there_is_none(checkout, monkeypatch):
   monkeypatch.setenv("PATH", "")
-  assert provenance.revision(checkout) == {}
+  assert environment.revision(checkout) == {}
 
 
 def test_results_and_page_carry_it(finished):
   config, workdir = finished
   stored = json.loads((workdir / "metrics.json").read_text())
-  assert stored["made_by"] == provenance.provenance()
+  assert stored["made_by"] == environment.provenance()
   for name in ("python", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy"):
     assert stored["made_by"][name]
-  source = provenance.revision(Path(provenance.__file__).parent)
+  source = environment.revision(Path(environment.__file__).parent)
   assert stored["made_by"].items() >= source.items()
   assert stored["seed"] == config.seed == 3
   card = (workdir / "report.html").read_text().split("<summary>Config")[1]
@@ -91,15 +91,15 @@ def test_each_gpu_is_named_with_its_memory(
     tool = tmp_path / "nvidia-smi"
     tool.write_text(TOOL.format(status=status))
     tool.chmod(0o755)
-  assert provenance.gpus() == names
-  assert provenance.describe()["gpus"] == names
+  assert environment.gpus() == names
+  assert environment.describe()["gpus"] == names
   shown = ", ".join(names) or "no GPU"
-  assert provenance.words().endswith(f"GiB; {shown}")
+  assert environment.words().endswith(f"GiB; {shown}")
 
 
 def test_processor_cores_and_memory_are_the_systems():
-  found = provenance.describe()
+  found = environment.describe()
   assert 1 <= found["cores"] <= os.cpu_count()
   assert found["memory_gib"] > 0.1
-  assert f" {found['cores']} core" in provenance.words()
-  assert f"{found['memory_gib']} GiB" in provenance.words()
+  assert f" {found['cores']} core" in environment.words()
+  assert f"{found['memory_gib']} GiB" in environment.words()

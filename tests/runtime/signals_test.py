@@ -104,9 +104,8 @@ def test_handlers_are_put_back():
   with signals.listening() as stop:
     assert not stop.requested
     assert signal.getsignal(signal.SIGTERM) != before[1]
-  assert [
-    signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)
-  ] == before
+  after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+  assert after == before
   assert threading.active_count() == threads
 
 

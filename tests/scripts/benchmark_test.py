@@ -19,7 +19,7 @@ import serve
 import tiny
 from dbl_jax.losses import contrastive
 from dbl_jax.models import model
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 WORK = """
 import os, sys, time
@@ -164,7 +164,7 @@ def small(monkeypatch):
   monkeypatch.setattr(ours, "tune_malloc", lambda: None)
   monkeypatch.setattr(plain_jax(), "PlainSimCLR", SmallSimCLR)
   # The work sets a mesh for its process; other tests must not inherit it.
-  with jax.set_mesh(sharding.make_mesh(jax.devices()[:1])):
+  with jax.set_mesh(distributed.make_mesh(jax.devices()[:1])):
     yield
 
 

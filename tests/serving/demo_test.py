@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbl_jax.data import alignment, synthetic
+from dbl_jax.data import face_crops, synthetic
 from dbl_jax.errors import UserError
 from dbl_jax.serving import demo, predict
 
@@ -37,7 +37,7 @@ def predictor(face):
     assert crops.shape[0] == classes.shape[0] == 1
     return np.arange(4.0).reshape(1, 2, 2)
 
-  template = alignment.template_of(face[None])
+  template = face_crops.template_of(face[None])
   return predict.Predictor(
     NAMES, 48, "face", template, False, True, classify, activation
   )

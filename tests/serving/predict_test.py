@@ -13,7 +13,7 @@ from PIL import Image
 import tiny
 from dbl_jax import config as configs
 from dbl_jax import evaluate, train
-from dbl_jax.data import alignment, sources, synthetic
+from dbl_jax.data import face_crops, sources, synthetic
 from dbl_jax.data.formats import stored
 from dbl_jax.serving import drawing, predict
 
@@ -33,7 +33,7 @@ def model(faces, monkeypatch):
     light = crops.mean(axis=(1, 2, 3)) / 255
     return np.stack([(1 - light) / 2, light * 0 + 0.5, light / 2], axis=1)
 
-  template = alignment.template_of(faces)
+  template = face_crops.template_of(faces)
   made = predict.Predictor(NAMES, 48, "face", template, False, True, classify)
 
   def load(workdir, predictor, align):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dbl_jax import config as configs
-from dbl_jax.data import alignment, synthetic
+from dbl_jax.data import face_crops, synthetic
 from dbl_jax.data.formats import stored
 from dbl_jax.errors import UserError
 from dbl_jax.models import layers
@@ -54,7 +54,7 @@ def exported(faces, tmp_path_factory):
   out = tmp_path_factory.mktemp("export")
   proto = onnx_graph.build(config, "classify", variables, NAMES)
   (out / "model.onnx").write_bytes(proto.SerializeToString())
-  template = alignment.template_of(faces)
+  template = face_crops.template_of(faces)
   return predict.Predictor(
     NAMES, SIZE, "face", template, False, True, classify
   ), out

@@ -15,7 +15,7 @@ from dbl_jax.data import pipeline, sampling
 from dbl_jax.data.datasets import Split
 from dbl_jax.errors import UserError
 from dbl_jax.losses import terms
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 
 def short(cache):
@@ -125,7 +125,7 @@ def test_a_skipped_step_changes_nothing(cache, monkeypatch):
   config = short(cache)
   config.skip_nonfinite = True
   dataset = train.sources.load(config.data)
-  mesh = sharding.make_mesh()
+  mesh = distributed.make_mesh()
   start = train.make_phase(config, "pretrain", dataset, None)
   variables = jax.device_get(start.state.model())
   phase = train.make_phase(config, "classify", dataset, variables)
@@ -149,7 +149,7 @@ def test_only_rounding_changes_where_all_is_finite(cache):
     config.skip_nonfinite = skip
     phase = train.make_phase(config, "pretrain", dataset, None)
     compiled = train.loop.compile_phase(
-      phase, dataset.splits, sharding.make_mesh(), config
+      phase, dataset.splits, distributed.make_mesh(), config
     )
     states.append(take_steps(compiled, 4)[-1])
   jax.tree.map(

@@ -160,9 +160,9 @@ def test_a_loss_of_the_user_s_is_tried_on_shapes(cache, tmp_path, monkeypatch):
 def test_nothing_is_computed_to_see_it(cache, monkeypatch):
   config = configs.resolve(changed({}, cache))
   dataset = train.sources.load(config.data)
-  mesh = train.sharding.make_mesh()
+  mesh = train.distributed.make_mesh()
   monkeypatch.setattr(
-    phase.sharding, "put", lambda *_: pytest.fail("something was placed")
+    phase.distributed, "put", lambda *_: pytest.fail("something was placed")
   )
   left = phase.check_phases(config, dataset, mesh, None)
   kernel = left["params"]["head"]["logits"]["kernel"]

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from dbl_jax.data import pipeline, sources
 from dbl_jax.evaluation.forward import jit_eval_step, make_forward
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 from dbl_jax.training import inputs, steps
 from dbl_jax.training.loop import compile_phase
 from dbl_jax.training.phase import make_phase
@@ -46,7 +46,7 @@ def run(compiled, num_steps):
 
 def start(config, dataset, phase, devices=None, given=None):
   made = make_phase(config, phase, dataset, given)
-  mesh = sharding.make_mesh(*[devices] if devices else [])
+  mesh = distributed.make_mesh(*[devices] if devices else [])
   return compile_phase(made, dataset.splits, mesh, config)
 
 
@@ -214,7 +214,7 @@ def test_cached_views_are_the_plain_image_and_random_ones(
   compiled = start(several, dataset, "classify", given=some_model)
   cached = compiled.splits["train"].images
   plain, *others = np.moveaxis(cached, 1, 0)
-  phase, mesh = compiled.phase, sharding.make_mesh()
+  phase, mesh = compiled.phase, distributed.make_mesh()
   predict_step = steps.make_eval_step(phase.model, phase.images)
   forward = make_forward(
     jit_eval_step(predict_step, mesh), compiled.state.model(), mesh

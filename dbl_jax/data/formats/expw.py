@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from dbl_jax.data.formats import expressions, image_folder, listing, stored
+from dbl_jax.data.datasets import FER2013_NAMES
+from dbl_jax.data.formats import image_folder, listing, stored
 from dbl_jax.data.formats.images import Box
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import StoredFile, few
@@ -32,7 +33,7 @@ from dbl_jax.data.splits import TEST, VALIDATION, split_off
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 100
-CLASS_NAMES = expressions.FER2013_NAMES
+CLASS_NAMES = FER2013_NAMES
 COUNTS = (3671, 3995, 1088, 30537, 10559, 7060, 34883)
 # More boxes without area than this mean that the columns are others.
 _MAX_DEGENERATE = 0.01
@@ -46,10 +47,7 @@ _Face = tuple[str, str, int, Box]
 def find(path: Path, options: Any) -> Listing:
   """Finds the faces, each with its box, and splits them; see `Source.find`.
 
-  Args:
-    path: the folder or zip.
-    options: `config.data`; `test_fraction`, `validation_fraction` and
-      `split_seed` are used.
+  The options `test_fraction`, `validation_fraction` and `split_seed` are used.
   """
   files = stored.open_tree(path, _EXPECTED)
   lists = [name for name in files if name.rsplit("/", 1)[-1] == "label.lst"]

@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from dbl_jax.data.formats import expressions, image_folder, listing, stored
+from dbl_jax.data.datasets import FER2013_NAMES, expression
+from dbl_jax.data.formats import image_folder, listing, stored
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import StoredFile
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 48
-CLASS_NAMES = expressions.FER2013_NAMES
+CLASS_NAMES = FER2013_NAMES
 TRAIN_COUNTS = (3995, 436, 4097, 7215, 4830, 3171, 4965)
-_LABELS = {expressions.noun(name): i for i, name in enumerate(CLASS_NAMES)} | {
+_LABELS = {expression(name): i for i, name in enumerate(CLASS_NAMES)} | {
   str(code): code for code in range(len(CLASS_NAMES))
 }
 _SPLITS = {
@@ -47,9 +48,7 @@ _EXPECTED = (
 def find(path: Path, _: Any = None) -> Listing:
   """Finds the images, see `Source.find`.
 
-  Args:
-    path: the CSV, or a folder or zip that holds it or the class folders.
-    _: unused.
+  The path is the CSV, or a folder or zip that holds it or the class folders.
   """
   if path.suffix.lower() == ".csv" and path.is_file():
     files = {path.name: stored.of_path(path)}
@@ -98,7 +97,7 @@ def _read_folders(
   for split, folders in tree.items():
     records = []
     for folder, inside in folders.items():
-      label = _LABELS.get(expressions.noun(folder))
+      label = _LABELS.get(expression(folder))
       if label is None:
         raise UserError(
           f"{path}: {split} has a folder {folder!r}; {_EXPECTED}. Rename or"

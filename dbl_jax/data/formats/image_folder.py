@@ -29,18 +29,11 @@ from dbl_jax.data.splits import TEST, group_numbers, split_off
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 100
-_KINDS = {
-  "train": "train",
-  "training": "train",
-  "val": "validation",
-  "valid": "validation",
-  "validation": "validation",
-  "dev": "validation",
-  "test": "test",
-  "testing": "test",
-  "trn": "train",
-  "tst": "test",
-}
+_KINDS = (
+  dict.fromkeys(("train", "training", "trn"), "train")
+  | dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
+  | dict.fromkeys(("test", "testing", "tst"), "test")
+)
 # A word for a split in the name of a folder, and what is before and after it.
 _SPLIT_NAME = re.compile(
   rf"(?:(.+)[ _.-])?({'|'.join(sorted(_KINDS, reverse=True))})"
@@ -82,10 +75,8 @@ _UNLABELLED = " Images without labels are for --config.pretrain.unlabelled."
 def find(path: Path, options: Any) -> Listing:
   """Finds the images, see `Source.find`.
 
-  Args:
-    path: the folder or zip.
-    options: `config.data`; for a folder without splits `test_fraction`,
-      `split_seed` and `groups` are used.
+  For a folder without splits the options `test_fraction`, `split_seed` and
+  `groups` are used.
   """
   tree, warnings = read_tree(path)
   class_names, lacking = _class_names(tree, path)
@@ -101,26 +92,21 @@ def find(path: Path, options: Any) -> Listing:
     whole = splits[""]
     labels = np.array([record.label for record in whole])
     groups = None
-    if options.get("groups", ""):
+    if how := options.get("groups", ""):
       classes = [class_names[record.label] for record in whole]
-      names = [record.name for record in whole]
-      groups = group_numbers(names, classes, options.groups)
-    train, test = split_off(
+      groups = group_numbers([record.name for record in whole], classes, how)
+    parts = split_off(
       labels, options.test_fraction, options.split_seed, TEST, groups
     )
     splits = {
-      "train": tuple(whole[i] for i in train),
-      "test": tuple(whole[i] for i in test),
+      split: tuple(whole[i] for i in inside)
+      for split, inside in zip(("train", "test"), parts, strict=True)
     }
   return Listing(class_names, splits, (*warnings, *lacking))
 
 
 def find_images(path: Path) -> dict[str, StoredFile]:
-  """Finds the images of a folder or zip at any depth, by path.
-
-  Raises:
-    UserError: if there are none.
-  """
+  """Finds the images of a folder or zip, by path; UserError if none is."""
   expected = "expected a folder or zip of images"
   found = stored.open_tree(path, expected)
   found = {name: file for name, file in found.items() if is_image(name)}
@@ -180,17 +166,17 @@ def read_tree(
     for what, names in left_out.items()
     if names
   ]
-  for folders_of_class in spellings.values():
-    if len(folders_of_class) > 1:
-      shown = ", ".join(map(ascii, sorted(folders_of_class)))
+  for alike in spellings.values():
+    if len(alike) > 1:
+      shown = ", ".join(map(ascii, sorted(alike)))
       warnings.append(f"{path}: folders spelt alike are one class: {shown}")
   if len(shared) > 1:
     warnings.append(
       f"{path}: the classes are {few(sorted(inside))}, although each of these"
       f" folders holds {few(shared)}"
     )
-  alike = Counter(name.casefold() for name in spellings)
-  if twins := [n for n in sorted(spellings) if alike[n.casefold()] > 1]:
+  times = Counter(map(str.casefold, spellings))
+  if twins := [n for n in sorted(spellings) if times[n.casefold()] > 1]:
     warnings.append(f"{path}: classes differ in case alone: {few(twins)}")
   packed = [name for name in others if _PACKED.fullmatch(name)]
   advice = _PACKED_ADVICE.format(few(packed)) if packed else _UNLABELLED
@@ -278,14 +264,8 @@ def _split_folders(
 ) -> dict[str, str]:
   """Maps folders that are splits to their names; empty if none is.
 
-  Args:
-    inside: folders with images -> the folders in them that hold images.
-    path: the data set, for messages.
-    others: files that are no images.
-
-  Raises:
-    UserError: if a split is missing, double or without class folders; or if
-      folders of other names look like splits.
+  Takes the folders with images and the folders in them that hold images; and
+  the files that are no images.
   """
   found = {f: split for f in sorted(inside) if (split := _split_of(f))}
   flat = [f for f in inside if not inside[f]]
@@ -359,8 +339,8 @@ def _class_names(tree: _Tree, path: Path) -> tuple[tuple[str, ...], list[str]]:
     )
   warnings = []
   for split in tree:
-    extra = sorted(set(tree[split]) - set(names))
-    lacking = sorted(set(names) - set(tree[split]))
+    extra = sorted(tree[split].keys() - set(names))
+    lacking = sorted(set(names) - tree[split].keys())
     if extra:
       raise UserError(
         f"{path}: train and {split} have different classes: only train has"

@@ -50,8 +50,7 @@ def decode(
     data: content of the file (JPEG, PNG, BMP, GIF, WebP, TIFF or PPM).
     image_size: height and width to return, in pixels.
     origin: path of the file, for messages.
-    box: the region to use. It grows to a square about its centre, and is
-      moved to lie inside the image.
+    box: the region to use. It grows to a square, and is moved into the image.
 
   Returns:
     uint8[image_size, image_size, 3], RGB.
@@ -142,12 +141,9 @@ def in_threads(
   items: Sequence[_T],
   progress: Callable[[int, int], None] | None = None,
 ) -> list[_R]:
-  """Maps a function over items, on all cores.
+  """Maps a function that releases the GIL over items, on all cores.
 
-  Args:
-    work: the function; it should release the GIL.
-    items: its arguments.
-    progress: called with the number of items done, and of all.
+  `progress` is called with the number of items done, and of all.
   """
   threads = min(os.cpu_count() or 1, 16)
   # A task has its cost, which counts for images that decode quickly.
@@ -200,9 +196,6 @@ def _to_8_bit(image: Image.Image, origin: str) -> Image.Image:
 
   Pillow's own conversion clips at 255. The white point is the least that holds
   the values: 1 for fractions, else the maximum of a usual number of bits.
-
-  Raises:
-    UserError: if the values are negative, not finite or of more than 16 bits.
   """
   values = np.asarray(image).astype(np.float64)
   fractions = image.mode == "F"

@@ -25,23 +25,14 @@ from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 224
 _MAX_CLASSES = 100_000
-_NAMES = {
-  "train": "train",
-  "validation": "val|valid|validation",
-  "test": "test",
-}
+_NAMES = {"train": "train", "validation": "val(id|idation)?", "test": "test"}
 _ROW = "path of an image, a blank and the number of its class"
 # Path below data.dir -> the file, or None if there is none.
 _Find = Callable[[str], StoredFile | None]
 
 
 def find(path: Path, options: Any) -> Listing:
-  """Reads the lists, see `Source.find`.
-
-  Args:
-    path: the folder or zip that holds the images.
-    options: `config.data`; the names of the splits are used.
-  """
+  """Reads the lists, whose names the options may give; see `Source.find`."""
   find_file, names = _files(path)
   splits: dict[str, _Rows] = {}
   for split in SPLITS:
@@ -158,8 +149,6 @@ class _Rows(Sequence[Record]):
     return len(self.names)
 
   def __getitem__(self, index: Any) -> Any:
-    if isinstance(index, slice):
-      return [self[i] for i in range(*index.indices(len(self)))]
     name = self.names[index]
     file = self._find(name)
     if file is None:

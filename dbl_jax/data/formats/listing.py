@@ -4,7 +4,6 @@ Each reader gives a `Listing`; hashing, decoding and checking it are the same
 for all data sets.
 """
 
-import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dbl_jax.data import alignment
+from dbl_jax.data import face_crops
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.data.formats import images
 from dbl_jax.data.formats.stored import StoredFile
@@ -61,11 +60,8 @@ def fingerprint(
   """Hashes the labels, the splits and the content of the images.
 
   Copies of a data set have the same fingerprint, in a folder or an archive.
-  Files whose checksum is not stored next to them are read.
-
-  Args:
-    listing: the data set.
-    progress: called with the number of images read, and of all.
+  Files whose checksum is not stored next to them are read; `progress` is called
+  with the number of images read, and of all.
 
   Returns:
     64 hexadecimal digits.
@@ -105,9 +101,9 @@ def decode(
   listing: Listing,
   name: str,
   image_size: int,
-  progress: Callable[[int, int], None] | None = None,
   aligned: bool = False,
   parts: Mapping[str, range] | None = None,
+  progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
   """Decodes images, on all cores.
 
@@ -115,10 +111,10 @@ def decode(
     listing: the data set.
     name: its name, such as 'fer2013'.
     image_size: height and width of the decoded images, in pixels.
-    progress: called with the number of images decoded, and of all.
     aligned: whether to cut out and align the largest face of each image; those
       without a face are used whole, with a warning.
     parts: split -> indices of the records to decode; None is all of them.
+    progress: called with the number of images decoded, and of all.
 
   Returns:
     The data set, with the splits of the listing in the order of their records;
@@ -129,76 +125,47 @@ def decode(
   """
   if parts is None:
     parts = {k: range(len(records)) for k, records in listing.splits.items()}
-  total = sum(map(len, parts.values()))
-  splits: dict[str, Split] = {}
-  names: dict[str, list[str]] = {}
-  bad: list[UserError] = []
-  warnings = [*listing.warnings]
-  for split, chosen in parts.items():
-    done = sum(len(one.labels) for one in splits.values())
-    show = functools.partial(_show, progress, done, total)
-    splits[split], names[split], errors, missed = _decode_split(
-      listing.splits[split], chosen, image_size, show, aligned
-    )
-    if missed:
-      warnings.append(
-        f"{name}: no face is found in {missed} of {len(chosen)} images of"
-        f" {split}, which are used whole"
-      )
-    bad += errors
-  if len(bad) > 1:
-    raise UserError(
-      f"{len(bad)} of {total} images cannot be read; the first: {bad[0]}"
-      " scripts/check_data.py lists them all."
-    ) from bad[0]
-  if bad:
-    raise bad[0]
-  return Dataset(name, listing.class_names, splits, "", tuple(warnings), names)
+  shape = (image_size, image_size, 3)
+  arrays = {
+    split: (np.empty((len(some), *shape), np.uint8), np.empty(len(some), "i4"))
+    for split, some in parts.items()
+  }
+  names = {split: [""] * len(chosen) for split, chosen in parts.items()}
+  faceless: list[str] = []
 
-
-def _decode_split(
-  records: Sequence[Record],
-  chosen: range,
-  image_size: int,
-  progress: Callable[[int, int], None],
-  aligned: bool,
-) -> tuple[Split, list[str], list[UserError], int]:
-  """Decodes the chosen records.
-
-  Returns:
-    The split, the names of the images, what is wrong with some, and the number
-    of images without a face.
-  """
-  shape = (len(chosen), image_size, image_size, 3)
-  pixels, labels = np.empty(shape, np.uint8), np.empty(shape[:1], np.int32)
-  names = [""] * len(chosen)
-  missed = np.zeros(len(chosen), bool)
-
-  def decode_one(i: int) -> UserError | None:
+  def decode_one(place: tuple[str, int]) -> UserError | None:
+    split, i = place
+    pixels, labels = arrays[split]
     try:
-      names[i], labels[i], file, box = records[chosen[i]]
+      record = listing.splits[split][parts[split][i]]
+      names[split][i], labels[i], file, box = record
       arguments = file.read(), image_size, file.origin, box
-      face = alignment.decode(*arguments) if aligned else None
-      missed[i] = aligned and face is None
+      face = face_crops.decode(*arguments) if aligned else None
+      if aligned and face is None:
+        faceless.append(split)
       pixels[i] = images.decode(*arguments) if face is None else face
     except UserError as error:
       return error
     return None
 
-  errors = images.in_threads(decode_one, range(len(chosen)), progress)
+  places = [(k, i) for k, chosen in parts.items() for i in range(len(chosen))]
+  errors = images.in_threads(decode_one, places, progress)
   bad = [error for error in errors if error is not None]
-  return Split(pixels, labels), names, bad, int(missed.sum())
-
-
-def _show(
-  progress: Callable[[int, int], None] | None,
-  before: int,
-  total: int,
-  done: int,
-  _: int,
-) -> None:
-  if progress is not None:
-    progress(before + done, total)
+  if len(bad) > 1:
+    raise UserError(
+      f"{len(bad)} of {len(places)} images cannot be read; the first: {bad[0]}"
+      " scripts/check_data.py lists them all."
+    ) from bad[0]
+  if bad:
+    raise bad[0]
+  warnings = [*listing.warnings] + [
+    f"{name}: no face is found in {missed} of {len(parts[split])} images of"
+    f" {split}, which are used whole"
+    for split in parts
+    if (missed := faceless.count(split))
+  ]
+  splits = {split: Split(*pair) for split, pair in arrays.items()}
+  return Dataset(name, listing.class_names, splits, "", tuple(warnings), names)
 
 
 def counts(listing: Listing) -> dict[str, list[int]]:
@@ -219,15 +186,8 @@ def differences(
 ) -> list[str]:
   """Compares the counts of a split with those its authors published.
 
-  Args:
-    origin: path of the data, for the message.
-    split: name of the split.
-    class_names: C names.
-    found: C counts.
-    original: name of the data set, and its C counts.
-
-  Returns:
-    A line, or nothing if there is no difference.
+  `original` is the name of their data set and its counts. Returns a line, or
+  nothing if there is no difference.
   """
   name, expected = original
   differing = [
@@ -237,9 +197,7 @@ def differences(
     )
     if here != there
   ]
-  if not differing:
-    return []
-  return [
+  return differing and [
     f"{origin}: {split} has {sum(found)} images ({name} has {sum(expected)}):"
     f" {', '.join(differing)}"
   ]

@@ -21,18 +21,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dbl_jax.data.datasets import RAF_DB_COUNTS, RAF_DB_NAMES, expression
 from dbl_jax.data.formats import image_folder, listing, stored
-from dbl_jax.data.formats.expressions import (
-  RAF_DB_COUNTS,
-  RAF_DB_NAMES,
-  noun,
-)
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import StoredFile, few
 from dbl_jax.errors import UserError
 
 IMAGE_SIZE = 100
-_CODES = ("1", "2", "3", "4", "5", "6", "7")
+# Code in the label files -> name.
+_CODES = dict(zip("1234567", RAF_DB_NAMES, strict=True))
+_CODES_IN_WORDS = ", ".join(f"{code} {name}" for code, name in _CODES.items())
 # The first spelling is the authors' own.
 _LABEL_FILES = ("list_patition_label.txt", "list_partition_label.txt")
 _NAME = re.compile(r"(train|test)_[\w-]+\.\w+", re.ASCII)
@@ -50,10 +48,8 @@ _EXPECTED = (
 def find(path: Path, _: Any = None) -> Listing:
   """Finds the images and reads their labels, see `Source.find`.
 
-  Args:
-    path: the folder that holds `basic`, `basic` itself, or a zip of either;
-      or Kaggle's `DATASET`.
-    _: unused.
+  The path is the folder that holds `basic`, `basic` itself, or a zip of either;
+  or Kaggle's `DATASET`.
   """
   # A folder may hold other data sets too, which are not searched.
   inner = not _has_labels(path) and _has_labels(path / "basic")
@@ -119,14 +115,13 @@ def _label_file(
     for name, file in files.items():
       if f"/{name}".endswith(f"/{place}"):
         found[name.removesuffix(place)] = file
-  chosen: list[str] = [base for base in ("", "basic/") if base in found]
-  chosen = chosen or sorted(found)
-  if len(found) > 1 and chosen[0] not in ("", "basic/"):
+  usual = [base for base in ("", "basic/") if base in found]
+  if len(found) > 1 and not usual:
     raise UserError(
-      f"{path} has label files under {few(chosen)}; {_EXPECTED}. Give the"
-      " folder or zip you got from RAF-DB's authors."
+      f"{path} has label files under {few(sorted(found))}; {_EXPECTED}. Give"
+      " the folder or zip you got from RAF-DB's authors."
     )
-  return (chosen[0], found[chosen[0]]) if found else None
+  return next(((base, found[base]) for base in usual or found), None)
 
 
 def _images(
@@ -187,7 +182,7 @@ def _parse_row(line: str, where: str) -> tuple[str, tuple[str, int]]:
     found = f"the name {fields[0][:80]!r}, expected one like train_00001.jpg or"
     found += " test_0001.jpg"
   elif fields[1] not in _CODES:
-    found = f"the code {fields[1][:80]!r}, expected one of {_codes()}"
+    found = f"the code {fields[1][:80]!r}, expected one of {_CODES_IN_WORDS}"
   else:
     return fields[0], (match[1], int(fields[1]) - 1)
   raise UserError(
@@ -196,24 +191,13 @@ def _parse_row(line: str, where: str) -> tuple[str, tuple[str, int]]:
   )
 
 
-def _codes() -> str:
-  return ", ".join(
-    f"{i} {c}" for i, c in zip(_CODES, RAF_DB_NAMES, strict=True)
-  )
-
-
 def _find_kaggle(
   path: Path, files: dict[str, StoredFile]
 ) -> tuple[dict[str, StoredFile], dict[str, int]] | None:
-  """Finds the layout of Kaggle's copy in a folder or zip.
+  """Finds the layout of Kaggle's copy in a folder or zip; None if it is not.
 
-  Returns:
-    The images ('train_00001_aligned.jpg' -> file) and the codes
-    ('train_00001.jpg' -> 1 to 7), fewer where a CSV leaves images out; or None
-    if the layout is another one.
-
-  Raises:
-    UserError: if folders, names and CSV contradict each other.
+  Returns the images ('train_00001_aligned.jpg' -> file) and the codes
+  ('train_00001.jpg' -> 1 to 7), fewer where a CSV leaves images out.
   """
   try:
     tree, _ = image_folder.read_tree(path, files)
@@ -247,12 +231,12 @@ def _find_kaggle(
 def _kaggle_code(folder: str, where: str) -> int:
   if folder in _CODES:
     return int(folder)
-  if noun(folder) in RAF_DB_NAMES:
-    return RAF_DB_NAMES.index(noun(folder)) + 1
+  if expression(folder) in RAF_DB_NAMES:
+    return RAF_DB_NAMES.index(expression(folder)) + 1
   raise UserError(
-    f"{where} has a folder {folder!r}; expected {_codes()}, by number or by"
-    " name. Rename it, or set data.name=image_folder to train on the folders as"
-    " they are."
+    f"{where} has a folder {folder!r}; expected {_CODES_IN_WORDS}, by number"
+    " or by name. Rename it, or set data.name=image_folder to train on the"
+    " folders as they are."
   )
 
 
@@ -292,9 +276,9 @@ def _check_table(
   names: Mapping[str, str],
 ) -> dict[str, int]:
   """Compares a CSV with the folders; returns the codes of its images."""
-  _, *lines = [*table.read().decode("utf-8-sig", "replace").splitlines(), ""]
+  lines = table.read().decode("utf-8-sig", "replace").splitlines()
   # In place of the header a blank row, which counts as a line.
-  text = "\n".join(["", *lines])
+  text = "\n".join(["", *lines[1:]])
   rows = stored.unique_rows(text, table.origin, _parse_table_row)
   for image, (code, where) in rows.items():
     if image in names and code != str(codes[names[image]]):

@@ -9,8 +9,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from dbl_jax.data.datasets import RAF_DB_NAMES
 from dbl_jax.data.formats import raf_db
-from dbl_jax.data.formats.expressions import RAF_DB_NAMES
 from dbl_jax.data.formats.listing import Listing, Record
 
 _DESCRIPTION = """

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from dbl_jax.errors import UserError
-from dbl_jax.runtime.provenance import available_memory
+from dbl_jax.runtime.environment import available_memory
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -30,23 +30,11 @@ _MAX_BYTES = 1 << 30
 _MAX_RATIO, _ANY_RATIO_BYTES = 100, 16 << 20
 # What damage makes zipfile and its decompressors raise.
 _ZIP_ERRORS = (
-  zipfile.BadZipFile,
-  zlib.error,
-  lzma.LZMAError,
-  struct.error,
-  EOFError,
-  OSError,
-  OverflowError,
-  RuntimeError,  # NotImplementedError among them
-  ValueError,
-)
-# Zip methods that Python reads.
-_ZIP_METHODS = {
-  zipfile.ZIP_STORED,
-  zipfile.ZIP_DEFLATED,
-  zipfile.ZIP_BZIP2,
-  zipfile.ZIP_LZMA,
-}
+  zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
+  OSError, OverflowError, RuntimeError, ValueError,
+)  # fmt: skip
+# Zip methods that Python reads: stored, Deflate, bzip2 and LZMA.
+_ZIP_METHODS = {0, 8, 12, 14}
 _ZIP_METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 _COMPRESSED: dict[bytes, Callable[..., Any]] = {
   b"\x1f\x8b": gzip.open,
@@ -136,8 +124,8 @@ def open_tree(
     ignored: names of folders that are not entered.
 
   Returns:
-    The files by path below the folder, with '/' as separator, sorted. A folder
-    without a file, at any depth, has an entry whose name ends with '/'.
+    The files by path, with '/' as separator, sorted. A folder without a file,
+    at any depth, has an entry whose name ends with '/'.
 
   Raises:
     UserError: if there is no such folder or archive, it cannot be read, or
@@ -151,13 +139,9 @@ def open_tree(
     raise UserError(
       f"{path} does not exist; {expected}. Check --config.data.dir."
     )
-  system = {part for name in found for part in _system_parts(name)}
-  if system:
-    log.warning(
-      "%s: folders of the operating system are left out: %s",
-      path,
-      few(sorted(system)),
-    )
+  if system := {part for name in found for part in _system_parts(name)}:
+    what = "%s: folders of the operating system are left out: %s"
+    log.warning(what, path, few(sorted(system)))
   outputs = {name for name in found if _is_output(name, found)}
   shown = [n for n in sorted(found) if not _is_hidden(n) and n not in outputs]
   folders = {name for name in _folders(found) if not _is_hidden(name)}
@@ -168,8 +152,7 @@ def open_tree(
 
 def _is_hidden(name: str) -> bool:
   """Whether a path has a hidden part or a folder of the system."""
-  parts = name.split("/")
-  return any(p.startswith(".") for p in parts) or bool(_system_parts(name))
+  return "/." in f"/{name}" or bool(_system_parts(name))
 
 
 def _is_output(name: str, found: Collection[str]) -> bool:
@@ -244,11 +227,7 @@ def of_path(path: Path | os.DirEntry[str]) -> StoredFile:
 
 def _archive_files(path: Path, expected: str) -> dict[str, StoredFile]:
   """Finds the files of an archive, whose first bytes show its kind."""
-  try:
-    with path.open("rb") as file:
-      head = file.read(512)
-  except OSError as error:
-    raise _unreadable(path, error) from error
+  head = _read_at(path, 0, 512)
   if _SPLIT_ARCHIVE.fullmatch(path.name):
     raise UserError(
       f"{path} is one part of a split archive; {expected}. Join and extract all"
@@ -259,16 +238,16 @@ def _archive_files(path: Path, expected: str) -> dict[str, StoredFile]:
   known = [k for magic, k in _OTHER_KINDS.items() if head.startswith(magic)]
   for what, advice in (*known, *filter(None, [stand_in(head)])):
     raise UserError(f"{path} is {what}; {expected}. {advice}")
-  for magic, open_compressed in _COMPRESSED.items():
-    if head.startswith(magic):
-      content = _decompress(path, open_compressed)
-      if not _is_tar(content):
-        raise UserError(
-          f"{path} is a single compressed file, not an archive; {expected}."
-          " Decompress it, and give what it contains."
-        )
-      read_at = functools.partial(_slice, content)
-      return _tar_files(BytesIO(content), str(path), read_at)
+  openers = [o for magic, o in _COMPRESSED.items() if head.startswith(magic)]
+  if openers:
+    content = _decompress(path, openers[0])
+    if not _is_tar(content):
+      raise UserError(
+        f"{path} is a single compressed file, not an archive; {expected}."
+        " Decompress it, and give what it contains."
+      )
+    read_at = lambda at, size: content[at : at + size]  # noqa: E731
+    return _tar_files(BytesIO(content), str(path), read_at)
   if _is_tar(head):
     with path.open("rb") as file:
       return _tar_files(file, str(path), functools.partial(_read_at, path))
@@ -319,10 +298,7 @@ def _tar_files(
 ) -> dict[str, StoredFile]:
   """Finds the files of a tar that is not compressed; nothing is extracted.
 
-  Args:
-    file: the tar.
-    origin: its path, for messages.
-    read_at: place and number of bytes -> content.
+  `read_at` takes a place and a number of bytes, and returns them.
   """
   try:
     with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -372,10 +348,6 @@ def _read_member(
   return content
 
 
-def _slice(content: bytes, place: int, size: int) -> bytes:
-  return content[place : place + size]
-
-
 def _read_at(path: Path, place: int, size: int) -> bytes:
   try:
     with path.open("rb") as file:
@@ -398,15 +370,9 @@ def _name_inside(name: str, origin: str) -> str:
 def zip_files(
   file: Path | BytesIO, origin: str, expected: str
 ) -> dict[str, StoredFile]:
-  """Finds the files of a zip; nothing is extracted.
+  """Finds the files of a zip, by path; nothing is extracted.
 
-  Args:
-    file: the zip.
-    origin: its path, for messages.
-    expected: what should be there, for messages.
-
-  Returns:
-    The files by path.
+  `origin` is its path and `expected` what should be there, for messages.
 
   Raises:
     UserError: if it is no zip, or a path leads out of it.
@@ -458,8 +424,7 @@ def _read_entry(archive: zipfile.ZipFile, entry: str, origin: str) -> bytes:
     if size > _ANY_RATIO_BYTES and size > _MAX_RATIO * packed:
       raise UserError(
         f"{origin}: {entry} would grow from {packed} to {size} bytes, more"
-        f" than {_MAX_RATIO} times; expected an image or a table. If it is"
-        f" one, extract it, and give the folder."
+        f" than {_MAX_RATIO} times; expected an image or a table. {_EXTRACT}"
       )
     _check_size(size, f"{origin}: {entry}")
     return archive.read(entry)
@@ -480,11 +445,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def stand_in(head: bytes) -> tuple[str, str] | None:
-  """Names what lies in place of a file, and what to do; None if nothing does.
-
-  Args:
-    head: the first bytes of the file.
-  """
+  """Names what lies in place of a file, by its first bytes, and what to do."""
   for pattern, kind in _STAND_INS.items():
     if re.match(pattern, head, re.IGNORECASE):
       return kind
@@ -507,11 +468,7 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def by_name(files: Mapping[str, StoredFile]) -> dict[str, StoredFile]:
-  """Returns the files by their names alone.
-
-  Raises:
-    UserError: if two share a name.
-  """
+  """Returns files by their names alone; raises UserError if two share one."""
   found: dict[str, StoredFile] = {}
   for path, file in files.items():
     name = path.rsplit("/", 1)[-1]
@@ -529,10 +486,7 @@ def unique_rows(
 ) -> dict[str, _T]:
   """Parses the rows of a label file that are not blank.
 
-  Args:
-    text: the content.
-    origin: the file, for messages.
-    parse: (row, its place) -> what it is about, value.
+  `parse` takes a row and its place, and returns what it is about and a value.
 
   Raises:
     UserError: if two rows are about the same.

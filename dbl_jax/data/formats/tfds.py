@@ -34,10 +34,9 @@ _HEAD, _TAIL = 12, 4
 def find(path: Path, options: Any) -> Listing:
   """Finds the splits of a prepared set, see `Source.find`.
 
-  Args:
-    path: tfds's data_dir, or the folder of a prepared set.
-    options: `config.data`; `tfds`, `download`, `image_feature`,
-      `label_feature` and the names of the splits are used.
+  The path is tfds's data_dir, or the folder of a prepared set. The options
+  `tfds`, `download`, `image_feature`, `label_feature` and the names of the
+  splits are used.
   """
   builder = _builder(path, options)
   info = builder.info
@@ -90,19 +89,15 @@ def _builder(path: Path, options: Any) -> Any:
         " downloaded unasked. Set --config.data.dir to tfds's data_dir that has"
         " it, or --config.data.download=True to let tfds prepare it there."
       )
-    _download(builder, name)
+    try:
+      builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # builders raise anything
+      manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None) or ""
+      raise UserError(
+        f"tensorflow-datasets cannot prepare {name}: {str(error)[:300]}"
+        f"{' It needs files by hand: ' if manual else ''}{manual.strip()}"
+      ) from error
   return builder
-
-
-def _download(builder: Any, name: str) -> None:
-  try:
-    builder.download_and_prepare(file_format="array_record")
-  except Exception as error:  # builders raise anything
-    manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None) or ""
-    raise UserError(
-      f"tensorflow-datasets cannot prepare {name}: {str(error)[:300]}"
-      f"{' It needs files by hand: ' if manual else ''}{manual.strip()}"
-    ) from error
 
 
 def _features(info: Any, options: Any) -> tuple[str, str]:
@@ -110,10 +105,8 @@ def _features(info: Any, options: Any) -> tuple[str, str]:
   import tensorflow_datasets as tfds
 
   found = []
-  for what, kind in (
-    ("image", tfds.features.Image),
-    ("label", tfds.features.ClassLabel),
-  ):
+  kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+  for what, kind in kinds.items():
     given = options[f"{what}_feature"]
     names = [n for n, f in info.features.items() if isinstance(f, kind)]
     # Those that the set's authors meant, where there are several.
@@ -164,8 +157,6 @@ class _Examples(Sequence[Record]):
     return self._split.num_examples
 
   def __getitem__(self, index: Any) -> Any:
-    if isinstance(index, slice):
-      return [self[i] for i in range(*index.indices(len(self)))]
     if not 0 <= index < len(self):
       raise IndexError(index)
     origin = f"{self._info.full_name} {self._name}[{index}]"

@@ -85,7 +85,7 @@ def test_folders_of_other_classes_are_refused(tmp_path):
     fer2013.find(root / "test")
 
 
-@pytest.mark.parametrize("pixel", ["", "256", "-1", "x", "1.5"])
+@pytest.mark.parametrize("pixel", ["", "256", "-1", "x", "1.5", "9" * 23])
 def test_pixels_that_are_no_picture_are_refused(tmp_path, pixel):
   path = samples.write_fer_csv(tmp_path / "fer2013.csv")
   first, row, rest = path.read_text().split("\n", 2)

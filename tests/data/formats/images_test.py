@@ -1,3 +1,5 @@
+"""Image files: decoded as a viewer shows them, or refused by name."""
+
 import io
 import struct
 
@@ -107,17 +109,16 @@ def test_broken_exif_does_not_lose_the_picture():
   assert images.decode(data, 8, "a.jpg").shape == (8, 8, 3)
 
 
-def test_grey_becomes_rgb():
-  grey = pixels((8, 8))
-  decoded = images.decode(encode(Image.fromarray(grey)), 8, "a.png")
-  np.testing.assert_array_equal(decoded, np.stack([grey] * 3, axis=-1))
-
-
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM"])
-def test_16_bit_grey_is_scaled_not_clipped(image_format):
-  values = np.array([[0, 257], [32768, 65535]], np.uint16)
-  decoded = images.decode(encode(Image.fromarray(values), image_format), 2, "a")
-  np.testing.assert_array_equal(decoded[..., 0], [[0, 1], [128, 255]])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_becomes_rgb_and_16_bit_are_scaled_not_clipped(
+  dtype, image_format
+):
+  values = np.array([[0, 1], [128, 255]], dtype)
+  grey = values if dtype == np.uint8 else np.array([[0, 257], [32768, 65535]])
+  image = Image.fromarray(grey.astype(dtype))
+  decoded = images.decode(encode(image, image_format), 2, "a")
+  np.testing.assert_array_equal(decoded, np.stack([values] * 3, axis=-1))
 
 
 @pytest.mark.parametrize(
@@ -165,52 +166,43 @@ def test_a_bitmap_whose_fourth_byte_is_unused_is_opaque():
   np.testing.assert_array_equal(images.decode(data, 4, "a.bmp"), expected)
 
 
-def test_lab_becomes_rgb():
-  red = Image.new("LAB", (4, 4), (136, 208, 195))  # sRGB red
-  found = images.decode(encode(red, "TIFF"), 4, "a.tif")[0, 0]
-  np.testing.assert_allclose(found, [255, 0, 0], atol=12)
+def palette(*colours):
+  """An image in the last of some colours."""
+  image = Image.new("P", (4, 4), len(colours) - 1)
+  image.putpalette(sum(colours, ()))
+  return image
 
 
-def test_palette_becomes_its_colours():
-  image = Image.new("P", (4, 4), 1)
-  image.putpalette([0, 0, 0, 10, 20, 30])
-  decoded = images.decode(encode(image), 4, "a.png")
-  np.testing.assert_array_equal(decoded[0, 0], [10, 20, 30])
+def in_colour(mode, *colour):
+  return Image.new(mode, (4, 4), colour)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_lies_on_white(mode):
-  if mode == "P":
-    image = Image.new("P", (4, 4), 0)
-    image.putpalette([0, 0, 0, 9, 9, 9])
-    data = encode(image, transparency=0)
-  else:
-    data = encode(Image.new(mode, (4, 4)))
-  np.testing.assert_array_equal(images.decode(data, 4, "a.png"), 255)
+RED, BLUE = (200, 0, 0), (0, 0, 200)
+ANIMATED = {"save_all": True, "append_images": [in_colour("RGB", *BLUE)]}
+# Image, format, options -> the colour, and how far it may be off.
+COLOURS = [
+  (in_colour("LAB", 136, 208, 195), "TIFF", {}, (255, 0, 0), 12),  # sRGB red
+  (in_colour("CMYK", 0, 255, 255, 0), "JPEG", {"quality": 95}, (255, 0, 0), 6),
+  (palette((0, 0, 0), (10, 20, 30)), "PNG", {}, (10, 20, 30), 0),
+  (palette((0, 0, 0)), "PNG", {"transparency": 0}, (255, 255, 255), 0),
+  (in_colour("RGBA", 0, 0, 0, 0), "PNG", {}, (255, 255, 255), 0),
+  (in_colour("LA", 0, 0), "PNG", {}, (255, 255, 255), 0),
+  (in_colour("RGBA", 0, 0, 0, 128), "PNG", {}, (127, 127, 127), 1),
+  (in_colour("RGB", *RED), "GIF", ANIMATED, RED, 2),
+  (in_colour("RGB", *RED), "PNG", ANIMATED, RED, 2),
+  (in_colour("RGB", *RED), "WEBP", ANIMATED | {"lossless": True}, RED, 2),
+]
 
 
-def test_half_transparent_black_is_grey():
-  data = encode(Image.new("RGBA", (4, 4), (0, 0, 0, 128)))
-  np.testing.assert_allclose(images.decode(data, 4, "a.png"), 127, atol=1)
-
-
-def test_cmyk_jpeg_has_its_colour():
-  image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-  decoded = images.decode(encode(image, "JPEG", quality=95), 16, "a.jpg")
-  np.testing.assert_allclose(decoded[8, 8], [255, 0, 0], atol=6)
-
-
-@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP"])
-def test_an_animation_gives_its_first_frame(image_format):
-  first = Image.new("RGB", (8, 8), (200, 0, 0))
-  second = Image.new("RGB", (8, 8), (0, 0, 200))
-  options = {"save_all": True, "append_images": [second]}
-  if image_format == "WEBP":
-    options["lossless"] = True
-  data = encode(first, image_format, **options)
-  np.testing.assert_allclose(
-    images.decode(data, 8, "a")[4, 4], [200, 0, 0], atol=2
-  )
+@pytest.mark.parametrize(
+  ("image", "image_format", "options", "expected", "atol"), COLOURS
+)
+def test_colours_are_those_of_a_viewer_on_white(
+  image, image_format, options, expected, atol
+):
+  """Of an animation, those of the first frame."""
+  decoded = images.decode(encode(image, image_format, **options), 4, "a")
+  np.testing.assert_allclose(decoded[2, 2], expected, atol=atol)
 
 
 @pytest.mark.parametrize(

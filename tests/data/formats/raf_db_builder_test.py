@@ -12,10 +12,10 @@ import tiny
 from dbl_jax import config as configs
 from dbl_jax import train
 from dbl_jax.data import pipeline, sampling, sources
+from dbl_jax.data.datasets import RAF_DB_NAMES
 from dbl_jax.data.formats import listing, raf_db, raf_db_dataset_builder
-from dbl_jax.data.formats.expressions import RAF_DB_NAMES
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import sharding
+from dbl_jax.runtime import distributed
 
 
 class RafDbTest(tfds.testing.DatasetBuilderTestCase):
@@ -75,7 +75,7 @@ class RafDbTest(tfds.testing.DatasetBuilderTestCase):
     images, labels = dataset.splits["train"]
     sampler = sampling.make_sampler(labels, 7, 0.0, 8, seed=0)
     feed = pipeline.make_pipeline(
-      images, labels, sampler, sharding.make_mesh(), "tf_data"
+      images, labels, sampler, distributed.make_mesh(), "tf_data"
     )
     drawn = pipeline.batch_reader(feed, 0, 250, 250)(250)["label"]
     frequencies = np.bincount(np.ravel(drawn), minlength=7) / drawn.size

@@ -7,8 +7,8 @@ import zipfile
 import pytest
 import samples
 
+from dbl_jax.data.datasets import RAF_DB_NAMES
 from dbl_jax.data.formats import listing, raf_db
-from dbl_jax.data.formats.expressions import RAF_DB_NAMES
 from dbl_jax.errors import UserError
 
 
@@ -203,24 +203,21 @@ def kaggle(root, official, folder=str, tables=True):
   return root
 
 
-@pytest.mark.parametrize("tables", [True, False])
-def test_kaggles_layout_reads_the_same(root, tmp_path, tables):
-  other = kaggle(tmp_path / "k", root, tables=tables)
+def in_words(code):
+  return "Happy" if code == 4 else RAF_DB_NAMES[code - 1]
+
+
+@pytest.mark.parametrize(
+  ("folder", "tables"), [(str, True), (str, False), (in_words, True)]
+)
+def test_kaggles_layout_reads_the_same(root, tmp_path, folder, tables):
+  other = kaggle(tmp_path / "k", root, folder, tables)
   archive = samples.zip_folder(other, tmp_path / "kaggle.zip")
   for place in (other, other / "DATASET", archive):
     found = raf_db.find(place)
     assert content(found) == expected_content(root)
     assert len(found.warnings) == 2
     assert found.fingerprint == raf_db.find(place).fingerprint
-
-
-def test_kaggles_folders_may_have_names(root, tmp_path):
-  other = kaggle(
-    tmp_path / "k",
-    root,
-    lambda code: "Happy" if code == 4 else RAF_DB_NAMES[code - 1],
-  )
-  assert content(raf_db.find(other)) == expected_content(root)
 
 
 def test_kaggles_missing_and_unlabelled_images_are_counted(root, tmp_path):
