@@ -27,8 +27,8 @@ from dbl_jax.evaluation import (
   predictors,
   report,
 )
-from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.metrics import by_tier, confusion_of
+from dbl_jax.evaluation.predictions import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.models.model import gives, make_model
 from dbl_jax.runtime import distributed, sharding

@@ -1,13 +1,87 @@
-"""Statistics over systems: tiers, calibration, paired differences."""
+"""Results of finished runs, and statistics over systems and seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from dbl_jax.evaluation import metrics, plots
+from dbl_jax.evaluation.predictions import Predictions
+
+STRENGTHS = np.arange(31) / 20  # of logit adjustment, along its curve
+
+
+class RunResult(NamedTuple):
+  """One system trained with one seed. Made by `run_result`.
+
+  Its scores, f32[n, C], are not part of it: those of all runs of a table may
+  exceed the memory.
+
+  Attributes:
+    system: name of its config, such as 'dbl'.
+    seed: training seed.
+    class_names: C names in the order of the labels.
+    train_counts: int[C], training images of each class.
+    labels: int32[n], true classes of the test images.
+    guesses: int[n], predicted classes; the first of equal scores wins.
+    top5: top-5 accuracy.
+    calibration_error: see `metrics.expected_calibration_error`; NaN without
+      probabilities.
+    frontier: see `logit_adjustment_frontier` for `STRENGTHS`, or
+      None.
+    seconds: training time over its own stages, None if unknown.
+    fingerprint: of the images it was trained and tested on; '' if unknown.
+    hardware: descriptions of the machines it was trained on.
+  """
+
+  system: str
+  seed: int
+  class_names: tuple[str, ...]
+  train_counts: np.ndarray
+  labels: np.ndarray
+  guesses: np.ndarray
+  top5: float
+  calibration_error: float
+  frontier: np.ndarray | None
+  seconds: float | None = None
+  fingerprint: str = ""
+  hardware: tuple[str, ...] = ()
+
+
+def run_result(
+  system: str, seed: int, run: Predictions, frontier: bool = True, **about: Any
+) -> RunResult:
+  """Computes from a run's scores what a table needs of them.
+
+  Args:
+    system: name of its config.
+    seed: training seed.
+    run: scores on the test images.
+    frontier: whether to compute the curve of logit adjustment, which takes as
+      long as 31 evaluations, if the scores are those of probabilities.
+    **about: other fields of `RunResult`.
+  """
+  curve, error = None, math.nan
+  if run.calibrated:
+    error = metrics.expected_calibration_error(run.labels, run.scores)
+  if run.calibrated and frontier:
+    curve = logit_adjustment_frontier(
+      run.labels, run.scores, run.train_counts, STRENGTHS
+    )
+  return RunResult(
+    system,
+    seed,
+    run.class_names,
+    run.train_counts,
+    run.labels,
+    np.argmax(run.scores, axis=1),
+    metrics.top_k_accuracy(run.scores, run.labels),
+    error,
+    curve,
+    **about,
+  )
 
 
 class Gain(NamedTuple):

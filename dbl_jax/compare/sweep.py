@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
 from dbl_jax import train, workdirs
-from dbl_jax.compare.records import RunResult, run_result
+from dbl_jax.compare.statistics import RunResult, run_result
 from dbl_jax.data import regions, sources
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions

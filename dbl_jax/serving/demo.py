@@ -276,7 +276,7 @@ def _bars(
   predictor: predict.Predictor, scores: np.ndarray
 ) -> list[dict[str, Any]]:
   """Scores that are no probabilities have lengths, but no unit."""
-  shares = scores if predictor.calibrated else np.exp(scores - scores.max())
+  shares = predict.relative(scores, predictor.calibrated)
   return [
     {
       "name": predictor.class_names[c],

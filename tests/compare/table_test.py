@@ -9,7 +9,7 @@ import pytest
 from pages import Page
 
 from dbl_jax.compare import table
-from dbl_jax.compare.records import run_result
+from dbl_jax.compare.statistics import run_result
 from dbl_jax.compare.table import facts, make_rows
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import plots

@@ -15,7 +15,7 @@ from dbl_jax import config as configs
 from dbl_jax import evaluate, train
 from dbl_jax.data import alignment, sources, synthetic
 from dbl_jax.data.formats import stored
-from dbl_jax.serving import drawing, predict
+from dbl_jax.serving import predict
 
 NAMES = ("dark", "middle", "light")
 
@@ -112,7 +112,7 @@ def test_classes_may_have_any_name(photos, tmp_path):
   assert row["probabilities left"] == "0.5"
   assert row["two\nlines"] == "0.25"
   photo = stored.of_path(photos / "one.png")
-  drawing.draw(photo, [(one.box, scores)], names, True)
+  predict.draw(photo, [(one.box, scores)], names, True)
 
 
 def test_a_crop_is_used_as_it_is(model, faces, tmp_path):
