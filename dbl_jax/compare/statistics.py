@@ -16,8 +16,7 @@ STRENGTHS = np.arange(31) / 20  # of logit adjustment, along its curve
 class RunResult(NamedTuple):
   """One system trained with one seed. Made by `run_result`.
 
-  Its scores, f32[n, C], are not part of it: those of all runs of a table may
-  exceed the memory.
+  Its scores are not part of it: those of all runs may exceed the memory.
 
   Attributes:
     system: name of its config, such as 'dbl'.
@@ -55,13 +54,8 @@ def run_result(
 ) -> RunResult:
   """Computes from a run's scores what a table needs of them.
 
-  Args:
-    system: name of its config.
-    seed: training seed.
-    run: scores on the test images.
-    frontier: whether to compute the curve of logit adjustment, which takes as
-      long as 31 evaluations, if the scores are those of probabilities.
-    **about: other fields of `RunResult`.
+  `frontier` asks for the curve of logit adjustment, which takes as long as 31
+  evaluations; `about` has other fields of `RunResult`.
   """
   curve, error = None, math.nan
   if run.calibrated:
@@ -96,11 +90,8 @@ class Gain(NamedTuple):
 def mean_std(values: Sequence[float | None]) -> tuple[float, float]:
   """Mean and sample standard deviation (divisor s - 1) of s known values.
 
-  Args:
-    values: one for each seed; None and NaN, for unknown values, are left out.
-
-  Returns:
-    The mean, NaN without values; the deviation, NaN below two values.
+  None and NaN, of unknown values, are left out. The mean of none is NaN, and
+  so is the deviation of fewer than two.
   """
   known = np.array(values, np.float64)
   known = known[~np.isnan(known)]
@@ -115,9 +106,6 @@ def default_cuts(train_counts: ArrayLike) -> tuple[int, int]:
 
   The literature's cuts of 100 and 20 are for a thousand classes, and used for
   more than `plots.MAX_CLASSES`; in RAF-DB, every class has more images.
-
-  Args:
-    train_counts: int[C], training images of each class.
   """
   if np.size(train_counts) > plots.MAX_CLASSES:
     return 100, 20

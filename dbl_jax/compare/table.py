@@ -131,14 +131,8 @@ def make_rows(
   Args:
     results: finished runs on one data set, in any order.
     reference: system that the others are compared with.
-    cuts: (many, few), see `statistics.tiers`; None: by the data.
+    cuts: (many, few), see `metrics.tiers`; None: by the data.
     draws: number of bootstrap samples.
-
-  Returns:
-    For each system its name, seeds, the paper's accuracies, ours (mean and
-    standard deviation), differences to the reference, recall by tier, the
-    calibration error (NaN without probabilities), training time and recall by
-    class.
 
   Raises:
     UserError: the runs cannot be compared, see `by_system`.
@@ -238,13 +232,8 @@ def facts(
 ) -> dict[str, str]:
   """Describes how a table was made: label -> plain text.
 
-  Args:
-    results: the runs of the table.
-    dataset: name of the data set.
-    image_size: height and width in pixels.
-    command: the command that makes the table.
-    epochs: epochs of encoder training of each system.
-    cuts: (many, few) training images of the tiers; None: by the data.
+  `image_size` is in pixels, `command` that which makes the table, `epochs` of
+  encoder training of each system, and `cuts` as in `make_rows`.
   """
   first = results[0]
   names, trained = first.class_names, first.train_counts

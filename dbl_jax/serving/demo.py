@@ -203,12 +203,7 @@ def fill(facts: Mapping[str, Any]) -> str:
 
 
 def policy(page: str, scripts: str = "") -> str:
-  """Content security policy: own scripts and styles, and no other host.
-
-  Args:
-    page: HTML.
-    scripts: further sources of scripts.
-  """
+  """Content security policy of HTML: its own styles, its own and `scripts`."""
   allowed = {}
   for tag in ("script", "style"):
     inline = re.findall(
@@ -231,11 +226,7 @@ def describe(name: str, class_names: Sequence[str]) -> str:
 
 
 def answer(predictor: predict.Predictor, data: bytes) -> list[dict[str, Any]]:
-  """Predicts a photo.
-
-  Args:
-    predictor: the model.
-    data: content of an image file.
+  """Predicts a photo, the content of an image file.
 
   Returns:
     For each face, the largest first: 'box' (left, top, right, bottom in pixels
@@ -298,13 +289,7 @@ def _data_url(pixels: np.ndarray) -> str:
 
 
 def serve(server: Server, predictor: predict.Predictor, name: str) -> None:
-  """Serves the page until Ctrl-C.
-
-  Args:
-    server: listens already.
-    predictor: the model.
-    name: name of the model, for the page.
-  """
+  """Serves the page of a model of that name until Ctrl-C."""
   server.predictor = predictor
   server.page = fill(
     {

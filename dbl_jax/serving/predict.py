@@ -306,12 +306,8 @@ def find_template(
 ) -> tuple[np.ndarray | None, bool]:
   """Finds the template of a run: the stored one, or by its training images.
 
-  Args:
-    workdir: workdir of the run.
-    loaded: its model.
-
-  Returns:
-    As `alignment.load`; without the images a default, with a warning.
+  Returns the result of `alignment.load`; without the images a default, with a
+  warning.
   """
   if (found := alignment.load(workdir)) is not None:
     return found
@@ -345,33 +341,21 @@ def rows(
 ) -> list[dict[str, Any]]:
   """Predictions as plain values.
 
-  Args:
-    predictions: the predictions.
-    class_names: C names.
-    calibrated: whether their scores are probabilities.
-
-  Returns:
-    For each 'photo', 'note', 'box', 'label' and 'probabilities' or 'scores' by
-    class; None where there is none.
+  Each has 'photo', 'note', 'box', 'label' and, if `calibrated`,
+  'probabilities', else 'scores' by class; None where there is none.
   """
   values = "probabilities" if calibrated else "scores"
-  return [
-    {
-      "photo": one.photo,
-      "note": one.note,
-      "box": None if one.box is None else [round(edge, 1) for edge in one.box],
-      "label": None
-      if one.scores is None
-      else class_names[int(one.scores.argmax())],
-      values: None
-      if one.scores is None
-      else {
-        name: round(float(score), 6)
-        for name, score in zip(class_names, one.scores, strict=True)
-      },
-    }
-    for one in predictions
-  ]
+  found = []
+  for one in predictions:
+    box = one.box and [round(edge, 1) for edge in one.box]
+    row: dict[str, Any] = {"photo": one.photo, "note": one.note, "box": box}
+    label = by_class = None
+    if one.scores is not None:
+      label = class_names[int(one.scores.argmax())]
+      rounded = (round(float(score), 6) for score in one.scores)
+      by_class = dict(zip(class_names, rounded, strict=True))
+    found.append(row | {"label": label, values: by_class})
+  return found
 
 
 def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
@@ -409,13 +393,10 @@ def draw_all(
   predictor: Predictor,
   folder: Path,
 ) -> None:
-  """Writes each photo with its predictions as a JPEG; without any, none.
+  """Writes each photo that has predictions as a JPEG with them.
 
-  Args:
-    photos: the files.
-    predictions: those of `predictor.predict(photos)`.
-    predictor: made them.
-    folder: exists. Photos of equal names get a number.
+  They are those of `predictor.predict(photos)`. The folder exists; photos of
+  equal names get a number.
   """
   by_origin = {photo.origin: photo for photo in photos}
   taken: set[str] = set()
