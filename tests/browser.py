@@ -24,16 +24,18 @@ _FLAGS = (
 
 
 class Browser:
-  """One tab. `errors` has what its pages logged as errors."""
+  """One tab, as of a phone. `errors` has what its pages logged as errors."""
 
   def __init__(self, reader, writer):
-    self._reader, self._writer = reader, writer
+    self._reader, self._writer, self._received = reader, writer, b""
     self._count, self._session, self.errors = 0, {}, []
     target = self("Target.createTarget", url="about:blank")["targetId"]
     attached = self("Target.attachToTarget", targetId=target, flatten=True)
     self._session = {"sessionId": attached["sessionId"]}
     for domain in ("Page", "Runtime", "Log", "DOM"):
       self(f"{domain}.enable")
+    screen = {"width": 390, "height": 844, "deviceScaleFactor": 1}
+    self("Emulation.setDeviceMetricsOverride", mobile=True, **screen)
 
   def __call__(self, method, **params):
     """Calls a method of the protocol; see the DevTools documentation."""
@@ -53,16 +55,12 @@ class Browser:
         self.errors.append(entry)
 
   def _receive(self):
-    message = b""
-    while not message.endswith(b"\0"):
+    while b"\0" not in self._received:
       read = self._reader.read1()
       assert read, "Chromium has ended"
-      # Several messages may come at once, and part of the next.
-      head, zero, rest = read.partition(b"\0")
-      message += head + zero
-      if rest:
-        self._reader = _Joined(rest, self._reader)
-    return json.loads(message[:-1])
+      self._received += read  # several messages, or a part of one
+    message, _, self._received = self._received.partition(b"\0")
+    return json.loads(message)
 
   def run(self, script):
     """The value of an expression in the page."""
@@ -94,17 +92,6 @@ class Browser:
     root = self("DOM.getDocument")["root"]["nodeId"]
     node = self("DOM.querySelector", nodeId=root, selector=selector)
     self("DOM.setFileInputFiles", files=[str(path)], nodeId=node["nodeId"])
-
-
-class _Joined:
-  """Bytes in front of a stream."""
-
-  def __init__(self, first, stream):
-    self._first, self._stream = first, stream
-
-  def read1(self):
-    first, self._first = self._first, b""
-    return first or self._stream.read1()
 
 
 @contextlib.contextmanager

@@ -203,7 +203,10 @@ def fill(facts: Mapping[str, Any]) -> str:
 
 
 def policy(page: str, scripts: str = "") -> str:
-  """Content security policy of HTML: its own styles, its own and `scripts`."""
+  """Content security policy of a page: inline code of its own, no other host.
+
+  `scripts` are further sources of scripts.
+  """
   allowed = {}
   for tag in ("script", "style"):
     inline = re.findall(

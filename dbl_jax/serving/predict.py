@@ -133,10 +133,11 @@ class Predictor:
     with images.opened(data, origin) as image:
       photo = images.to_rgb(image, origin)
     found = faces.detect(photo)
-    if not self.searches and _is_crop(photo, found, template):
-      return [(None, images.decode(data, size, origin))]
-    if self.searches and not found and _is_square(photo):
-      # As in training, where an image without a face is used whole.
+    if self.searches:  # training too uses an image without a face whole
+      whole = not found and _is_square(photo)
+    else:
+      whole = _is_crop(photo, found, template)
+    if whole:
       return [(None, images.decode(data, size, origin))]
     pixels = np.asarray(photo)
     return [

@@ -42,9 +42,8 @@ def test_confusion_is_in_per_cent_of_the_row(drawn):
     assert texts(axes.get_xticklabels()) == ["a", "b", "$x_1^"]
 
 
-@pytest.mark.parametrize("systems", [9, 13])
-def test_each_system_has_a_panel_with_its_name(drawn, systems):
-  names = [f"system {i}" for i in range(systems)]
+def test_each_system_has_a_panel_with_its_name(drawn):
+  names = [f"system {i}" for i in range(13)]
   png = plots.confusion_figure([(n, np.eye(7)) for n in names], "abcdefg", [1])
   panels = [axes for axes in drawn[0].axes if axes.axison]
   assert texts(axes.title for axes in panels) == names
