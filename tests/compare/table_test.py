@@ -12,7 +12,6 @@ from dbl_jax.compare import table
 from dbl_jax.compare.statistics import run_result
 from dbl_jax.compare.table import facts, make_rows
 from dbl_jax.errors import UserError
-from dbl_jax.evaluation import plots
 from dbl_jax.evaluation.predictions import Predictions
 
 ABOUT = {
@@ -23,7 +22,6 @@ ABOUT = {
 LABELS = np.repeat([0, 1], [10, 4])
 NAMES = ("joy", "fear")
 NAN = float("nan")
-PNG = b"\x89PNG".ljust(24, b"\1")
 FIELDS = {"seconds", "fingerprint", "hardware"}
 
 
@@ -296,11 +294,9 @@ def test_every_machine_is_named_once(of_each_run, shown):
   assert facts(runs, **ABOUT)["Hardware"] == shown
 
 
-def test_write_leaves_five_whole_files_or_the_old_ones(tmp_path, monkeypatch):
-  figures, render = [], plots.to_png
-  monkeypatch.setattr(
-    plots, "to_png", lambda figure: figures.append(figure) or render(figure)
-  )
+def test_write_leaves_five_whole_files_or_the_old_ones(
+  tmp_path, monkeypatch, drawn
+):
   out = tmp_path / "deep" / "er"
   records = _records()
   # A lone surrogate, which no file can hold.
@@ -319,11 +315,11 @@ def test_write_leaves_five_whole_files_or_the_old_ones(tmp_path, monkeypatch):
   assert all(attrs["src"].startswith("data:") for attrs in page.find("img"))
   assert "mixup: seed 1" in old["table.md"].decode()
   assert "mix?" in old["table.md"].decode()
-  legend = [text.get_text() for text in figures[0].axes[0].get_legend().texts]
+  legend = [text.get_text() for text in drawn[0].axes[0].get_legend().texts]
   assert legend[1:] == ["1  Basic", "2  DBL", "3  mix?"]
-  point = figures[0].axes[0].containers[1][0].get_xydata()[0]
+  point = drawn[0].axes[0].containers[1][0].get_xydata()[0]
   assert point == pytest.approx((1200 / 14, 90))
-  assert [a.get_title() for a in figures[1].axes][:2] == ["Basic", "DBL"]
+  assert [a.get_title() for a in drawn[1].axes][:2] == ["Basic", "DBL"]
   with pytest.raises(UserError):
     table.write(
       out, [*records, _record("x", 0, (1, 1), fingerprint="y")], [], **ABOUT
@@ -347,14 +343,10 @@ def test_write_leaves_five_whole_files_or_the_old_ones(tmp_path, monkeypatch):
   ],
 )
 def test_frontier_and_paper_points_are_drawn_where_there_are(
-  tmp_path, monkeypatch, records, paper, expected
+  tmp_path, drawn, records, paper, expected
 ):
-  figures = []
-  monkeypatch.setattr(
-    plots, "to_png", lambda figure: figures.append(figure) or PNG
-  )
   table.write(tmp_path, records, [], paper_points=paper, **ABOUT)
-  axes = figures[0].axes[0]
+  axes = drawn[0].axes[0]
   legend = [text.get_text() for text in axes.get_legend().texts]
   for text, start in zip(legend, expected, strict=True):
     assert text.startswith(start)

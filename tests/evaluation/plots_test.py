@@ -18,16 +18,6 @@ NAN = float("nan")
 STEP = {"phase": "p", "step": 1, "epoch": 1.0}
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-  """Lists figures as they are rendered."""
-  figures, render = [], plots.to_png
-  monkeypatch.setattr(
-    plots, "to_png", lambda figure: (figures.append(figure), render(figure))[1]
-  )
-  return figures
-
-
 def texts(found):
   return [text.get_text() for text in found]
 
