@@ -116,7 +116,7 @@ def _write_card(workdir: Path, out: Path, loaded: LoadedModel) -> None:
     trained_by=loaded.meta.get("command", "# not stored by that version"),
     exported_by=shlex.join(sys.orig_argv),
   )
-  (out / "README.md").write_text(card, "utf-8")
+  (out / "README.md").write_bytes(card.encode("utf-8", "replace"))
 
 
 def _recall(name: str, row: dict[str, Any]) -> str:
