@@ -3,8 +3,8 @@
 `configs/pretrained.py:resnet18` for the weights of another encoder than
 EfficientNet-Lite0. Without `init_from` the encoder starts at random.
 
-python -m dbl_jax.main --config=configs/pretrained.py --workdir=runs/pretrained \\
-  --config.init_from=FILE.pth
+python -m dbl_jax.main --config=configs/pretrained.py \\
+  --workdir=runs/pretrained --config.init_from=FILE.pth
 """
 
 from ml_collections import ConfigDict

@@ -27,8 +27,8 @@ from dbl_jax.evaluation import (
   predictors,
   report,
 )
-from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.metrics import by_tier, confusion_of
+from dbl_jax.evaluation.predictions import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.models.model import gives, make_model
 from dbl_jax.runtime import distributed
@@ -72,13 +72,8 @@ def better_lost(
 ) -> int | None:
   """Finds a checkpoint that validated better and has been damaged since.
 
-  Args:
-    history: rows of the run's metrics.jsonl.
-    phase: a phase with keep="best".
-    step: the best checkpoint that exists.
-
-  Returns:
-    The best step according to the history; None if it is `step`.
+  Returns the best step by the history of a phase with keep="best", or None if
+  it is `step`, that of the best checkpoint that exists.
   """
   keys = (f"val_{checkpoint.METRIC}", f"knn_{checkpoint.METRIC}")
   scores = {
@@ -99,18 +94,10 @@ def write(
   out: Path,
   mistakes: bool = False,
 ) -> dict[str, Any]:
-  """Evaluates a split and writes metrics, scores and the report.
+  """Evaluates a split and writes metrics, scores and the report to `out`.
 
-  Args:
-    run: provenance of the model.
-    dataset: the data.
-    split: name of the split.
-    context: the model, and what a predictor may look at.
-    out: output folder; created if missing.
-    mistakes: whether the report shows the most confident mistakes.
-
-  Returns:
-    The content of `metrics.json`.
+  With `mistakes` the report shows the most confident ones. Returns the content
+  of `metrics.json`.
   """
   part, names, phase = dataset.splits[split], dataset.class_names, run.phase
   # All hosts take part in every forward pass.
@@ -193,16 +180,10 @@ def _compiled_views(
 def make_activation(
   config: ConfigDict, phase: str, num_classes: int
 ) -> Callable[..., jax.Array | None] | None:
-  """Makes the function that computes class activation maps.
+  """Makes the function that computes class activation maps of a phase's model.
 
-  Args:
-    config: resolved config of the run.
-    phase: the phase that trained the model.
-    num_classes: C.
-
-  Returns:
-    A function (variables, images uint8[n, S, S, 3], classes int[n]) -> maps
-    f32[n, h, w] or None, see `activation_maps`; None without a classifier.
+  It takes (variables, images uint8[n, S, S, 3], classes int[n]) and returns
+  f32[n, h, w] or None, see `activation_maps`. It is None without a classifier.
   """
   if "logits" not in gives(config[phase].head.name):
     return None
@@ -286,13 +267,9 @@ class LoadedModel:
     return make_forward(self.eval_step, self.variables, self.mesh)(images)
 
   def predict(self, images: np.ndarray) -> np.ndarray:
-    """Calibrated class probabilities: the softmax of logits / temperature.
+    """Calibrated probabilities f32[n, C]: softmax of logits / temperature.
 
-    Args:
-      images: as in `__call__`.
-
-    Returns:
-      f32[n, C].
+    Images are as in `__call__`.
 
     Raises:
       UserError: if the model has no classifier, such as that of SimCLR alone.
@@ -302,11 +279,7 @@ class LoadedModel:
     return special.softmax(logits / self.temperature, axis=1)
 
   def require_classifier(self, hint: str = "") -> None:
-    """Raises UserError if the model has no classifier.
-
-    Args:
-      hint: what else the user may do, with a blank at its end.
-    """
+    """Raises UserError, with a hint, if the model has no classifier."""
     head = self.config[self.phase].head.name
     if "logits" not in gives(head):
       raise UserError(
@@ -468,16 +441,9 @@ def fit_context(
   dataset: Dataset,
   mesh: jax.sharding.Mesh,
 ) -> FitContext:
-  """Combines a trained model with the splits a predictor may be fitted on.
+  """Combines a trained model with the splits a predictor is fitted on.
 
-  Args:
-    eval_step: compiled forward pass over images.
-    variables: variables of the model.
-    dataset: with 'train' and 'validation'.
-    mesh: the devices.
-
-  Returns:
-    The context.
+  `eval_step` is its compiled forward pass over images.
   """
   placed = distributed.put(variables, distributed.replicated(mesh))
   return FitContext(

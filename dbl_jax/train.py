@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from dbl_jax import evaluate, workdirs
 from dbl_jax.data import face_crops, sources
 from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
-from dbl_jax.evaluation.forward import jit_eval_step
+from dbl_jax.evaluation.predictions import jit_eval_step
 from dbl_jax.models import torch_weights
 from dbl_jax.runtime import distributed, signals
 from dbl_jax.runtime.environment import provenance
@@ -93,6 +95,7 @@ def _run(
         meta = {
           "config": config.to_dict(),
           "class_names": dataset.class_names,
+          "command": shlex.join(sys.orig_argv),
           "fingerprint": dataset.fingerprint,
           "former": dataset.former,
           "init": init,

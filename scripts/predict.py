@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
   # Photos are read in threads, which those of NumPy's products would disturb.
   os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
   from dbl_jax.runtime.files import make_writable
-  from dbl_jax.serving import drawing, predict
+  from dbl_jax.serving import predict
 
   found = predict.find(photos)
   folder = None if _DRAW.value is None else Path(_DRAW.value).expanduser()
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     predict.write(out, table)
     print(f"Predictions: {printable(str(out))}")
   if folder:
-    drawing.draw_all(found, predictions, predictor, folder)
+    predict.draw_all(found, predictions, predictor, folder)
     print(f"Pictures: {printable(str(folder))}")
   unread = sum(one.note not in predict.NOTES for one in predictions)
   if unread:

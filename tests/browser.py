@@ -24,17 +24,18 @@ _FLAGS = (
 
 
 class Browser:
-  """One tab. `errors` has what its pages logged as errors."""
+  """One tab, as of a phone. `errors` has what its pages logged as errors."""
 
   def __init__(self, reader, writer):
-    self._reader, self._writer = reader, writer
+    self._reader, self._writer, self._received = reader, writer, b""
     self._count, self._session, self.errors = 0, {}, []
-    self._buffer = b""
     target = self("Target.createTarget", url="about:blank")["targetId"]
     attached = self("Target.attachToTarget", targetId=target, flatten=True)
     self._session = {"sessionId": attached["sessionId"]}
     for domain in ("Page", "Runtime", "Log", "DOM"):
       self(f"{domain}.enable")
+    screen = {"width": 390, "height": 844, "deviceScaleFactor": 1}
+    self("Emulation.setDeviceMetricsOverride", mobile=True, **screen)
 
   def __call__(self, method, **params):
     """Calls a method of the protocol; see the DevTools documentation."""
@@ -54,11 +55,11 @@ class Browser:
         self.errors.append(entry)
 
   def _receive(self):
-    while b"\0" not in self._buffer:
+    while b"\0" not in self._received:
       read = self._reader.read1()
       assert read, "Chromium has ended"
-      self._buffer += read
-    message, _, self._buffer = self._buffer.partition(b"\0")
+      self._received += read  # several messages, or a part of one
+    message, _, self._received = self._received.partition(b"\0")
     return json.loads(message)
 
   def run(self, script):

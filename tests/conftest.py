@@ -50,6 +50,19 @@ def rendered(monkeypatch):
 
 
 @pytest.fixture
+def drawn(monkeypatch):
+  """Lists figures as they are rendered."""
+  figures = []
+
+  def savefig(figure, file, **options):
+    figures.append(figure)
+    _savefig(figure, file, **options)
+
+  monkeypatch.setattr(Figure, "savefig", savefig)
+  return figures
+
+
+@pytest.fixture
 def eight_devices(monkeypatch):
   """A mesh is of all eight devices."""
   monkeypatch.setattr(distributed.make_mesh, "__defaults__", (None,))

@@ -1,13 +1,81 @@
-"""Statistics over systems: tiers, calibration, paired differences."""
+"""Results of finished runs, and statistics over systems and seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from dbl_jax.evaluation import metrics, plots
+from dbl_jax.evaluation.predictions import Predictions
+
+STRENGTHS = np.arange(31) / 20  # of logit adjustment, along its curve
+
+
+class RunResult(NamedTuple):
+  """One system trained with one seed. Made by `run_result`.
+
+  Its scores are not part of it: those of all runs may exceed the memory.
+
+  Attributes:
+    system: name of its config, such as 'dbl'.
+    seed: training seed.
+    class_names: C names in the order of the labels.
+    train_counts: int[C], training images of each class.
+    labels: int32[n], true classes of the test images.
+    guesses: int[n], predicted classes; the first of equal scores wins.
+    top5: top-5 accuracy.
+    calibration_error: see `metrics.expected_calibration_error`; NaN without
+      probabilities.
+    frontier: see `logit_adjustment_frontier` for `STRENGTHS`, or
+      None.
+    seconds: training time over its own stages, None if unknown.
+    fingerprint: of the images it was trained and tested on; '' if unknown.
+    hardware: descriptions of the machines it was trained on.
+  """
+
+  system: str
+  seed: int
+  class_names: tuple[str, ...]
+  train_counts: np.ndarray
+  labels: np.ndarray
+  guesses: np.ndarray
+  top5: float
+  calibration_error: float
+  frontier: np.ndarray | None
+  seconds: float | None = None
+  fingerprint: str = ""
+  hardware: tuple[str, ...] = ()
+
+
+def run_result(
+  system: str, seed: int, run: Predictions, frontier: bool = True, **about: Any
+) -> RunResult:
+  """Computes from a run's scores what a table needs of them.
+
+  `frontier` asks for the curve of logit adjustment, which takes as long as 31
+  evaluations; `about` has other fields of `RunResult`.
+  """
+  curve, error = None, math.nan
+  if run.calibrated:
+    error = metrics.expected_calibration_error(run.labels, run.scores)
+  if run.calibrated and frontier:
+    curve = logit_adjustment_frontier(
+      run.labels, run.scores, run.train_counts, STRENGTHS
+    )
+  return RunResult(
+    system,
+    seed,
+    run.class_names,
+    run.train_counts,
+    run.labels,
+    np.argmax(run.scores, axis=1),
+    metrics.top_k_accuracy(run.scores, run.labels),
+    error,
+    curve,
+    **about,
+  )
 
 
 class Gain(NamedTuple):
@@ -22,11 +90,8 @@ class Gain(NamedTuple):
 def mean_std(values: Sequence[float | None]) -> tuple[float, float]:
   """Mean and sample standard deviation (divisor s - 1) of s known values.
 
-  Args:
-    values: one for each seed; None and NaN, for unknown values, are left out.
-
-  Returns:
-    The mean, NaN without values; the deviation, NaN below two values.
+  None and NaN, of unknown values, are left out. The mean of none is NaN, and
+  so is the deviation of fewer than two.
   """
   known = np.array(values, np.float64)
   known = known[~np.isnan(known)]
@@ -41,9 +106,6 @@ def default_cuts(train_counts: ArrayLike) -> tuple[int, int]:
 
   The literature's cuts of 100 and 20 are for a thousand classes, and used for
   more than `plots.MAX_CLASSES`; in RAF-DB, every class has more images.
-
-  Args:
-    train_counts: int[C], training images of each class.
   """
   if np.size(train_counts) > plots.MAX_CLASSES:
     return 100, 20

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
 from dbl_jax import train, workdirs
-from dbl_jax.compare.records import RunResult, run_result
+from dbl_jax.compare.statistics import RunResult, run_result
 from dbl_jax.data import face_crops, sources
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictions
@@ -65,10 +65,7 @@ def plan(
 ) -> Sweep:
   """Splits every system's config into stages, for each seed.
 
-  Args:
-    systems: name -> config, not resolved.
-    seeds: training seeds of each system.
-    out: folder of the workdirs.
+  Configs are not resolved; `out` is the folder of the workdirs.
 
   Raises:
     UserError: a config is invalid.
@@ -144,9 +141,6 @@ def run(sweep: Sweep) -> dict[Path, str]:
   A failed stage does not stop the others. Every system is checked before any
   training. Stages that another process is training are waited for, and taken
   over if that process dies.
-
-  Args:
-    sweep: as returned by `plan`.
 
   Returns:
     Workdir of each failed stage -> reason.
@@ -253,10 +247,7 @@ def _cost(stage: Stage) -> tuple[float, tuple[str, ...]]:
 def results(sweep: Sweep, reference: str | None = None) -> list[RunResult]:
   """Loads the results of finished runs.
 
-  Args:
-    sweep: the runs.
-    reference: the system whose curve of logit adjustment is computed; None:
-      of all.
+  The curve of logit adjustment is that of the reference only, if it is given.
 
   Raises:
     UserError: scores are damaged, or stages of a run saw different images.
@@ -331,14 +322,11 @@ def with_budget(
   head_epochs: int,
   batch_size: int = 0,
 ) -> ConfigDict:
-  """Copies a system's config with other data and training budget.
+  """Copies a system's config with other fields of data and training budget.
 
-  Args:
-    config: the system's config.
-    data: fields of `config.data` to set.
-    epochs: of the first phase, which trains the encoder; 0: the config's own.
-    head_epochs: of later phases, unless they have none; 0: the config's own.
-    batch_size: upper limit in every phase; 0: none.
+  `epochs` are those of the first phase, which trains the encoder, `head_epochs`
+  those of later phases that have any; `batch_size` is an upper limit. 0 leaves
+  what the config has.
   """
   config = config.copy_and_resolve_references()
   config.data.update(data)

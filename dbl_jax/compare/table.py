@@ -10,26 +10,34 @@ import io
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from dbl_jax.compare import statistics
-from dbl_jax.compare.records import (
-  STRENGTHS,
-  TABLE_1,
-  RunResult,
-  by_system,
-  confusion,
-  title,
-)
+from dbl_jax.compare.statistics import STRENGTHS, RunResult
 from dbl_jax.data.formats.stored import few
+from dbl_jax.errors import UserError
 from dbl_jax.evaluation import metrics, page, plots
 from dbl_jax.evaluation.plots import one_line
 from dbl_jax.runtime import files
 
+# Table 1 of the paper, in its order: name, then average and overall accuracy
+# on RAF-DB in per cent (NaN: not given).
+TABLE_1: dict[str, tuple[str, float, float]] = {
+  "basic": ("Basic", 70.35, 81.68),
+  "reweighting": ("Re-weighting", 72.69, 80.28),
+  "resampling": ("Re-sampling", 72.15, 81.64),
+  "decoupling": ("Decoupling", 71.36, 80.73),
+  "center_loss": ("Center Loss", 72.87, 83.68),
+  "dcnn": ("base DCNN", 72.42, 82.86),
+  "dlp_cnn": ("DLP-CNN", 74.20, 84.13),
+  "regions": ("Lian et al.", math.nan, 82.69),
+  "dbl": ("DBL", 75.87, 83.21),
+}
 DASH = "–"
 TITLE = "Systems compared, as in the paper's Table 1"
 # Column of table.csv -> value, NaN where there is none.
@@ -74,7 +82,7 @@ def write(
     **about: `dataset`, `image_size`, `command` and `epochs`, see `facts`.
 
   Raises:
-    UserError: the runs cannot be compared, see `records.by_system`.
+    UserError: the runs cannot be compared, see `by_system`.
   """
   rows = make_rows(results, reference, cuts)
   made_by = facts(results, cuts=cuts, **about)
@@ -123,17 +131,11 @@ def make_rows(
   Args:
     results: finished runs on one data set, in any order.
     reference: system that the others are compared with.
-    cuts: (many, few), see `statistics.tiers`; None: by the data.
+    cuts: (many, few), see `metrics.tiers`; None: by the data.
     draws: number of bootstrap samples.
 
-  Returns:
-    For each system its name, seeds, the paper's accuracies, ours (mean and
-    standard deviation), differences to the reference, recall by tier, the
-    calibration error (NaN without probabilities), training time and recall by
-    class.
-
   Raises:
-    UserError: the runs cannot be compared, see `records.by_system`.
+    UserError: the runs cannot be compared, see `by_system`.
   """
   groups = by_system(results)
   names, counts = results[0].class_names, results[0].train_counts
@@ -230,13 +232,8 @@ def facts(
 ) -> dict[str, str]:
   """Describes how a table was made: label -> plain text.
 
-  Args:
-    results: the runs of the table.
-    dataset: name of the data set.
-    image_size: height and width in pixels.
-    command: the command that makes the table.
-    epochs: epochs of encoder training of each system.
-    cuts: (many, few) training images of the tiers; None: by the data.
+  `image_size` is in pixels, `command` that which makes the table, `epochs` of
+  encoder training of each system, and `cuts` as in `make_rows`.
   """
   first = results[0]
   names, trained = first.class_names, first.train_counts
@@ -480,3 +477,58 @@ def _percent(fraction: float) -> float:
 def _markdown(value: object) -> str:
   """Plain text as one line, with Markdown's special characters escaped."""
   return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", one_line(value, 10_000))
+
+
+def title(system: str) -> str:
+  """The system's name in Table 1, or its own where it is not in it."""
+  return TABLE_1[system][0] if system in TABLE_1 else system
+
+
+def confusion(results: Iterable[RunResult]) -> sparse.csr_array:
+  """Sparse int64[C, C] summed over runs, rows are the true classes."""
+  each = [
+    metrics.confusion_matrix(run.labels, run.guesses, len(run.class_names))
+    for run in results
+  ]
+  return sum(each[1:], each[0])
+
+
+def by_system(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+  """Groups runs by system, after checking that they can be compared.
+
+  Returns:
+    system -> its runs by seed; Table 1's systems in its order, then the
+    others in order of appearance.
+
+  Raises:
+    UserError: there are none, or they differ in images, classes, training
+      counts or test labels.
+  """
+  if not results:
+    raise UserError(
+      "found no finished run to compare; expected at least one: train one first"
+    )
+  first = results[0]
+  groups: dict[str, list[RunResult]] = {name: [] for name in TABLE_1}
+  for result in results:
+    same = {
+      "images": result.fingerprint == first.fingerprint,
+      "classes": result.class_names == first.class_names,
+      "training counts": np.array_equal(
+        result.train_counts, first.train_counts
+      ),
+      "test labels": np.array_equal(result.labels, first.labels),
+    }
+    for what, equal in same.items():
+      if not equal:
+        raise UserError(
+          f"found other {what} in {result.system!r} with seed {result.seed} "
+          f"than in {first.system!r} with seed {first.seed}; expected one data "
+          "set and split for all: train it again on the same data"
+        )
+    groups.setdefault(result.system, []).append(result)
+  return {
+    system: sorted(group, key=lambda result: result.seed)
+    for system, group in groups.items()
+    if group
+  }

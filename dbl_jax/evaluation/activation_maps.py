@@ -44,7 +44,6 @@ def class_activation_maps(
     f32[n, h, w]; None if the encoder sows no map, or one of fewer than four
     pixels, which shows nothing.
   """
-
   model = model.clone(mirror=False)
 
   def run(added: Any) -> tuple[jax.Array, Any]:
@@ -71,12 +70,8 @@ def examples(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
   Of more than `plots.MAX_CLASSES` classes with images, ten are taken, evenly
   spaced in index order.
 
-  Args:
-    labels: int[n], true classes.
-    predictions: int[n].
-
-  Returns:
-    int64[k] indices by class, correct before wrong.
+  Returns int64[k] indices by class, correct before wrong. Labels and
+  predictions are int[n].
   """
   classes = np.unique(labels)
   if len(classes) > MAX_CLASSES:
@@ -92,16 +87,10 @@ def examples(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
-  """Blends an activation map into an image in grey.
+  """Blends a map f32[h, w] into the grey of an image uint8[S, S, 3].
 
-  Args:
-    image: uint8[S, S, 3].
-    activation: f32[h, w]; resized bilinearly to the image's size. Its
-      smallest value keeps the grey, its largest becomes orange; a constant map
-      changes nothing.
-
-  Returns:
-    uint8[S, S, 3].
+  The map is resized bilinearly. Its smallest value keeps the grey, its largest
+  becomes orange; a constant map changes nothing.
   """
   height, width = image.shape[:2]
   activation = np.nan_to_num(np.asarray(activation, np.float32))

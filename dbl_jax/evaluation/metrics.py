@@ -134,11 +134,7 @@ def summarise(
 def confusion_of(summary: Mapping[str, Any]) -> sparse.csr_array:
   """Returns the confusion matrix of a summary, or of a file metrics.json.
 
-  Args:
-    summary: from `summarise`.
-
-  Returns:
-    Sparse int64[C, C].
+  The result is sparse int64[C, C].
   """
   if summary["confusion_matrix"] is not None:
     return sparse.csr_array(summary["confusion_matrix"], dtype=np.int64)
@@ -294,14 +290,34 @@ def expected_calibration_error(
   labels, scores = np.asarray(labels), np.asarray(scores)
   if not labels.size:
     return float("nan")
-  confidence = in_blocks(
-    lambda rows: special.softmax(rows.astype(np.float64), axis=1).max(axis=1),
-    scores,
-  )
   correct = scores.argmax(axis=1) == labels
+  _, hits, confident = calibration_bins(confidence(scores), correct, bins)
+  return float(np.abs(hits - confident).sum() / labels.size)
+
+
+def confidence(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+  """Largest probability f64[n] of each row of logits f32[n, C]."""
+
+  def largest(rows: np.ndarray) -> np.ndarray:
+    logits = rows.astype(np.float64) / temperature
+    return special.softmax(logits, axis=1).max(axis=1)
+
+  return in_blocks(largest, scores)
+
+
+def calibration_bins(
+  confidence: np.ndarray, correct: np.ndarray, bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Bins images by confidence f64[n]; `correct` is bool[n].
+
+  Returns the sums [bins] of images, of correct ones and of confidence.
+  """
   bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-  gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
-  return float(np.abs(gaps).sum() / labels.size)
+  count, hits, confident = (
+    np.bincount(bin_of, weights, bins)
+    for weights in (None, correct, confidence)
+  )
+  return count, hits, confident
 
 
 def mean_class_interval(

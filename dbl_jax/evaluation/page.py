@@ -13,15 +13,10 @@ from string import Template
 
 
 def page(title: str, facts: Sequence[str], sections: Iterable[str]) -> str:
-  """Fills `report_template.html`.
+  """Makes an HTML document with its style and script inside.
 
-  Args:
-    title: plain text.
-    facts: plain texts shown in one line under the title.
-    sections: HTML; empty ones are left out.
-
-  Returns:
-    One HTML document with its style and script inside.
+  `title` and `facts`, shown in one line below it, are plain text; `sections`
+  are HTML, and empty ones are left out.
   """
   template = resources.files(__package__) / "report_template.html"
   return Template(template.read_text("utf-8")).substitute(
@@ -63,20 +58,16 @@ def table(
 ) -> str:
   """A table of plain texts that a click on a heading sorts.
 
-  Args:
-    head: names of the columns.
-    rows: cells; the first names the row.
-    bold: (row, column) of the cells to print bold, both from 0.
+  The first cell of a row names it; `bold` has (row, column), from 0.
   """
   columns = "".join(f'<th scope="col">{text(cell)}</th>' for cell in head)
   lines = []
   for i, (first, *rest) in enumerate(rows):
-    cells = "".join(
-      f"<td><strong>{text(cell)}</strong></td>"
-      if (i, j) in bold
-      else f"<td>{text(cell)}</td>"
+    shown = [
+      f"<strong>{text(cell)}</strong>" if (i, j) in bold else text(cell)
       for j, cell in enumerate(rest, 1)
-    )
+    ]
+    cells = "".join(f"<td>{cell}</td>" for cell in shown)
     lines.append(f'<tr><th scope="row">{text(first)}</th>{cells}</tr>')
   body = "\n".join(lines)
   return (

@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import special
 
 from dbl_jax.data.datasets import Split
 from dbl_jax.evaluation import metrics, page, plots
@@ -73,9 +72,7 @@ def sections(
     return []
   predicted = scores.argmax(axis=1)
   wrong = predicted != part.labels
-  share = metrics.in_blocks(
-    lambda rows: special.softmax(rows / temperature, axis=1).max(axis=1), scores
-  )
+  share = metrics.confidence(scores, temperature)
   reliability = strip = None
   if calibrated:
     reliability = reliability_figure(share, ~wrong)
@@ -105,19 +102,10 @@ def sections(
 def reliability_figure(confidence: np.ndarray, correct: np.ndarray) -> bytes:
   """Draws a reliability diagram over the distribution of confidence.
 
-  Args:
-    confidence: f32[n], largest probability of each image, n at least 1.
-    correct: bool[n].
-
-  Returns:
-    A PNG file; its title has the expected calibration error, eq. (3) of Guo et
-    al., "On calibration of modern neural networks", ICML 2017.
+  Its title has the expected calibration error; arguments are those of
+  `metrics.calibration_bins` for at least one image.
   """
-  bin_of = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
-  count, hits, confident = (
-    np.bincount(bin_of, weights, _BINS)
-    for weights in (None, correct, confidence)
-  )
+  count, hits, confident = metrics.calibration_bins(confidence, correct, _BINS)
   error = np.abs(hits - confident).sum() / len(confidence)
   shown = np.flatnonzero(count)
   places = 100 * (shown + 0.5) / _BINS
@@ -234,7 +222,7 @@ def _scatter(
   coloured: np.ndarray,
   class_names: Sequence[str],
 ) -> None:
-  """Draws points f[n, 2], those of other than the coloured classes first."""
+  """Draws points f[n, 2], those of classes without a colour first."""
   palette: list[Any] = [colormaps["tab10"](i) for i in range(len(coloured))]
   groups = [
     (labels == c, colour, one_line(class_names[c], 20))
@@ -275,10 +263,7 @@ def mistakes_figure(
     predicted: int[n] classes.
     share: f32[n], softmax of the scores, of the predicted class.
     class_names: C names.
-    calibrated: whether shares are probabilities and are written.
-
-  Returns:
-    A PNG file with at most 16 images.
+    calibrated: whether shares are probabilities, which the titles have.
   """
   confidence = np.where(predicted == labels, -1, share)
   chosen = np.argsort(-confidence, kind="stable")[:_MAX_MISTAKES]

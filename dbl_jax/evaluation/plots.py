@@ -3,6 +3,10 @@
 Figures use matplotlib's object interface, which has no global state and needs
 no display. Class and system names are untrusted input: `text.parse_math` is
 off, so that a dollar sign is not read as TeX.
+
+Of C classes, `confusion` is int[C, C], dense or sparse, rows are the true
+classes; `class_names` has C names and `train_counts` is int[C], the training
+images of each class.
 """
 
 import io
@@ -86,16 +90,9 @@ def confusion_figure(
 ) -> bytes:
   """Draws confusion matrices in per cent of each row (the paper's fig. 3).
 
-  Args:
-    matrices: titles and int[C, C], dense or sparse, rows are the true classes.
-    class_names: C names.
-    train_counts: int[C], training images per class, which order the classes
-      of a heat map.
-
-  Returns:
-    A PNG file with a panel for each matrix: numbers in cells up to
-    `MAX_CLASSES` classes, a heat map beyond. The row of a class without images
-    is grey.
+  Each matrix, given with its title, has a panel: numbers in cells up to
+  `MAX_CLASSES` classes; beyond, a heat map of classes by `train_counts`. The
+  row of a class without images is grey.
   """
   names = [one_line(name, 18) for name in class_names]
   many, one = len(names) > MAX_CLASSES, len(matrices) == 1
@@ -194,15 +191,9 @@ def class_recall_figure(
 ) -> bytes:
   """Draws recall per class next to the number of training images.
 
-  Args:
-    confusion: int[C, C], dense or sparse, rows are the true classes.
-    class_names: C names.
-    train_counts: int[C], training images per class.
-
-  Returns:
-    A PNG file; most frequent class on top, whiskers for 95% Wilson intervals.
-    Of more than `MAX_CLASSES` classes, the ten whose interval has the highest
-    lower limit, then the ten whose interval has the lowest upper limit.
+  The most frequent class is on top; whiskers are 95% Wilson intervals. Of more
+  than `MAX_CLASSES` classes it draws the ten whose interval has the highest
+  lower limit, then the ten whose interval has the lowest upper limit.
   """
   correct, count, recall = _recall(confusion)
   order = frequency_order(train_counts)
@@ -241,15 +232,9 @@ def class_recall_figure(
 def recall_distribution_figure(
   confusion: Confusion, train_counts: ArrayLike
 ) -> bytes:
-  """Draws how recall is distributed over many classes.
+  """Draws a histogram of recall, and recall against the number of images.
 
-  Args:
-    confusion: int[C, C], dense or sparse, rows are the true classes, at least
-      one with images.
-    train_counts: int[C], training images per class.
-
-  Returns:
-    A PNG file: a histogram, and recall against the number of images.
+  At least one of the classes has test images.
   """
   _, count, recall = _recall(confusion)
   images = np.maximum(train_counts, 1)[count > 0]
@@ -276,13 +261,8 @@ def learning_curves_figure(
 ) -> bytes | None:
   """Draws a phase's loss, and its accuracies where they were measured.
 
-  Args:
-    history: rows of metrics.jsonl of any phase. Where a resumed run logged a
-      step twice, the later row counts.
-    phase: the phase to draw.
-
-  Returns:
-    A PNG file, or None when the phase logged nothing that can be drawn.
+  Of `history`, the rows of metrics.jsonl, a later one replaces one of the same
+  step, which a resumed run logs twice. None if there is nothing to draw.
   """
   rows = [row for row in history if row.get("phase") == phase]
   panels: dict[str, list[tuple[str, str, str, np.ndarray]]] = {}
@@ -313,15 +293,9 @@ def learning_curves_figure(
 def view_pairs_figure(
   originals: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> bytes:
-  """Draws images above the two augmented views that training makes of them.
+  """Draws the first `MAX_VIEW_PAIRS` images above two views of each.
 
-  Args:
-    originals: uint8[k, H, W, 3].
-    first: f32[k, S, S, 3] in [0, 1].
-    second: f32[k, S, S, 3] in [0, 1].
-
-  Returns:
-    A PNG file with a column for each of the first `MAX_VIEW_PAIRS` images.
+  Images are uint8[k, H, W, 3] and views f32[k, S, S, 3] in [0, 1].
   """
   columns = min(len(originals), MAX_VIEW_PAIRS)
   figure, grid = _panels(3, columns, (1.05, 1.05), 0.04)
@@ -351,11 +325,9 @@ def activation_figure(
     pairs: uint8[k, S, W, 3], pictures of an image and its map; k > 0.
     truth: int[k] classes.
     predictions: int[k] classes, to which the maps belong.
-    class_names: C names.
 
   Returns:
-    A PNG file with a row for each class that occurs in `truth`, in index
-    order: correct predictions first, then wrong ones.
+    A PNG file with a row for each class in `truth`, correct predictions first.
   """
   labels, counts = np.unique(truth, return_counts=True)
   figure, grid = _panels(len(labels), counts.max(), (2.0, 1.0), 0.25)
@@ -450,17 +422,9 @@ def _panels(
   gap: float,
   **options: Any,
 ) -> tuple[Figure, np.ndarray]:
-  """A figure of panels whose size in inches does not depend on their labels.
+  """A figure, and its axes [lines, columns] of a fixed side and gap in inches.
 
-  Args:
-    lines: number of rows of panels.
-    columns: number of columns.
-    side: width and height of a panel.
-    gap: between panels.
-    **options: passed to `Figure.subplots`.
-
-  Returns:
-    The figure and its axes [lines, columns].
+  `options` are those of `Figure.subplots`.
   """
   width, height = side
   size = (columns * (width + gap) - gap, lines * (height + gap) - gap)

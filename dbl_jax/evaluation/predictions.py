@@ -1,12 +1,19 @@
-"""Scores of a run on a split, stored as plain arrays without pickle."""
+"""Predictions on a split: computed, scored, and stored without pickle."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import files
+from dbl_jax.evaluation import metrics
+from dbl_jax.evaluation.predictors import FittedPredictor
+from dbl_jax.runtime import distributed, files
+
+Step = Callable[..., tuple[jax.Array, ...]]
+_BATCH_SIZE, _TOP = 256, 5
 
 
 class Predictions(NamedTuple):
@@ -31,15 +38,100 @@ class Predictions(NamedTuple):
   calibrated: bool
 
 
+def jit_eval_step(eval_step: Step, mesh: jax.sharding.Mesh) -> Step:
+  """Compiles a step for `make_forward`, with outputs on every device."""
+  return jax.jit(eval_step, out_shardings=distributed.replicated(mesh))
+
+
+def make_forward(
+  eval_step: Step,
+  variables: Any,
+  mesh: jax.sharding.Mesh,
+  on_progress: Callable[[int], None] = lambda done: None,
+) -> Callable[..., Any]:
+  """Makes a function that runs a compiled step over any number of rows.
+
+  The last batch is padded to the size of the others and the padding is removed
+  from the result, so every row counts once and nothing is compiled twice.
+
+  Args:
+    eval_step: function of (variables, *batches), made by `jit_eval_step`.
+    variables: its first argument.
+    mesh: the devices.
+    on_progress: called with the number of rows done, after each batch.
+
+  Returns:
+    A function of arrays [n, ...] that returns the step's outputs for all rows.
+  """
+  placement = distributed.batched(mesh)
+  size = distributed.padded_size(_BATCH_SIZE, mesh)
+
+  def padded(rows: np.ndarray) -> jax.Array:
+    padding = np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
+    return distributed.put(np.concatenate([rows, padding]), placement)
+
+  def forward(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    done: tuple[np.ndarray, ...] = ()
+    for start in range(0, len(arrays[0]), size):
+      batch = [array[start : start + size] for array in arrays]
+      outputs = jax.device_get(eval_step(variables, *map(padded, batch)))
+      # Concatenating batches would take twice the memory.
+      done = done or tuple(
+        np.empty((len(arrays[0]), *output.shape[1:]), output.dtype)
+        for output in outputs
+      )
+      for whole, output in zip(done, outputs, strict=True):
+        whole[start : start + size] = output[: len(batch[0])]
+      on_progress(start + len(batch[0]))
+    return done
+
+  return forward
+
+
+def evaluate(
+  fitted: FittedPredictor,
+  model_outputs: tuple[np.ndarray, np.ndarray],
+  labels: np.ndarray,
+  class_names: tuple[str, ...],
+) -> tuple[dict[str, Any], np.ndarray]:
+  """Computes the metrics of a predictor on a split.
+
+  Args:
+    fitted: the predictor.
+    model_outputs: features f32[n, F] and outputs f32[n, K] of the images.
+    labels: int32[n], true classes.
+    class_names: C names in the order of the labels.
+
+  Returns:
+    The result of `metrics.summarise` with 'predictor' and its 'chosen' value
+    and, of more than five classes, 'top5_accuracy'; and the scores f32[n, C].
+
+  Raises:
+    UserError: if a score is NaN, which argmax would map to some class.
+  """
+  scores = fitted.scores(*model_outputs)
+  if bad := int(np.isnan(scores.max(axis=1)).sum()):
+    raise UserError(
+      f"The model's scores are not numbers (NaN) for {bad} of {len(scores)}"
+      " images: its training diverged. Train it again with a lower"
+      " learning_rate or a clip_norm."
+    )
+  confusion = metrics.confusion_matrix(
+    labels, scores.argmax(axis=1), len(class_names)
+  )
+  result = metrics.summarise(confusion, class_names)
+  if len(class_names) > _TOP and len(labels):
+    result["top5_accuracy"] = metrics.top_k_accuracy(scores, labels, _TOP)
+  return result | {"predictor": fitted.name, "chosen": fitted.chosen}, scores
+
+
 def save(path: Path, predictions: Predictions) -> None:
   """Writes the file atomically; creates its folder if missing."""
-  content = predictions._asdict() | {
-    "class_names": np.array(predictions.class_names, dtype=np.str_)
-  }
+  names = np.array(predictions.class_names, dtype=np.str_)
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as file:
     # Scores hardly compress, which would take a minute per gigabyte.
-    np.savez(file, **content)
+    np.savez(file, **predictions._asdict() | {"class_names": names})
 
 
 def load(path: Path) -> Predictions:

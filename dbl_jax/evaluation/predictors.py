@@ -274,9 +274,7 @@ CALIBRATED = frozenset({"head"})
 def check(name: str, head: Mapping[str, Any]) -> None:
   """Checks that a predictor fits a head and that its library is installed.
 
-  Args:
-    name: key in `PREDICTORS`.
-    head: parameters of the head, or their shapes.
+  `head` has its parameters, or their shapes.
 
   Raises:
     UserError: if the predictor needs another head or a missing library.

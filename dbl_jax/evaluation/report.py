@@ -35,8 +35,7 @@ _PROVENANCE = (
   "skipped_steps",
   "better_checkpoint_lost",
 )
-# Matrices of metrics.json, of which one is there.
-_MATRICES = ("confusion_matrix", "confusion_cells")
+_MATRICES = ("confusion_matrix", "confusion_cells")  # one of them is there
 _TIERS = {
   "many": "classes with more than 100 training images",
   "medium": "classes with 20 to 100 training images",

@@ -203,11 +203,9 @@ def fill(facts: Mapping[str, Any]) -> str:
 
 
 def policy(page: str, scripts: str = "") -> str:
-  """Content security policy: own scripts and styles, and no other host.
+  """Content security policy of a page: inline code of its own, no other host.
 
-  Args:
-    page: HTML.
-    scripts: further sources of scripts.
+  `scripts` are further sources of scripts.
   """
   allowed = {}
   for tag in ("script", "style"):
@@ -231,11 +229,7 @@ def describe(name: str, class_names: Sequence[str]) -> str:
 
 
 def answer(predictor: predict.Predictor, data: bytes) -> list[dict[str, Any]]:
-  """Predicts a photo.
-
-  Args:
-    predictor: the model.
-    data: content of an image file.
+  """Predicts a photo, the content of an image file.
 
   Returns:
     For each face, the largest first: 'box' (left, top, right, bottom in pixels
@@ -276,7 +270,7 @@ def _bars(
   predictor: predict.Predictor, scores: np.ndarray
 ) -> list[dict[str, Any]]:
   """Scores that are no probabilities have lengths, but no unit."""
-  shares = scores if predictor.calibrated else np.exp(scores - scores.max())
+  shares = predict.relative(scores, predictor.calibrated)
   return [
     {
       "name": predictor.class_names[c],
@@ -298,13 +292,7 @@ def _data_url(pixels: np.ndarray) -> str:
 
 
 def serve(server: Server, predictor: predict.Predictor, name: str) -> None:
-  """Serves the page until Ctrl-C.
-
-  Args:
-    server: listens already.
-    predictor: the model.
-    name: name of the model, for the page.
-  """
+  """Serves the page of a model of that name until Ctrl-C."""
   server.predictor = predictor
   server.page = fill(
     {

@@ -1,8 +1,9 @@
 """Exports the model of a run to files that other software loads."""
 
-import contextlib
 import json
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnxruntime
 import safetensors.numpy
 from jax import export as jax_export
+from scipy import sparse
 
 from dbl_jax import config as configs
 from dbl_jax import evaluate
 from dbl_jax.errors import UserError
 from dbl_jax.evaluate import LoadedModel
 from dbl_jax.evaluation import predictions
+from dbl_jax.evaluation.metrics import (
+  confusion_of,
+  expected_calibration_error,
+  mean_class_interval,
+  wilson_interval,
+)
+from dbl_jax.evaluation.plots import MAX_CLASSES
 from dbl_jax.models import torch_weights
 from dbl_jax.models.model import NORMALISATIONS, make_model
-from dbl_jax.serving import card, predict
+from dbl_jax.serving import onnx_graph, predict
 
 # Of probabilities and of features over their largest value.
 _TOLERANCE = 1e-5
@@ -47,8 +57,6 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
   """
   loaded = evaluate.load(workdir)
   _check(loaded, workdir)
-  from dbl_jax.serving import onnx_graph  # not everybody has onnx
-
   # Arrays of the host, so that the weights are constants of the program.
   variables = jax.tree.map(np.asarray, loaded.variables)
   classify = _classifier(loaded)
@@ -73,16 +81,95 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
 
 
 def _write_card(workdir: Path, out: Path, loaded: LoadedModel) -> None:
-  """Writes the model card of a finished run."""
+  """Writes the model card of a finished run, with `model-index` in YAML."""
   path = workdir / "metrics.json"
   if not path.is_file():
     return
-  metrics, scores = json.loads(path.read_text()), None
-  with contextlib.suppress(UserError):  # the scores may be missing
-    scores = predictions.load(workdir / f"scores_{metrics['split']}.npz")
-  phases = configs.phases(loaded.config)
-  text = card.write(metrics, loaded.class_names, phases, scores)
-  (out / "README.md").write_text(text)
+  metrics = json.loads(path.read_text())
+  config, phase = metrics["config"], metrics["phase"]
+  names = [x.replace("|", "\\|").replace("\n", " ") for x in loaded.class_names]
+  rows = [metrics["per_class"][name] for name in loaded.class_names]
+  confusion, images = confusion_of(metrics), metrics["images"]
+  overall = wilson_interval(int(confusion.trace()), images)
+  made_by = sorted(metrics["made_by"].items())
+  template = Path(__file__).with_name("card.md").read_text("utf-8")
+  card = template.format(
+    name=f"{config['model']['name']} on {metrics['dataset']}",
+    dataset=metrics["dataset"],
+    split=metrics["split"],
+    images=images,
+    overall=metrics["overall_accuracy"],
+    overall_range=_range(*overall),
+    mean=metrics["mean_class_accuracy"],
+    mean_range=_range(*(mean_class_interval(confusion) or (0, 1))),
+    seed=metrics["seed"],
+    num_classes=len(names),
+    image_size=config["data"]["image_size"],
+    recalls="\n".join(map(_recall, names, rows)),
+    confusion=_confusion(names, confusion),
+    calibration=_calibration(metrics, workdir),
+    fingerprint=metrics["data_fingerprint"],
+    phases=", ".join(configs.phases(loaded.config)),
+    losses=", ".join(config[phase]["losses"]),
+    step=metrics["checkpoint_step"],
+    made_by="\n".join(f"- {key}: {value}" for key, value in made_by),
+    trained_by=loaded.meta.get("command", "# not stored by that version"),
+    exported_by=shlex.join(sys.orig_argv),
+  )
+  (out / "README.md").write_bytes(card.encode("utf-8", "replace"))
+
+
+def _recall(name: str, row: dict[str, Any]) -> str:
+  """A class's row of the table."""
+  recall, count = "no images", row["count"]
+  if count:
+    limits = wilson_interval(round(row["recall"] * count), count)
+    recall = f"{row['recall']:.1%} ({_range(*limits)})"
+  return f"| {name} | {count} | {recall} | {row['precision']:.1%} |"
+
+
+def _range(low: Any, high: Any) -> str:
+  return f"{float(low):.1%} to {float(high):.1%}"
+
+
+def _confusion(names: Sequence[str], confusion: sparse.csr_array) -> str:
+  if len(names) > MAX_CLASSES:
+    return f"`metrics.json` has it, for more than {MAX_CLASSES} classes."
+  rows = [
+    f"| **{name}** | {' | '.join(map(str, row))} |"
+    for name, row in zip(names, confusion.toarray(), strict=True)
+  ]
+  head = f"| | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"
+  return "\n".join([*head, *rows])
+
+
+def _calibration(metrics: dict[str, Any], workdir: Path) -> str:
+  """The calibration error with and without the temperature."""
+  temperature, split = metrics.get("temperature"), metrics["split"]
+  if temperature is None:
+    return "Not measured."
+  try:
+    scores = predictions.load(workdir / f"scores_{split}.npz")
+  except UserError:  # missing or damaged
+    return "Not measured."
+  rows = []
+  for name, labels, logits in (
+    ("validation", scores.validation_labels, scores.validation_scores),
+    (split, scores.labels, scores.scores),
+  ):
+    before, after = (
+      expected_calibration_error(labels, logits / by) for by in (1, temperature)
+    )
+    rows.append(f"| {name} | {before:.1%} | {after:.1%} |")
+  return "\n".join(
+    [
+      "Probabilities are the softmax of the logits divided by a temperature of"
+      f" {temperature:g}, which was fitted on the validation split. Expected"
+      " calibration error in 15 bins (Guo et al. 2017):\n",
+      "| split | before | with the temperature |\n|---|--:|--:|",
+      *rows,
+    ]
+  )
 
 
 def _check(loaded: LoadedModel, workdir: Path) -> None:
@@ -153,8 +240,6 @@ def _differences(
   arrays: dict[str, np.ndarray],
 ) -> dict[str, float]:
   """Loads the files and compares them with the model."""
-  import onnxruntime
-
   size = loaded.config.data.image_size
   stored = safetensors.numpy.load_file(out / "model.safetensors")
   found = {

@@ -168,14 +168,10 @@ def build(
 
 
 def build_detector(name: str) -> onnx.ModelProto:
-  """Builds a network of the face detector.
+  """Builds a network of the face detector: 'pnet', 'rnet' or 'onet'.
 
-  Args:
-    name: 'pnet', 'rnet' or 'onet'.
-
-  Returns:
-    A model with the input 'images', uint8[N, H, W, 3], and the output 'faces',
-    f32[N, h, w, 5 or 15], as `faces.run` gives it.
+  It has the input 'images', uint8[N, H, W, 3], and the output 'faces',
+  f32[N, h, w, 5 or 15], as `faces.run` gives it.
   """
   graph = _Graph()
   x = graph.add("Cast", "images", to=TensorProto.FLOAT)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,8 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import special
 
 from dbl_jax import evaluate
@@ -34,6 +36,9 @@ _CHUNK, _BATCH = 64, 32
 # A picture is a crop already if it is nearly square, and either its landmarks
 # are this close to the template (in its side), or it is small, in pixels.
 NEAR, SQUARE, SMALL = 0.12, 1.1, 256
+# Of drawn photos: classes shown, and the least longer side, for legible text.
+_BARS, _SMALLEST = 3, 480
+_COLOUR, _PAPER, _INK = "#0072b2", "#ffffff", "#111111"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Predictor:
   Attributes:
     class_names: C names.
     image_size: side in pixels of the model's input.
-    region: region of the face the model was trained on, see `face_crops`.
+    region: region of the face the model was trained on, see `data.regions`.
     template: f64[5, 2], see `face_crops.align`; None for data without faces.
     grey: whether the model was trained on grey images.
     calibrated: whether scores are probabilities.
@@ -128,10 +133,11 @@ class Predictor:
     with images.opened(data, origin) as image:
       photo = images.to_rgb(image, origin)
     found = faces.detect(photo)
-    if not self.searches and _is_crop(photo, found, template):
-      return [(None, images.decode(data, size, origin))]
-    if self.searches and not found and _is_square(photo):
-      # As in training, where an image without a face is used whole.
+    if self.searches:  # training too uses an image without a face whole
+      whole = not found and _is_square(photo)
+    else:
+      whole = _is_crop(photo, found, template)
+    if whole:
       return [(None, images.decode(data, size, origin))]
     pixels = np.asarray(photo)
     return [
@@ -301,12 +307,8 @@ def find_template(
 ) -> tuple[np.ndarray | None, bool]:
   """Finds the template of a run: the stored one, or by its training images.
 
-  Args:
-    workdir: workdir of the run.
-    loaded: its model.
-
-  Returns:
-    As `face_crops.load_template`; without the images a default, with a warning.
+  Returns the result of `face_crops.load`; without the images a default, with a
+  warning.
   """
   if (found := face_crops.load_template(workdir)) is not None:
     return found
@@ -342,33 +344,21 @@ def rows(
 ) -> list[dict[str, Any]]:
   """Predictions as plain values.
 
-  Args:
-    predictions: the predictions.
-    class_names: C names.
-    calibrated: whether their scores are probabilities.
-
-  Returns:
-    For each 'photo', 'note', 'box', 'label' and 'probabilities' or 'scores' by
-    class; None where there is none.
+  Each has 'photo', 'note', 'box', 'label' and, if `calibrated`,
+  'probabilities', else 'scores' by class; None where there is none.
   """
   values = "probabilities" if calibrated else "scores"
-  return [
-    {
-      "photo": one.photo,
-      "note": one.note,
-      "box": None if one.box is None else [round(edge, 1) for edge in one.box],
-      "label": None
-      if one.scores is None
-      else class_names[int(one.scores.argmax())],
-      values: None
-      if one.scores is None
-      else {
-        name: round(float(score), 6)
-        for name, score in zip(class_names, one.scores, strict=True)
-      },
-    }
-    for one in predictions
-  ]
+  found = []
+  for one in predictions:
+    box = one.box and [round(edge, 1) for edge in one.box]
+    row: dict[str, Any] = {"photo": one.photo, "note": one.note, "box": box}
+    label = by_class = None
+    if one.scores is not None:
+      label = class_names[int(one.scores.argmax())]
+      rounded = (round(float(score), 6) for score in one.scores)
+      by_class = dict(zip(class_names, rounded, strict=True))
+    found.append(row | {"label": label, values: by_class})
+  return found
 
 
 def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
@@ -398,3 +388,97 @@ def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
     writer.writerows(flat)
     content = text.getvalue()
   files.write(path, content.encode("utf-8", "backslashreplace"))
+
+
+def draw_all(
+  photos: Sequence[StoredFile],
+  predictions: Iterable[Prediction],
+  predictor: Predictor,
+  folder: Path,
+) -> None:
+  """Writes each photo that has predictions as a JPEG with them.
+
+  They are those of `predictor.predict(photos)`. The folder exists; photos of
+  equal names get a number.
+  """
+  by_origin = {photo.origin: photo for photo in photos}
+  taken: set[str] = set()
+  for origin, group in itertools.groupby(predictions, lambda one: one.photo):
+    found = [(p.box, p.scores) for p in group if p.scores is not None]
+    if not found:
+      continue
+    stem, number = Path(origin).stem, 1
+    while (name := stem if number == 1 else f"{stem}-{number}") in taken:
+      number += 1
+    taken.add(name)
+    names, calibrated = predictor.class_names, predictor.calibrated
+    picture = draw(by_origin[origin], found, names, calibrated)
+    picture.save(folder / f"{name}.jpg", quality=90)
+
+
+def draw(
+  photo: StoredFile,
+  faces: Sequence[tuple[tuple[float, ...] | None, np.ndarray]],
+  class_names: Sequence[str],
+  calibrated: bool,
+) -> Image.Image:
+  """Draws boxes, labels and the scores of the first classes as bars.
+
+  Args:
+    photo: the file.
+    faces: box, or None for the whole picture, and scores f32[C].
+    class_names: C names.
+    calibrated: whether the scores are probabilities, so that they have a unit.
+
+  Returns:
+    RGB, upright.
+
+  Raises:
+    UserError: if the photo cannot be read.
+  """
+  with images.opened(photo.read(), photo.origin) as image:
+    canvas = images.to_rgb(image, photo.origin)
+  scale = max(1.0, _SMALLEST / max(canvas.size))
+  canvas = canvas.resize([round(side * scale) for side in canvas.size])
+  text_size = max(12, round(max(canvas.size) / 60))
+  folder = Path(matplotlib.get_data_path(), "fonts/ttf")
+  font = ImageFont.truetype(folder / "DejaVuSans.ttf", text_size)
+  pen = ImageDraw.Draw(canvas)
+  for box, scores in faces:
+    edges = [e * scale for e in box] if box else [0, 0, *canvas.size]
+    pen.rectangle(edges, outline=_COLOUR, width=max(2, text_size // 5))
+    first = np.argsort(-scores)[:_BARS]
+    names = [" ".join(class_names[c].split()) for c in first]  # in one line
+    lines = [
+      f"{name} {scores[c]:.0%}" if calibrated else name
+      for c, name in zip(first, names, strict=True)
+    ]
+    shares = relative(scores, calibrated)[first]
+    _draw_bars(pen, canvas.size, edges, lines, shares, font)
+  return canvas
+
+
+def _draw_bars(
+  pen: ImageDraw.ImageDraw,
+  canvas: tuple[int, int],
+  edges: Sequence[float],
+  lines: Sequence[str],
+  shares: np.ndarray,
+  font: ImageFont.FreeTypeFont,
+) -> None:
+  """Draws a panel below a box, or at its lower edge if there is no room."""
+  height = font.size * 1.4
+  width = max(edges[2] - edges[0], *(pen.textlength(x, font) for x in lines))
+  left = max(0, min(edges[0], canvas[0] - width))
+  top = min(edges[3], canvas[1] - height * len(lines))
+  for row, (line, share) in enumerate(zip(lines, shares, strict=True)):
+    y = top + row * height
+    pen.rectangle((left, y, left + width, y + height), fill=_PAPER)
+    right = left + float(share) * width
+    pen.rectangle((left, y + height * 0.85, right, y + height), _COLOUR)
+    pen.text((left, y), line, _INK, font)
+
+
+def relative(scores: np.ndarray, calibrated: bool) -> np.ndarray:
+  """Lengths f32[C] of bars: probabilities, or exp(score) up to a factor."""
+  return scores if calibrated else np.exp(scores - scores.max())

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from dbl_jax.augment import views
 from dbl_jax.data.datasets import Split
-from dbl_jax.evaluation.forward import jit_eval_step, make_forward
+from dbl_jax.evaluation.predictions import jit_eval_step, make_forward
 from dbl_jax.models.model import Model
 from dbl_jax.runtime.logs import Progress
 

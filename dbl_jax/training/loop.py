@@ -15,7 +15,7 @@ from dbl_jax.data import pipeline, sampling
 from dbl_jax.data.datasets import Split
 from dbl_jax.errors import UserError
 from dbl_jax.evaluation import predictors
-from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
+from dbl_jax.evaluation.predictions import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.runtime import distributed, signals
 from dbl_jax.runtime.logs import MetricWriter, Progress, print_line

@@ -164,7 +164,7 @@ def stored() -> Callable[[], object]:
 
 def compared() -> Callable[[], object]:
   """Reduces a run for a table: calibration error, top-5, adjusted logits."""
-  from dbl_jax.compare.records import run_result
+  from dbl_jax.compare.statistics import run_result
   from dbl_jax.evaluation.predictions import Predictions
 
   made, none = _scores(), np.zeros(0, np.int32)
@@ -175,7 +175,7 @@ def compared() -> Callable[[], object]:
 def table() -> Callable[[], object]:
   """Writes a table of two systems with three seeds each, with a bootstrap."""
   from dbl_jax.compare import table as tables
-  from dbl_jax.compare.records import RunResult
+  from dbl_jax.compare.statistics import RunResult
 
   frontier = np.tile(np.linspace(0.4, 0.5, 31), (2, 1))
   runs = [

@@ -13,7 +13,7 @@ from dbl_jax import config as configs
 from dbl_jax.augment import views
 from dbl_jax.data import pipeline
 from dbl_jax.data.datasets import Dataset, Split
-from dbl_jax.evaluation.forward import jit_eval_step, make_forward
+from dbl_jax.evaluation.predictions import jit_eval_step, make_forward
 from dbl_jax.losses.contrastive import nt_xent as block_nt_xent
 from dbl_jax.models.model import make_model
 from dbl_jax.runtime.distributed import make_mesh, put, replicated

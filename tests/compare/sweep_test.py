@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import tiny  # noqa: F401  (registers its encoder)
 from dbl_jax import config as configs
 from dbl_jax import train, workdirs
 from dbl_jax.compare import sweep

@@ -29,11 +29,10 @@ def _random_case(seed, num_classes=6, absent=(), never_predicted=()):
     ([0, 0, 1, 2, 2], [0, 2, 1, 0, 0], [[1, 0, 1], [0, 1, 0], [2, 0, 0]]),
     ([], [], [[0, 0], [0, 0]]),
     # 16 classes squared do not fit into a byte.
-    (np.full(300, 15, np.int8), np.full(300, 15, np.int8), None),
+    (*np.full((2, 300), 15, np.int8), 300 * np.diag([0] * 15 + [1])),
   ],
 )
 def test_confusion_matrix_has_the_truth_in_rows(labels, predictions, expected):
-  expected = 300 * np.diag([0] * 15 + [1]) if expected is None else expected
   found = metrics.confusion_matrix(labels, predictions, len(expected))
   np.testing.assert_array_equal(found.toarray(), expected)
   assert found.dtype == np.int64
@@ -77,6 +76,9 @@ def test_summary_by_hand():
   }
   assert list(summary["per_class"]) == summary["class_names"] == list("abc")
   assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+  none = metrics.summarise(np.zeros((2, 2), int), ["a", "b"])
+  assert none["overall_accuracy"] is none["mean_class_accuracy"] is None
+  assert metrics.mean_class_interval(np.zeros((2, 2), int)) is None
 
 
 @pytest.mark.parametrize(
@@ -143,19 +145,8 @@ def test_tiers_by_hand():
   assert found["few"] == {"classes": 0, "accuracy": None, "interval": None}
   assert [tier["classes"] for tier in found.values()] == [1, 2, 0]
   assert found["medium"]["interval"] == medium
-
-
-@pytest.mark.parametrize(
-  ("counts", "cuts", "expected"),
-  [
-    ([101, 100, 20, 19], (100, 20), "many medium medium few"),
-    ([1290, 281, 717], (1000, 300), "many few medium"),
-  ],
-)
-def test_tiers_are_cut_by_definition(counts, cuts, expected):
-  found = metrics.tiers(counts, cuts)
-  for i, tier in enumerate(expected.split()):
-    assert [name for name, inside in found.items() if inside[i]] == [tier]
+  found = metrics.tiers([1290, 281, 717], (1000, 300))
+  assert [inside.tolist().index(True) for inside in found.values()] == [0, 2, 1]
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -170,13 +161,6 @@ def test_top_k_agrees_with_a_stable_sort(monkeypatch, k):
   assert metrics.top_k_accuracy(scores, labels, k) == expected
   if k == 1:
     assert expected == np.mean(scores.argmax(axis=1) == labels)
-
-
-def test_summary_of_no_images_has_no_accuracy():
-  summary = metrics.summarise(np.zeros((2, 2), int), ["a", "b"])
-  assert summary["overall_accuracy"] is None
-  assert summary["mean_class_accuracy"] is None
-  assert metrics.mean_class_interval(np.zeros((2, 2), int)) is None
 
 
 @pytest.mark.parametrize(
@@ -205,18 +189,6 @@ def test_intervals_without_trials_and_of_one_class():
   assert 0.5 < lower[1] < upper[1] == 1
   found = metrics.mean_class_interval([[7, 3], [0, 0]])
   assert found == pytest.approx((lower[2], upper[2]))
-
-
-def test_mean_class_interval_agrees_with_a_bootstrap_within_classes():
-  count = np.array([329, 74, 160, 1185, 478, 162, 680])
-  correct = (count * [0.82, 0.55, 0.5, 0.92, 0.8, 0.7, 0.8]).astype(int)
-  confusion = np.diag(correct)
-  confusion[:, 3] += count - correct
-  rng = np.random.default_rng(0)
-  draws = rng.binomial(count, np.diag(confusion) / count, (10_000, 7)) / count
-  expected = np.quantile(draws.mean(axis=1), (0.025, 0.975))
-  interval = metrics.mean_class_interval(confusion)
-  np.testing.assert_allclose(interval, expected, atol=0.004)
 
 
 @pytest.mark.parametrize("count", [(1185, 478, 74), (500, 20, 5), (6, 6, 6)])

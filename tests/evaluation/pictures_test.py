@@ -25,16 +25,6 @@ def made(n=40, num_classes=3, width=8):
   return Split(images, labels.astype(np.int32)), features, scores
 
 
-@pytest.fixture
-def figures(monkeypatch):
-  """Figures that are drawn, in order."""
-  drawn, real = [], pictures.to_png
-  monkeypatch.setattr(
-    pictures, "to_png", lambda figure: (drawn.append(figure), real(figure))[1]
-  )
-  return drawn
-
-
 @pytest.mark.parametrize(
   ("calibrated", "mistakes", "expected"),
   [
@@ -44,12 +34,12 @@ def figures(monkeypatch):
   ],
 )
 def test_mistakes_are_shown_only_when_asked_for(
-  calibrated, mistakes, expected, figures
+  calibrated, mistakes, expected, drawn
 ):
   found = pictures.sections(*made(), 1.0, NAMES, calibrated, mistakes)
   headings = [part.split("<h2>")[1].split("</h2>")[0] for part in found if part]
   assert headings == expected
-  assert len(figures) == len(expected)
+  assert len(drawn) == len(expected)
 
 
 def test_a_split_without_images_or_without_mistakes():
@@ -62,23 +52,23 @@ def test_a_split_without_images_or_without_mistakes():
   assert [bool(text) for text in found] == [True, True, False]
 
 
-def test_reliability_is_by_hand(figures):
+def test_reliability_is_by_hand(drawn):
   confidence = np.array([0.99, 0.98, 0.97, 0.96, 0.45])
   correct = np.array([True, True, False, False, True])
   size(pictures.reliability_figure(confidence, correct))
-  upper, lower = figures[0].axes
+  upper, lower = drawn[0].axes
   assert [bar.get_height() for bar in upper.patches] == [100, 50]
   assert [bar.get_height() for bar in lower.patches] == pytest.approx([20, 80])
   # (|1 - .45| + |2 - 3.9|) / 5
   assert upper.get_title("left") == "Expected calibration error 49.0%"
 
 
-def test_embedding_is_pca_with_wrong_predictions_as_crosses(figures):
+def test_embedding_is_pca_with_wrong_predictions_as_crosses(drawn):
   part, features, _ = made()
   features[:, 0] *= 100  # the first component
   wrong = np.arange(40) < 4
   size(pictures.embedding_figure(features, part.labels, wrong, NAMES))
-  (axes,) = figures[0].axes
+  (axes,) = drawn[0].axes
   assert "PCA: 100% and 0%" in axes.get_title("left")
   counts = [len(group.get_offsets()) for group in axes.collections]
   assert counts == [12, 2, 12, 1, 12, 1]
@@ -91,7 +81,7 @@ def test_embedding_is_pca_with_wrong_predictions_as_crosses(figures):
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_tsne_where_scikit_learn_is_installed(figures, monkeypatch, installed):
+def test_tsne_where_scikit_learn_is_installed(drawn, monkeypatch, installed):
   if not installed:
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
   monkeypatch.setattr(pictures, "_MAX_POINTS", 100)
@@ -100,8 +90,8 @@ def test_tsne_where_scikit_learn_is_installed(figures, monkeypatch, installed):
   size(
     pictures.embedding_figure(features, part.labels, part.labels > 90, names)
   )
-  assert len(figures[0].axes) == 1 + installed
-  for axes in figures[0].axes:
+  assert len(drawn[0].axes) == 1 + installed
+  for axes in drawn[0].axes:
     shown = sum(len(group.get_offsets()) for group in axes.collections)
     assert shown == 100
   legend = [t.get_text() for t in axes.get_legend().get_texts()]
@@ -120,7 +110,7 @@ def test_a_collapsed_encoder_has_no_embedding(value):
   assert found is None
 
 
-def test_mistakes_are_the_most_confident_ones(figures):
+def test_mistakes_are_the_most_confident_ones(drawn):
   part, _, _ = made()
   shares = np.full((40, 3), 0.1, np.float32)
   shares[np.arange(40), part.labels] = 0.8
@@ -128,9 +118,9 @@ def test_mistakes_are_the_most_confident_ones(figures):
   shares[7] = [0.01, 0, 0.99]  # class 1 taken for 2
   highest = shares.argmax(axis=1), shares.max(axis=1)
   size(pictures.mistakes_figure(*part, *highest, NAMES, True))
-  titles = [axes.get_title("left") for axes in figures[0].axes]
+  titles = [axes.get_title("left") for axes in drawn[0].axes]
   assert titles == [
     "$x_1^$ & {co\n→ a very long na… 99%",
     "a very long na…\n→ $x_1^$ & {co 95%",
   ]
-  assert figures[0].axes[0].images[0].get_array()[0, 0, 0] == 9
+  assert drawn[0].axes[0].images[0].get_array()[0, 0, 0] == 9

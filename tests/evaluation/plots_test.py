@@ -18,16 +18,6 @@ NAN = float("nan")
 STEP = {"phase": "p", "step": 1, "epoch": 1.0}
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-  """Lists figures as they are rendered."""
-  figures, render = [], plots.to_png
-  monkeypatch.setattr(
-    plots, "to_png", lambda figure: (figures.append(figure), render(figure))[1]
-  )
-  return figures
-
-
 def texts(found):
   return [text.get_text() for text in found]
 
@@ -42,9 +32,8 @@ def test_confusion_is_in_per_cent_of_the_row(drawn):
     assert texts(axes.get_xticklabels()) == ["a", "b", "$x_1^"]
 
 
-@pytest.mark.parametrize("systems", [9, 13])
-def test_each_system_has_a_panel_with_its_name(drawn, systems):
-  names = [f"system {i}" for i in range(systems)]
+def test_each_system_has_a_panel_with_its_name(drawn):
+  names = [f"system {i}" for i in range(13)]
   png = plots.confusion_figure([(n, np.eye(7)) for n in names], "abcdefg", [1])
   panels = [axes for axes in drawn[0].axes if axes.axison]
   assert texts(axes.title for axes in panels) == names

@@ -1,6 +1,8 @@
 """Exported models give what JAX gives."""
 
 import json
+import shlex
+import sys
 
 import jax
 import mains
@@ -163,6 +165,8 @@ def test_a_run_is_exported_by_one_command(tmp_path, monkeypatch):
     "accuracy": round(metrics["overall_accuracy"], 4),
     "recall": round(metrics["mean_class_accuracy"], 4),
   }
+  command = shlex.join(sys.orig_argv)  # of training and of the export
+  assert f"```sh\n{command}\n{command}\n```" in card
   for text in ("| fear |", "| **fear** |", "| validation | ", "Not for:"):
     assert text in card
   facts = json.loads((out / "model.json").read_text())

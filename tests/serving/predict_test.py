@@ -13,35 +13,21 @@ from PIL import Image
 import tiny
 from dbl_jax import config as configs
 from dbl_jax import evaluate, train
-from dbl_jax.data import face_crops, sources, synthetic
+from dbl_jax.data import sources
 from dbl_jax.data.formats import stored
-from dbl_jax.serving import drawing, predict
-
-NAMES = ("dark", "middle", "light")
-
-
-@pytest.fixture(scope="module")
-def faces():
-  return synthetic.make_split("test", 12, 96, 1)[0]
+from dbl_jax.serving import predict
 
 
 @pytest.fixture
-def model(faces, monkeypatch):
-  """A predictor in place of a run: probabilities by the mean of the pixels."""
+def model(predictor, monkeypatch):
+  """The predictor is loaded in place of a run."""
 
-  def classify(crops):
-    light = crops.mean(axis=(1, 2, 3)) / 255
-    return np.stack([(1 - light) / 2, light * 0 + 0.5, light / 2], axis=1)
-
-  template = face_crops.template_of(faces)
-  made = predict.Predictor(NAMES, 48, "face", template, False, True, classify)
-
-  def load(workdir, predictor, align):
-    none = align == "none"
-    return dataclasses.replace(made, template=None if none else template)
+  def load(workdir, name, align):
+    changes = {"template": None} if align == "none" else {}
+    return dataclasses.replace(predictor, **changes)
 
   monkeypatch.setattr(predict, "load", load)
-  return made
+  return predictor
 
 
 def call(*arguments):
@@ -49,16 +35,13 @@ def call(*arguments):
 
 
 @pytest.fixture
-def photos(tmp_path, faces):
+def photos(tmp_path, faces, photo):
   """Photos of all kinds of the same face, in a folder."""
   folder = tmp_path / "photos"
   folder.mkdir()
-  face = Image.fromarray(faces[1]).resize((160, 160))
-  photo = Image.new("RGB", (400, 300), (120, 120, 120))
-  photo.paste(face, (40, 70))
   photo.save(folder / "one.png")
   two = photo.copy()
-  two.paste(face.resize((130, 130)), (240, 40))
+  two.paste(Image.fromarray(faces[1]).resize((130, 130)), (240, 40))
   two.save(folder / "two.png")
   photo.convert("L").save(folder / "grey.png")
   photo.convert("RGBA").save(folder / "alpha.png")
@@ -112,7 +95,7 @@ def test_classes_may_have_any_name(photos, tmp_path):
   assert row["probabilities left"] == "0.5"
   assert row["two\nlines"] == "0.25"
   photo = stored.of_path(photos / "one.png")
-  drawing.draw(photo, [(one.box, scores)], names, True)
+  predict.draw(photo, [(one.box, scores)], names, True)
 
 
 def test_a_crop_is_used_as_it_is(model, faces, tmp_path):
@@ -127,11 +110,11 @@ def test_a_crop_is_used_as_it_is(model, faces, tmp_path):
     rows = list(csv.DictReader(io.StringIO(out.read_text())))
     whole = [row["note"] == "whole picture" for row in rows]
     assert sum(whole) >= (12 if flags else 9)
-    found = [[float(row[name]) for name in NAMES] for row in rows]
+    found = [[float(row[name]) for name in model.class_names] for row in rows]
     np.testing.assert_allclose(
       np.array(found)[whole], expected[whole], atol=1e-5
     )
-    assert {row["label"] for row in rows} == {"middle"}
+    assert {row["label"] for row in rows} == {model.class_names[1]}
 
 
 def test_a_model_of_aligned_faces_has_crops_aligned_too(

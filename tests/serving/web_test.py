@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dbl_jax import config as configs
-from dbl_jax.data import face_crops, synthetic
+from dbl_jax.data import face_crops
 from dbl_jax.data.formats import stored
 from dbl_jax.errors import UserError
 from dbl_jax.models import layers
@@ -22,11 +22,6 @@ from dbl_jax.serving import onnx_graph, predict, web
 from dbl_jax.training import steps
 
 NAMES, SIZE = ("a", "b", "c"), 48
-
-
-@pytest.fixture(scope="module")
-def faces():
-  return synthetic.make_split("test", 12, 96, 1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +102,6 @@ def test_the_page_gives_the_probabilities_of_jax(
   for name, photo in photos(faces).items():
     photo.save(page / name)
   with browser.opened(tmp_path / "profile") as tab:
-    tab(
-      "Emulation.setDeviceMetricsOverride",
-      width=390,
-      height=844,
-      deviceScaleFactor=1,
-      mobile=True,
-    )
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     tab("Emulation.setEmulatedMedia", features=dark)
     tab.open(url)

@@ -7,7 +7,7 @@ import pytest
 
 import tiny
 from dbl_jax.data import pipeline, sources
-from dbl_jax.evaluation.forward import jit_eval_step, make_forward
+from dbl_jax.evaluation.predictions import jit_eval_step, make_forward
 from dbl_jax.runtime import distributed
 from dbl_jax.training import inputs, steps
 from dbl_jax.training.loop import compile_phase
