@@ -32,7 +32,7 @@ _MODULES = {
     "top_k_accuracy",
     "wilson_interval",
   ),
-  "losses.batch": ("LossInputs", "loss_inputs"),
+  "losses": ("LossInputs", "loss_inputs"),
   "losses.contrastive": ("balanced_contrastive", "nt_xent", "sup_con"),
   "losses.cross_entropy": (
     "balanced_softmax",
@@ -44,7 +44,7 @@ _MODULES = {
   "losses.feature_losses": ("center", "locality_preserving"),
   "models.dcnn": ("DCNN",),
   "models.efficientnet": ("EfficientNetLite0",),
-  "models.heads": ("JointHead", "MLPHead", "ProjectionHead"),
+  "models.model": ("JointHead", "MLPHead", "ProjectionHead"),
   "models.resnet": ("ResNet18", "ResNet32", "ResNet34", "ResNet50"),
   "train": ("train_and_evaluate",),
 }

@@ -440,21 +440,16 @@ def resolve(config: ConfigDict) -> ConfigDict:
     raise UserError(
       f"The config has no phase. Give it one or more of {', '.join(PHASES)}."
     )
-  if _get(config, "model.stem") is None and _get(config, "model.name") in (
-    name
-    for name, one in model.ENCODERS.items()
-    if "stem" not in options.of(one)
-  ):
-    with config.unlocked():  # left open by `base`, for encoders that have one
-      del config.model.stem
   known = _declared(config)
-  _check_names(config, known)
-  for path in ("data.name", "init_from"):
-    _validate(config, path, known)
   with config.unlocked():
+    if "model.stem" not in known and _get(config, "model.stem") is None:
+      del config.model.stem  # left open by `base`, for encoders that have one
+    _check_names(config, known)
+    _validate(config, "data.name", known)
     if _get(config, "data.image_size") is None:
       config.data.image_size = sources.SOURCES[config.data.name].image_size
-    _validate(config, "data.image_size", known)
+    for path in ("init_from", "data.image_size"):
+      _validate(config, path, known)
     for phase in phases(config):
       for field in ("preset", "optimizer.name"):
         _validate(config, f"{phase}.{field}", known)

@@ -34,7 +34,7 @@ from dbl_jax.models.model import gives, make_model
 from dbl_jax.runtime import distributed, sharding
 from dbl_jax.runtime.logs import read_rows
 from dbl_jax.runtime.provenance import provenance
-from dbl_jax.training import checkpoint, inputs, steps
+from dbl_jax.training import checkpoint, steps
 from dbl_jax.training.steps import first_difference
 
 logger = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ def make_activation(
   if "logits" not in gives(config[phase].head.name):
     return None
   model = make_model(config.model, config[phase].head, num_classes)
-  images = inputs.of_images(config[phase], config.data.image_size, "frozen")
+  images = steps.of_images(config[phase], config.data.image_size, "frozen")
   return lambda variables, rows, classes: activation_maps.class_activation_maps(
     model, variables, images.plain(rows), classes
   )
@@ -347,7 +347,7 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
       " or of another version; train it again."
     )
   mesh = sharding.make_mesh()
-  images = inputs.of_images(config[phase], size, "frozen")
+  images = steps.of_images(config[phase], size, "frozen")
   return LoadedModel(
     config,
     phase,

@@ -161,10 +161,11 @@ def add_unlabelled(
 def load_start(config: ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:
   """Variables of the run or file to start from, and the run's classes."""
   if config.init_from.endswith(torch_weights.SUFFIXES):
-    weights = torch_weights.load_encoder(Path(config.init_from).expanduser())
-    unused = ", ".join(weights.unused) or "nothing"
-    print_line(f"Encoder from {config.init_from}; not used of it: {unused}")
-    return weights.variables, ()
+    path = Path(config.init_from).expanduser()
+    variables, unused = torch_weights.load_encoder(path)
+    names = ", ".join(unused) or "nothing"
+    print_line(f"Encoder from {config.init_from}; not used of it: {names}")
+    return variables, ()
   return checkpoint.load_start(config.init_from, START_PHASES)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from dbl_jax.losses.batch import (
+from dbl_jax.losses import (
   LossInputs,
   Value,
   as_rows,

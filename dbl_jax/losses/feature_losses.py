@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dbl_jax.losses.batch import (
+from dbl_jax.losses import (
   LossInputs,
   Value,
   as_rows,

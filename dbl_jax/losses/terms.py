@@ -8,8 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dbl_jax.losses import contrastive, cross_entropy, feature_losses
-from dbl_jax.losses.batch import LossInputs, Value
+from dbl_jax.losses import (
+  LossInputs,
+  Value,
+  contrastive,
+  cross_entropy,
+  feature_losses,
+)
 from dbl_jax.runtime.options import number
 
 # A config's losses: name in `TERMS` -> options, with an optional 'weight'.
@@ -39,7 +44,7 @@ class Term(NamedTuple):
     start: (num_classes, num_features) -> initial state; None without state.
     update: (inputs, state, **options) -> state after the step.
     mixes: whether it supports mixed targets.
-    reads: 'features', 'embeddings' or 'logits'; see `models.heads` for which
+    reads: 'features', 'embeddings' or 'logits'; see `models.model` for which
       head gives which.
     labels: whether it needs labels.
     balances: options -> whether the loss favours rare classes.

@@ -71,8 +71,7 @@ def losses() -> Callable[[], object]:
   import jax
   from jax import numpy as jnp
 
-  from dbl_jax.losses import cross_entropy, feature_losses
-  from dbl_jax.losses.batch import loss_inputs
+  from dbl_jax.losses import cross_entropy, feature_losses, loss_inputs
 
   outputs = RNG.standard_normal((256, CLASSES), np.float32)
   features = RNG.standard_normal((256, 512), np.float32)

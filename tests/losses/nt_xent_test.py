@@ -80,32 +80,7 @@ def test_the_gradient_scales_and_reaches_the_temperature():
   np.testing.assert_allclose(slope(0.5), 3 * (above - below) / (2 * h), 1e-3)
 
 
-EXTREMES = {
-  "random": embeddings(8),
-  "batch of 2": embeddings(2),
-  "batch of 1": embeddings(1),
-  "equal": jnp.ones((8, 2, 4)),
-  "zero": jnp.zeros((8, 2, 4)),
-  "zero row": embeddings(8).at[3, 1].set(0),
-  "constant row": embeddings(8).at[3, 1].set(1),
-  "tiny": 1e-20 * embeddings(8),
-  "huge": 1e15 * embeddings(8),
-}
-
-
-@pytest.mark.parametrize("name", EXTREMES)
-def test_loss_and_gradient_are_finite(name):
-  (loss, accuracy), gradient = with_gradient(
-    contrastive.loss_and_accuracy, 0.01
-  )(EXTREMES[name])
-  assert np.isfinite(loss)
-  assert 0 <= accuracy <= 1
-  assert np.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize(
-  ("n", "dim"), [(2, 3), (7, 64), (129, 128), (300, 130)]
-)
+@pytest.mark.parametrize(("n", "dim"), [(2, 3), (300, 130)])
 def test_collapsed_embeddings_score_nothing(n, dim):
   z = jnp.broadcast_to(embeddings(1, dim)[:, :1], (n, 2, dim))
   loss, accuracy = jitted(z, TAU)

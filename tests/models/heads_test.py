@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
+from dbl_jax.models.model import JointHead, MLPHead, ProjectionHead
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
