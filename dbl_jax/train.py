@@ -172,10 +172,8 @@ def load_start(config: ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:
 def _report_losses(phase: Phase, step: int, rows: list[dict[str, Any]]) -> None:
   """Reports skipped steps, and a best checkpoint lost to damage.
 
-  Args:
-    phase: a finished phase.
-    step: step of the checkpoint that the next phase starts from.
-    rows: all rows of metrics.jsonl.
+  `step` is that of the checkpoint that the next phase starts from; the rows are
+  all those of metrics.jsonl.
   """
   skipped = evaluate.skipped_steps(rows).get(phase.name, 0)
   if skipped:

@@ -27,7 +27,7 @@ class Browser:
   """One tab. `errors` has what its pages logged as errors."""
 
   def __init__(self, reader, writer):
-    self._reader, self._writer = reader, writer
+    self._reader, self._writer, self._read = reader, writer, b""
     self._count, self._session, self.errors = 0, {}, []
     target = self("Target.createTarget", url="about:blank")["targetId"]
     attached = self("Target.attachToTarget", targetId=target, flatten=True)
@@ -53,16 +53,12 @@ class Browser:
         self.errors.append(entry)
 
   def _receive(self):
-    message = b""
-    while not message.endswith(b"\0"):
+    while b"\0" not in self._read:
       read = self._reader.read1()
       assert read, "Chromium has ended"
-      # Several messages may come at once, and part of the next.
-      head, zero, rest = read.partition(b"\0")
-      message += head + zero
-      if rest:
-        self._reader = _Joined(rest, self._reader)
-    return json.loads(message[:-1])
+      self._read += read
+    message, _, self._read = self._read.partition(b"\0")
+    return json.loads(message)
 
   def run(self, script):
     """The value of an expression in the page."""
@@ -94,17 +90,6 @@ class Browser:
     root = self("DOM.getDocument")["root"]["nodeId"]
     node = self("DOM.querySelector", nodeId=root, selector=selector)
     self("DOM.setFileInputFiles", files=[str(path)], nodeId=node["nodeId"])
-
-
-class _Joined:
-  """Bytes in front of a stream."""
-
-  def __init__(self, first, stream):
-    self._first, self._stream = first, stream
-
-  def read1(self):
-    first, self._first = self._first, b""
-    return first or self._stream.read1()
 
 
 @contextlib.contextmanager

@@ -62,13 +62,8 @@ def compile_phase(
 ) -> CompiledPhase:
   """Places state and data on the devices and wraps the steps in `jax.jit`.
 
-  Features of a frozen encoder are extracted here if the phase caches them.
-
-  Args:
-    phase: as returned by `make_phase`.
-    splits: images, with 'train' and 'validation'.
-    mesh: the devices.
-    config: resolved config of the run.
+  Features of a frozen encoder are extracted here if the phase caches them. The
+  splits, 'train' and 'validation' among them, hold images.
   """
   state = sharding.put(phase.state, sharding.replicated(mesh))
   own, name = phase.config, phase.split
@@ -168,9 +163,9 @@ def run_phase(
   Args:
     compiled: the phase.
     manager: checkpoints of the phase.
-    writer: receives the metrics.
+    writer: receives a row of metrics every `log_every` steps.
     meta: stored with each checkpoint; `meta['class_names']` names the labels.
-    log_every: steps between two rows of metrics.
+    log_every: see `writer`.
     stop: whether a stop is requested.
     accept_changes: see `train.train_and_evaluate`.
 
@@ -319,9 +314,7 @@ class _Log:
   def _check_finite(self, rows: dict[str, np.ndarray], done: int) -> None:
     """Raises UserError for the first step whose loss or gradient is not finite.
 
-    Args:
-      rows: metrics of the latest steps.
-      done: number of steps done.
+    The rows are metrics of the latest steps, up to step `done`.
     """
     bad = {name: ~np.isfinite(rows[name]) for name in ("loss", "grad_norm")}
     for place in np.flatnonzero(bad["loss"] | bad["grad_norm"])[:1]:

@@ -111,13 +111,8 @@ def make_phase(
   """Builds a phase from the config and the data.
 
   Only labels and shapes of the data are used, so the function can be traced.
-
-  Args:
-    config: resolved config.
-    name: which phase.
-    dataset: with a 'train' split.
-    start: variables of the model to start from, or None. Parameters that the
-      phase does not inherit are initialised.
+  `start` has the variables of the model to start from, or is None. Parameters
+  that the phase does not inherit are initialised.
 
   Raises:
     UserError: if batch size, data and start do not fit together.

@@ -90,10 +90,8 @@ def of_images(
 ) -> Inputs:
   """Makes inputs of images uint8[B, S, S, 3], augmented at every step.
 
-  Args:
-    phase: the phase's config: views, augment, mixup.
-    image_size: height and width of the views, in pixels.
-    encoder: 'trained' or 'frozen'.
+  Of the phase's config it uses views, augment and mixup. `image_size` is the
+  side of the views in pixels; `encoder` is 'trained' or 'frozen'.
   """
 
   def draw(key: jax.Array, ids: jax.Array, images: jax.Array) -> jax.Array:

@@ -1,4 +1,6 @@
-"""Projection and classifier heads."""
+"""Projection and classifier heads, and the model they are part of."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -6,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbl_jax.models.model import JointHead, MLPHead, ProjectionHead
+from dbl_jax.models.model import (
+  JointHead,
+  MLPHead,
+  ProjectionHead,
+  make_model,
+)
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
@@ -158,3 +165,19 @@ def test_the_joint_head_is_a_projection_and_a_classifier():
     rtol=1e-5,
     atol=1e-6,
   )
+
+
+def test_with_mirror_an_image_and_its_mirror_image_have_the_same_features():
+  encoder = {"name": "dcnn", "dtype": "float32", "mirror": True}
+  network = make_model(encoder, {"name": "mlp"}, 7)
+  images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+  variables = network.init(jax.random.key(1), images, train=False)
+  run = jax.jit(functools.partial(network.apply, variables, train=False))
+  plain = jax.jit(
+    functools.partial(network.clone(mirror=False).apply, variables, train=False)
+  )
+  features, outputs = run(images)
+  np.testing.assert_allclose(run(images[:, :, ::-1])[1], outputs, rtol=1e-5)
+  both = plain(images)[0], plain(images[:, :, ::-1])[0]
+  np.testing.assert_allclose(features, sum(both) / 2, rtol=1e-5)
+  assert not np.allclose(*both, rtol=1e-2)  # the network is not symmetric
