@@ -142,12 +142,8 @@ def printable(text: str, keep: str = "") -> str:
 def parse_flags(argv: Sequence[str], positional: bool = False) -> Sequence[str]:
   """Parses the command line; --help and --help=SECTION print and exit.
 
-  Args:
-    argv: program name and flags.
-    positional: whether arguments that are no flags are allowed.
-
   Returns:
-    The arguments that are no flags.
+    The arguments that are no flags, which only `positional` allows.
 
   Raises:
     UserError: an unknown flag, field or file, or a value of the wrong type.
@@ -196,16 +192,10 @@ def _check_path(argument: str) -> None:
 
 
 def define(define_flag: Callable[..., _T], *arguments: Any) -> _T:
-  """Defines a flag of ml_collections, which reads the command line for it.
+  """Defines a flag by a function of `config_flags`, and returns its holder.
 
-  An error ends the program as in `run_main`.
-
-  Args:
-    define_flag: a function of `ml_collections.config_flags`.
-    arguments: its arguments: name, default and text for --help.
-
-  Returns:
-    The flag's holder.
+  The function reads the command line. An error ends the program as in
+  `run_main`.
   """
   try:
     with _user_errors(sys.argv):
@@ -286,10 +276,9 @@ def _unknown_field(argv: Sequence[str]) -> str:
 def load_config(path: str) -> Any:
   """Loads a config, not resolved.
 
-  Args:
-    path: a file, or the name of one in configs/ of the working directory or of
-      this project: 'configs/dbl.py', 'dbl'. What follows a ':' is the argument
-      of its `get_config`: 'dbl:sup_con'.
+  The path is that of a file, or the name of one in configs/ of the working
+  directory or of this project: 'configs/dbl.py', 'dbl'. What follows a ':' is
+  the argument of its `get_config`: 'dbl:sup_con'.
 
   Raises:
     UserError: if there is no such file or variant, or the file is broken.

@@ -27,7 +27,7 @@ from dbl_jax.evaluation import (
   predictors,
   report,
 )
-from dbl_jax.evaluation.forward import evaluate, jit_eval_step, make_forward
+from dbl_jax.evaluation.forward import evaluate, make_forward
 from dbl_jax.evaluation.metrics import by_tier, confusion_of
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.models.model import gives, make_model
@@ -354,7 +354,7 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
     step,
     names,
     variables,
-    jit_eval_step(steps.make_eval_step(model, images), mesh),
+    steps.make_eval_step(model, images, mesh),
     mesh,
     meta,
     _temperature(workdir, phase, step),

@@ -13,7 +13,6 @@ from dbl_jax import evaluate, workdirs
 from dbl_jax.data import alignment, sources
 from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
-from dbl_jax.evaluation.forward import jit_eval_step
 from dbl_jax.models import torch_weights
 from dbl_jax.runtime import distributed, sharding, signals
 from dbl_jax.runtime.logs import MetricWriter, print_line
@@ -116,9 +115,7 @@ def _run(
       _report_losses(phase, step, writer.rows())
     assert variables is not None  # a config has a phase
     run = evaluate.TrainedRun(config, name, step, writer.rows(), made_by)
-    predict_step = jit_eval_step(
-      steps.make_eval_step(phase.model, phase.images), mesh
-    )
+    predict_step = steps.make_eval_step(phase.model, phase.images, mesh)
     context = evaluate.fit_context(predict_step, variables, dataset, mesh)
     metrics = evaluate.write(run, dataset, "test", context, workdir)
   _store_template(config, dataset, workdir)

@@ -62,7 +62,7 @@ def loss_inputs(
   head: Mapping[str, Any] | None = None,
   progress: float = 1.0,
 ) -> LossInputs:
-  """Makes the inputs of a loss from plain arrays, for use in other code.
+  """Makes inputs with one-hot targets from plain arrays, for other code.
 
   Args:
     outputs: logits or embeddings, f32[B, K], or f32[B, V, K] of V views.
@@ -71,9 +71,6 @@ def loss_inputs(
     features: f32[B, F] or f32[B, V, F], for losses that read features.
     head: parameters of the head, for losses that read prototypes.
     progress: fraction of the training that is done, for deferred losses.
-
-  Returns:
-    The inputs, with one-hot targets.
   """
 
   def of_views(values: Array) -> Array:

@@ -110,16 +110,10 @@ def start_loss_state(
 def weighted_sum(
   terms: Terms, inputs: LossInputs, loss_state: LossState
 ) -> tuple[Array, dict[str, Array], LossState]:
-  """Computes the loss of a config.
+  """Returns the weighted sum of losses, metrics, and the next state.
 
-  Args:
-    terms: name of a loss in `TERMS` -> its options, with an optional 'weight'
-      (default 1).
-    inputs: the batch.
-    loss_state: state of the losses.
-
-  Returns:
-    The weighted sum, metrics with 'loss' among them, and the next state.
+  The metrics, f32[] each, have 'loss' among them, which is the sum, and each of
+  several losses by its name.
   """
   total = jnp.zeros(())
   metrics: dict[str, Array] = {}

@@ -88,9 +88,7 @@ def compile_phase(
       out_shardings=sharding.replicated(mesh),
     ),
     max_steps_per_dispatch=max_steps,
-    eval_step=jit_eval_step(
-      steps.make_eval_step(phase.model, phase.inputs), mesh
-    ),
+    eval_step=steps.make_eval_step(phase.model, phase.inputs, mesh),
     splits=splits,
     pipeline=feed,
   )
@@ -160,14 +158,8 @@ def run_phase(
 
   When a stop is requested, the steps in flight are finished and saved.
 
-  Args:
-    compiled: the phase.
-    manager: checkpoints of the phase.
-    writer: receives a row of metrics every `log_every` steps.
-    meta: stored with each checkpoint; `meta['class_names']` names the labels.
-    log_every: see `writer`.
-    stop: whether a stop is requested.
-    accept_changes: see `train.train_and_evaluate`.
+  The writer receives a row of metrics every `log_every` steps. `meta` is stored
+  with each checkpoint; `meta['class_names']` names the labels.
 
   Raises:
     UserError: if loss or gradients are not finite.

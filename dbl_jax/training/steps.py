@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from dbl_jax.augment import views
 from dbl_jax.data import pipeline
+from dbl_jax.evaluation import forward
 from dbl_jax.losses import LossInputs
 from dbl_jax.losses import terms as losses
 from dbl_jax.models.model import Model
@@ -81,8 +83,8 @@ class Inputs(NamedTuple):
   """
 
   encoder: str
-  draw: Callable[..., tuple[jax.Array, jax.Array]]
-  plain: Callable[[jax.Array], jax.Array]
+  draw: Callable[..., tuple[Array, Array]]
+  plain: Callable[[Array], Array]
 
 
 def of_images(
@@ -94,7 +96,7 @@ def of_images(
   side of the views in pixels; `encoder` is 'trained' or 'frozen'.
   """
 
-  def draw(key: jax.Array, ids: jax.Array, images: jax.Array) -> jax.Array:
+  def draw(key: Array, ids: Array, images: Array) -> Array:
     return views.make_views(
       key,
       ids,
@@ -118,7 +120,7 @@ def of_features(phase: Mapping[str, Any]) -> Inputs:
   """
   num_views = phase["views"]
 
-  def draw(key: jax.Array, ids: jax.Array, features: jax.Array) -> jax.Array:
+  def draw(key: Array, ids: Array, features: Array) -> Array:
     cached = features.shape[1]
     if cached == 1:
       return jnp.repeat(features.transpose(1, 0, 2), num_views, axis=0)
@@ -135,28 +137,25 @@ def of_features(phase: Mapping[str, Any]) -> Inputs:
 
 
 def _mixed(
-  draw: Callable[..., jax.Array], alpha: float
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  draw: Callable[..., Array], alpha: float
+) -> Callable[..., tuple[Array, Array]]:
   """Adds mixup (Zhang et al. 2018, eq. (1)) to `draw` unless alpha is 0.
 
   Each example is mixed with the next one of the batch, whose order is random:
   share x own + (1 - share) x neighbour, share ~ Beta(alpha, alpha).
   """
 
-  def plain(
-    key: jax.Array, ids: jax.Array, rows: jax.Array, targets: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    return draw(key, ids, rows), targets
-
   def mixed(
-    key: jax.Array, ids: jax.Array, rows: jax.Array, targets: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+    key: Array, ids: Array, rows: Array, targets: Array
+  ) -> tuple[Array, Array]:
+    if not alpha:
+      return draw(key, ids, rows), targets
     draw_key, share_key = jax.random.split(key)
     found = draw(draw_key, ids, rows)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(share_key, ids)
     share = jax.vmap(lambda own: jax.random.beta(own, alpha, alpha))(keys)
 
-    def blend(own: jax.Array, axis: int) -> jax.Array:
+    def blend(own: Array, axis: int) -> Array:
       shape = [1] * own.ndim
       shape[axis] = -1
       weight = share.reshape(shape)
@@ -164,7 +163,7 @@ def _mixed(
 
     return blend(found, 1), blend(targets, 0)
 
-  return mixed if alpha else plain
+  return mixed
 
 
 # (state, resident, batch, key) -> next state, metrics f32[]
@@ -226,7 +225,7 @@ def make_train_step(
     `key` is the phase's key; the keys of the step and of each example are
     folded from it.
   """
-  forward = _make_loss(model, inputs.encoder, terms, counts, num_steps)
+  loss = _make_loss(model, inputs.encoder, terms, counts, num_steps)
 
   def train_step(
     state: TrainState,
@@ -240,7 +239,7 @@ def make_train_step(
     rows = pipeline.gather(resident, batch)
     targets = jax.nn.one_hot(batch["label"], len(counts))
     views, targets = inputs.draw(view_key, batch["id"], rows, targets)
-    grads, (metrics, batch_stats, memory) = jax.grad(forward, has_aux=True)(
+    grads, (metrics, batch_stats, memory) = jax.grad(loss, has_aux=True)(
       state.params, state, views, (batch["label"], targets), dropout_key
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -368,21 +367,15 @@ def repeat(train_step: TrainStep, max_steps: int) -> TrainStep:
   return train_steps
 
 
-def make_eval_step(
-  model: Model, inputs: Inputs
-) -> Callable[[Mapping[str, Any], Array], tuple[Array, Array]]:
-  """Makes the forward pass without augmentation.
+def make_eval_step(model: Model, inputs: Inputs, mesh: Mesh) -> forward.Step:
+  """Compiles the forward pass without augmentation, for `make_forward`.
 
   Returns:
     (variables, rows [B, ...]) -> features f32[B, F], outputs f32[B, K].
   """
 
-  def eval_step(
-    variables: Mapping[str, Any], rows: Array
-  ) -> tuple[Array, Array]:
-    # With no mutable collection, flax returns the model's result alone.
-    return model.apply(  # type: ignore[return-value]
-      variables, inputs.plain(rows), train=False, encoder=inputs.encoder
-    )
+  def eval_step(variables: Mapping[str, Any], rows: Array) -> Any:
+    rows = inputs.plain(rows)
+    return model.apply(variables, rows, train=False, encoder=inputs.encoder)
 
-  return eval_step
+  return forward.jit_eval_step(eval_step, mesh)

@@ -11,7 +11,7 @@ from scipy import stats
 import tiny
 from dbl_jax.augment import views
 from dbl_jax.data import pipeline, sources
-from dbl_jax.evaluation.forward import jit_eval_step, make_forward
+from dbl_jax.evaluation.forward import make_forward
 from dbl_jax.runtime import sharding
 from dbl_jax.training import steps
 from dbl_jax.training.loop import compile_phase
@@ -37,20 +37,8 @@ def dataset(config):
 
 def run(compiled, num_steps):
   """The state after a number of steps, and the metrics of each step."""
-  state, rows, most = compiled.state, [], compiled.max_steps_per_dispatch
-  next_batches = pipeline.batch_reader(compiled.pipeline, 0, num_steps, most)
-  while len(rows) < num_steps:
-    count = min(most, num_steps - len(rows))
-    state, metrics = compiled.train_steps(
-      state,
-      compiled.pipeline.resident,
-      next_batches(count),
-      compiled.phase.key,
-      count,
-    )
-    metrics = jax.device_get(metrics)
-    rows += [{k: v[i] for k, v in metrics.items()} for i in range(count)]
-  return state, rows
+  *_, (state, _) = parts = list(tiny.steps_of(compiled, num_steps))
+  return state, [row for _, rows in parts for row in rows]
 
 
 def start(config, dataset, phase, devices=None, given=None):
@@ -76,7 +64,7 @@ def pretrained(config, dataset):
   compiled = start(config, dataset, "pretrain")
   before, facts = host(compiled.state.model()), facts_of(compiled)
   state, rows = run(compiled, 3)
-  return before, host(state.model()), rows, facts
+  return before, state.model(), rows, facts
 
 
 @pytest.fixture
@@ -167,7 +155,7 @@ def test_one_and_eight_devices_train_alike(
   for devices in (jax.devices()[:1], jax.devices()):
     compiled = start(config, dataset, phase, devices, some_model)
     state, rows = run(compiled, 3)
-    states.append(host(state.model()))
+    states.append(state.model())
     losses.append([row["loss"] for row in rows])
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
   jax.tree.map(
@@ -185,7 +173,7 @@ def test_several_steps_in_one_dispatch_train_alike(config, dataset):
     several = config.copy_and_resolve_references()
     several.steps_per_dispatch = most
     state, rows = run(start(several, dataset, "pretrain"), 5)
-    states.append(host(state.model()))
+    states.append(state.model())
     losses.append([row["loss"] for row in rows])
   np.testing.assert_allclose(*losses, rtol=1e-5)
   jax.tree.map(
@@ -203,7 +191,7 @@ def test_cached_features_train_the_head_that_images_train(
     form.classify.cached_views = cached
     compiled = start(form, dataset, "classify", given=some_model)
     state, _ = run(compiled, 4)
-    heads.append(host(state.params["head"]))
+    heads.append(state.params["head"])
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *heads
   )
@@ -218,10 +206,8 @@ def test_cached_views_are_the_plain_image_and_random_ones(
   cached = compiled.splits["train"].images
   plain, *others = np.moveaxis(cached, 1, 0)
   phase, mesh = compiled.phase, sharding.make_mesh()
-  predict_step = steps.make_eval_step(phase.model, phase.images)
-  forward = make_forward(
-    jit_eval_step(predict_step, mesh), compiled.state.model(), mesh
-  )
+  predict_step = steps.make_eval_step(phase.model, phase.images, mesh)
+  forward = make_forward(predict_step, compiled.state.model(), mesh)
   images = dataset.splits["train"].images
   np.testing.assert_allclose(plain, forward(images)[0], atol=1e-6)
   for other in others:
@@ -251,9 +237,7 @@ def test_streamed_images_train_alike(config, dataset, pretrained):
   jax.tree.map(np.testing.assert_array_equal, facts_of(compiled), pretrained[3])
   state, rows = run(compiled, 3)
   assert [row["loss"] for row in rows] == [row["loss"] for row in pretrained[2]]
-  jax.tree.map(
-    np.testing.assert_array_equal, host(state.model()), pretrained[1]
-  )
+  jax.tree.map(np.testing.assert_array_equal, state.model(), pretrained[1])
 
 
 def test_seeds_differ(config, dataset, pretrained):
@@ -278,7 +262,7 @@ def test_a_step_in_bfloat16_is_nearly_that_in_float32(config, dataset):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.model())} == {
       jnp.dtype("float32")
     }
-    moved = jax.tree.map(np.subtract, host(state.params), before)
+    moved = jax.tree.map(np.subtract, state.params, before)
     updates.append(np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]))
     losses.append(rows[0]["loss"])
   assert losses[0] != losses[1]
