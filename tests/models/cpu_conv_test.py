@@ -237,14 +237,6 @@ def test_module_has_one_float32_kernel_with_he_deviation():
   assert kernel.std() == pytest.approx((2 / (3 * 3 * 128)) ** 0.5, rel=0.02)
 
 
-def test_module_pads_to_keep_the_size_unless_told():
-  x = jnp.zeros((1, 8, 8, 3))
-  for kwargs, size in [({}, 8), ({"strides": 2}, 4), ({"padding": 0}, 6)]:
-    module = Conv2D(2, 3, **kwargs)
-    y, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
-    assert y.shape == (1, size, size, 2)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(("window", "padding"), [(3, 1), (2, 0)])
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (6, 9), (2, 3)], ids=str)
