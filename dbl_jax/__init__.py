@@ -33,7 +33,6 @@ _MODULES = {
     "wilson_interval",
   ),
   "losses": ("LossInputs", "loss_inputs"),
-  "losses.contrastive": ("balanced_contrastive", "nt_xent", "sup_con"),
   "losses.cross_entropy": (
     "balanced_softmax",
     "class_weights",
@@ -41,7 +40,13 @@ _MODULES = {
     "label_aware_smoothing",
     "ldam",
   ),
-  "losses.feature_losses": ("center", "locality_preserving"),
+  "losses.metric_learning": (
+    "balanced_contrastive",
+    "center",
+    "locality_preserving",
+    "nt_xent",
+    "sup_con",
+  ),
   "models.dcnn": ("DCNN",),
   "models.efficientnet": ("EfficientNetLite0",),
   "models.model": ("JointHead", "MLPHead", "ProjectionHead"),

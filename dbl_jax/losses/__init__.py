@@ -85,18 +85,3 @@ def loss_inputs(
     progress=jnp.float32(progress),
     head=head or {},
   )
-
-
-def as_rows(values: Array) -> Array:
-  """[B, V, ...] -> [B * V, ...], views of one example next to each other."""
-  return values.reshape(-1, *values.shape[2:])
-
-
-def labels_of_rows(inputs: LossInputs) -> Array:
-  """int32[B * V], the label of each row of `as_rows`."""
-  return jnp.repeat(inputs.labels, inputs.outputs.shape[1])
-
-
-def matmul(a: Array, b: Array) -> Array:
-  """a @ b in full float32: low temperatures and differences magnify errors."""
-  return jnp.matmul(a, b, precision="highest")

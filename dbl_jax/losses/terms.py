@@ -11,9 +11,8 @@ from jax import Array
 from dbl_jax.losses import (
   LossInputs,
   Value,
-  contrastive,
   cross_entropy,
-  feature_losses,
+  metric_learning,
 )
 from dbl_jax.runtime.options import number
 
@@ -65,7 +64,7 @@ def _weighted(options: Mapping[str, Any]) -> bool:
 
 TERMS: dict[str, Term] = {
   "balanced_contrastive": Term(
-    contrastive.balanced_contrastive, reads="embeddings"
+    metric_learning.balanced_contrastive, reads="embeddings"
   ),
   "balanced_softmax": Term(
     cross_entropy.balanced_softmax,
@@ -73,9 +72,9 @@ TERMS: dict[str, Term] = {
     balances=lambda options: options["strength"] > 0,
   ),
   "center": Term(
-    feature_losses.center,
+    metric_learning.center,
     start=lambda *shape: jnp.zeros(shape),
-    update=feature_losses.move_centers,
+    update=metric_learning.move_centers,
     reads="features",
   ),
   "cross_entropy": Term(
@@ -86,10 +85,12 @@ TERMS: dict[str, Term] = {
   ),
   "ldam": Term(cross_entropy.ldam, balances=_weighted),
   "locality_preserving": Term(
-    feature_losses.locality_preserving, reads="features"
+    metric_learning.locality_preserving, reads="features"
   ),
-  "nt_xent": Term(contrastive.nt_xent_term, reads="embeddings", labels=False),
-  "sup_con": Term(contrastive.sup_con, reads="embeddings"),
+  "nt_xent": Term(
+    metric_learning.nt_xent_term, reads="embeddings", labels=False
+  ),
+  "sup_con": Term(metric_learning.sup_con, reads="embeddings"),
 }
 
 

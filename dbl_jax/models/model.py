@@ -234,14 +234,20 @@ class Model(nn.Module):
     features = features.astype(jnp.float32)
     return features, self.head(features, train)
 
-  def with_frozen(self, names: tuple[str, ...]) -> Self:
-    """A copy in which these modules of the encoder run as for evaluation.
+  def with_frozen(self, trained: Mapping[str, Any]) -> Self:
+    """A copy in which the encoder's frozen modules run as for evaluation.
 
-    An encoder without batch norm has no field `frozen` and is unchanged.
+    `trained` is a tree of bool over the encoder's parameters. An encoder that
+    is frozen whole is unchanged, as is one without batch norm, which has no
+    field `frozen`.
     """
-    if "frozen" not in type(self.encoder).__dataclass_fields__:
+    frozen = {
+      name for name, tree in trained.items() if not any(jax.tree.leaves(tree))
+    }
+    has_field = "frozen" in type(self.encoder).__dataclass_fields__
+    if not has_field or len(frozen) == len(trained):
       return self
-    return self.clone(encoder=self.encoder.clone(frozen=names))
+    return self.clone(encoder=self.encoder.clone(frozen=tuple(sorted(frozen))))
 
 
 def make_model(

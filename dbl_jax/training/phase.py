@@ -141,13 +141,7 @@ def make_phase(
   _check_frozen(name, options, trained["encoder"], start)
   if start is not None:
     variables = _with_inherited(variables, start, options.inherit)
-  still = [
-    part
-    for part, leaves in trained["encoder"].items()
-    if not any(jax.tree.leaves(leaves))
-  ]
-  if len(still) < len(trained["encoder"]):
-    model = model.with_frozen(tuple(sorted(still)))
+  model = model.with_frozen(trained["encoder"])
   schedule = optim.make_schedule(
     options.optimizer, num_steps, options.batch_size
   )

@@ -14,7 +14,7 @@ from dbl_jax.augment import views
 from dbl_jax.data import pipeline
 from dbl_jax.data.datasets import Dataset, Split
 from dbl_jax.evaluation.forward import make_forward
-from dbl_jax.losses.contrastive import nt_xent as block_nt_xent
+from dbl_jax.losses.metric_learning import nt_xent as block_nt_xent
 from dbl_jax.models.model import make_model
 from dbl_jax.runtime.environment import tune_malloc
 from dbl_jax.runtime.sharding import make_mesh, put, replicated

@@ -12,7 +12,7 @@ import pytest
 from batches import assert_gradient, make_inputs, rows, run, slopes
 from jax.sharding import PartitionSpec
 
-from dbl_jax.losses import contrastive
+from dbl_jax.losses import metric_learning as losses
 from dbl_jax.runtime import sharding
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
@@ -94,7 +94,7 @@ def float32(values):
   return jnp.asarray(values, jnp.float32)
 
 
-nt_xent = jax.jit(contrastive.nt_xent)
+nt_xent = jax.jit(losses.nt_xent)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
@@ -111,7 +111,7 @@ def test_nt_xent_equals_the_paper(n, temperature):
 
 def test_nt_xent_gradient_by_finite_differences():
   z = embeddings(3, dim=4)
-  gradient = jax.jit(jax.grad(contrastive.nt_xent))(float32(z), 0.3)
+  gradient = jax.jit(jax.grad(losses.nt_xent))(float32(z), 0.3)
   assert_gradient(gradient, slopes(lambda z: literal_nt_xent(z, 0.3), z))
 
 
@@ -120,7 +120,7 @@ def test_nt_xent_does_not_see_labels_and_counts_hits():
   z = np.repeat(embeddings(5)[:, :1], 2, axis=1)
   for labels in (LABELS, LABELS[::-1]):
     value, metrics, _ = run(
-      contrastive.nt_xent_term, batch(z, labels), temperature=0.2
+      losses.nt_xent_term, batch(z, labels), temperature=0.2
     )
     np.testing.assert_allclose(value, literal_nt_xent(z, 0.2), rtol=1e-5)
     assert metrics == {"contrastive_accuracy": 1}
@@ -133,9 +133,7 @@ def test_sup_con_and_its_gradient_equal_the_paper(views, temperature):
   def expected(z):
     return literal_sup_con(z, LABELS, temperature)
 
-  value, _, gradients = run(
-    contrastive.sup_con, batch(z), temperature=temperature
-  )
+  value, _, gradients = run(losses.sup_con, batch(z), temperature=temperature)
   np.testing.assert_allclose(value, expected(z), rtol=1e-5)
   assert_gradient(gradients["outputs"], slopes(expected, z))
 
@@ -150,7 +148,7 @@ def test_balanced_contrastive_and_its_gradients_equal_the_paper(
     return literal_balanced(z, LABELS, prototypes, temperature)
 
   value, _, gradients = run(
-    contrastive.balanced_contrastive, batch(z), temperature=temperature
+    losses.balanced_contrastive, batch(z), temperature=temperature
   )
   np.testing.assert_allclose(value, expected(z, PROTOTYPES), rtol=1e-5)
   by_rows = slopes(lambda z: expected(z, PROTOTYPES), z)
@@ -183,7 +181,7 @@ def noisy(n, dim=16):
   return jnp.asarray(z, jnp.float32)
 
 
-jitted = jax.jit(contrastive.loss_and_accuracy)
+jitted = jax.jit(losses.loss_and_accuracy)
 
 
 def with_gradient(function, temperature=TAU):
@@ -207,9 +205,9 @@ def assert_equal(found, expected):
 )
 def test_blocks_equal_the_plain_form(monkeypatch, n, block):
   if block:
-    monkeypatch.setattr(contrastive, "_BLOCK", block)
+    monkeypatch.setattr(losses, "_BLOCK", block)
   z = noisy(n)
-  found = with_gradient(contrastive.loss_and_accuracy)(z)
+  found = with_gradient(losses.loss_and_accuracy)(z)
   assert_equal(found, with_gradient(plain)(z))
   assert n < 16 or 0 < found[0][1] < 1
 
@@ -220,7 +218,7 @@ def test_the_gradient_scales_and_reaches_the_temperature():
   @jax.jit
   @jax.grad
   def slope(temperature):
-    return 3 * contrastive.loss_and_accuracy(z, temperature)[0]
+    return 3 * losses.loss_and_accuracy(z, temperature)[0]
 
   above, below = (with_gradient(plain, 0.5 + step)(z)[0][0] for step in (h, -h))
   np.testing.assert_allclose(slope(0.5), 3 * (above - below) / (2 * h), 1e-3)
@@ -243,7 +241,7 @@ def test_a_positive_as_near_as_another_view_is_no_hit():
 
 def test_bfloat16_is_computed_in_float32():
   z = noisy(9).astype(jnp.bfloat16)
-  (loss, _), gradient = with_gradient(contrastive.loss_and_accuracy)(z)
+  (loss, _), gradient = with_gradient(losses.loss_and_accuracy)(z)
   assert gradient.dtype == jnp.bfloat16
   (expected, _), _ = with_gradient(plain)(z.astype(jnp.float32))
   np.testing.assert_allclose(loss, expected, 1e-6)
@@ -251,14 +249,14 @@ def test_bfloat16_is_computed_in_float32():
 
 def test_other_than_two_views_are_refused():
   with pytest.raises(ValueError, match="two views"):
-    contrastive.loss_and_accuracy(jnp.ones((4, 3, 8)), TAU)
+    losses.loss_and_accuracy(jnp.ones((4, 3, 8)), TAU)
 
 
 def test_memory_is_a_twentieth_of_the_plain_form():
   z = jax.ShapeDtypeStruct((8192, 2, 128), jnp.float32)
   blocks, whole = (
     with_gradient(f).lower(z).compile().memory_analysis().temp_size_in_bytes
-    for f in (contrastive.loss_and_accuracy, plain)
+    for f in (losses.loss_and_accuracy, plain)
   )
   assert blocks < whole / 20
 
@@ -268,7 +266,7 @@ def test_memory_is_a_twentieth_of_the_plain_form():
 )
 def test_eight_devices_give_what_one_gives(monkeypatch, n, block):
   if block:
-    monkeypatch.setattr(contrastive, "_BLOCK", block)
+    monkeypatch.setattr(losses, "_BLOCK", block)
   z = noisy(n)
   expected = with_gradient(plain)(z)
   mesh = sharding.make_mesh(jax.devices())
@@ -276,11 +274,11 @@ def test_eight_devices_give_what_one_gives(monkeypatch, n, block):
   if n % 8 == 0:  # else a batch cannot be split
     z = jax.device_put(z, sharding.batched(mesh))
   with jax.set_mesh(mesh):
-    found = with_gradient(contrastive.loss_and_accuracy)(z)
+    found = with_gradient(losses.loss_and_accuracy)(z)
   assert_equal(found, expected)
   assert n % 8 or found[1].sharding == sharding.batched(mesh)
   # Without the context mesh the compiler splits the work as it likes.
-  assert_equal(with_gradient(contrastive.loss_and_accuracy)(z), expected)
+  assert_equal(with_gradient(losses.loss_and_accuracy)(z), expected)
 
 
 def test_devices_exchange_embeddings_and_logsumexps_only():
@@ -290,7 +288,7 @@ def test_devices_exchange_embeddings_and_logsumexps_only():
     (n, 2, dim), jnp.float32, sharding=sharding.batched(mesh)
   )
   with jax.set_mesh(mesh):
-    compiled = with_gradient(contrastive.loss_and_accuracy).lower(z).compile()
+    compiled = with_gradient(losses.loss_and_accuracy).lower(z).compile()
   text = compiled.as_text()
   gathers = re.findall(r"= (\S+?)\{[^ ]* all-gather(?:-start)?\(", text)
   assert sorted(gathers) == [f"f32[{2 * n},{dim}]", f"f32[{2 * n}]"]
@@ -302,14 +300,14 @@ def test_devices_exchange_embeddings_and_logsumexps_only():
     int(np.prod([int(side) for side in shape.split(",")]))
     for shape in re.findall(r"\w\d+\[([\d,]+)\]", text)
   }
-  assert max(sizes) == contrastive._BLOCK * 2 * n
+  assert max(sizes) == losses._BLOCK * 2 * n
 
 
 def test_inside_a_mapped_function_each_device_is_on_its_own():
   mesh, z = sharding.make_mesh(jax.devices()), noisy(64)
 
   def local(z):
-    return contrastive.loss_and_accuracy(z, TAU)[0][None]
+    return losses.loss_and_accuracy(z, TAU)[0][None]
 
   split = PartitionSpec("data")
   with jax.set_mesh(mesh):
