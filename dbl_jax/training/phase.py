@@ -120,15 +120,12 @@ def make_phase(
   options, stage = config[name], _stage_of(config, name)
   num_classes, size = len(dataset.class_names), dataset.image_size
   split = split_of(name, options)
+  labels = dataset.splits[split].labels
   # No two (seed, stage) share a seed; stages 0 to 2 have those of the two-phase
   # runs of earlier versions.
   seed = config.seed * 3 + stage if stage < 3 else (stage << 40) + config.seed
   sampler = sampling.make_sampler(
-    dataset.splits[split].labels,
-    num_classes,
-    options.q,
-    options.batch_size,
-    seed,
+    labels, num_classes, options.q, options.batch_size, seed
   )
   num_steps = sampling.num_steps(sampler, options.epochs)
   init_key, key = jax.random.split(
@@ -168,14 +165,15 @@ def make_phase(
     memory[steps.SKIPPED] = jnp.int32(0)
     train_step = steps.skip_nonfinite(train_step)
   opt_state = optimizer.init(variables["params"])
+  state = TrainState(
+    jnp.int32(0), **variables, opt_state=opt_state, memory=memory
+  )
   return Phase(
     name=name,
     split=split,
     config=options,
     model=model,
-    state=TrainState(
-      jnp.int32(0), **variables, opt_state=opt_state, memory=memory
-    ),
+    state=state,
     trained=trained,
     images=images,
     inputs=read,
