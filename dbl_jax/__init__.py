@@ -32,8 +32,7 @@ _MODULES = {
     "top_k_accuracy",
     "wilson_interval",
   ),
-  "losses.batch": ("LossInputs", "loss_inputs"),
-  "losses.contrastive": ("balanced_contrastive", "nt_xent", "sup_con"),
+  "losses": ("LossInputs", "loss_inputs"),
   "losses.cross_entropy": (
     "balanced_softmax",
     "class_weights",
@@ -41,10 +40,16 @@ _MODULES = {
     "label_aware_smoothing",
     "ldam",
   ),
-  "losses.feature_losses": ("center", "locality_preserving"),
+  "losses.metric_learning": (
+    "balanced_contrastive",
+    "center",
+    "locality_preserving",
+    "nt_xent",
+    "sup_con",
+  ),
   "models.dcnn": ("DCNN",),
   "models.efficientnet": ("EfficientNetLite0",),
-  "models.heads": ("JointHead", "MLPHead", "ProjectionHead"),
+  "models.model": ("JointHead", "MLPHead", "ProjectionHead"),
   "models.resnet": ("ResNet18", "ResNet32", "ResNet34", "ResNet50"),
   "train": ("train_and_evaluate",),
 }

@@ -1,5 +1,6 @@
 """Command lines of all programs: flags, config files and error messages."""
 
+import contextlib
 import io
 import itertools
 import logging
@@ -9,7 +10,7 @@ import runpy
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -24,10 +25,6 @@ _T = TypeVar("_T")
 # Folders of programs and configs: in a clone they lie next to the package, in
 # an installed wheel inside of it.
 _HOMES = Path(__file__).parents[1], Path(__file__).parent
-_NOT_TEXT = (
-  "The file of --flagfile is not UTF-8 text; expected a flag on each line. Save"
-  " it as UTF-8."
-)
 # Commands of `dbl-jax`, and their programs.
 COMMANDS = {
   "train": "dbl_jax/main.py",
@@ -145,12 +142,8 @@ def printable(text: str, keep: str = "") -> str:
 def parse_flags(argv: Sequence[str], positional: bool = False) -> Sequence[str]:
   """Parses the command line; --help and --help=SECTION print and exit.
 
-  Args:
-    argv: program name and flags.
-    positional: whether arguments that are no flags are allowed.
-
   Returns:
-    The arguments that are no flags.
+    The arguments that are no flags, which only `positional` allows.
 
   Raises:
     UserError: an unknown flag, field or file, or a value of the wrong type.
@@ -159,27 +152,22 @@ def parse_flags(argv: Sequence[str], positional: bool = False) -> Sequence[str]:
     print(sys.modules["__main__"].__doc__)
     print(flags.FLAGS.main_module_help())
     sys.exit(0)
-  try:
+  with _user_errors():
     argv = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
-    # Some editors on Windows begin a file, such as a flag file, with a mark.
-    argv = [argument.removeprefix("\ufeff") for argument in argv]
-    for argument in argv[1:]:
-      if argument.startswith("--help="):
-        from dbl_jax import config as configs
+  # Some editors on Windows begin a file, such as a flag file, with a mark.
+  argv = [argument.removeprefix("\ufeff") for argument in argv]
+  for argument in argv[1:]:
+    if argument.startswith("--help="):
+      from dbl_jax import config as configs
 
-        print(configs.describe(argument.removeprefix("--help=")))
-        sys.exit(0)
-      _check_path(argument)
+      print(configs.describe(argument.removeprefix("--help=")))
+      sys.exit(0)
+    _check_path(argument)
+  with _user_errors(argv):
     if (path := _config_path(argv)) is not None:
       load_config(path)
       argv = _with_config_file(argv, path)
     rest = flags.FLAGS(argv)
-  except flags.Error as error:
-    raise UserError(f"{_message(error)}. See --help.") from error
-  except UnicodeDecodeError as error:
-    raise UserError(_NOT_TEXT) from error
-  except (AttributeError, KeyError) as error:
-    raise UserError(_unknown_field(argv)) from error
   if len(rest) > 1 and not positional:
     raise UserError(
       f"Unexpected argument {rest[1]!r}: flags are given as --name=value."
@@ -204,32 +192,33 @@ def _check_path(argument: str) -> None:
 
 
 def define(define_flag: Callable[..., _T], *arguments: Any) -> _T:
-  """Defines a flag of ml_collections, which reads the command line for it.
+  """Defines a flag by a function of `config_flags`, and returns its holder.
 
-  An error ends the program as in `run_main`.
-
-  Args:
-    define_flag: a function of `ml_collections.config_flags`.
-    arguments: its arguments: name, default and text for --help.
-
-  Returns:
-    The flag's holder.
+  The function reads the command line. An error ends the program as in
+  `run_main`.
   """
   try:
-    return define_flag(*arguments)
+    with _user_errors(sys.argv):
+      return define_flag(*arguments)
+  except UserError as error:
+    _exit_with(str(error))
+
+
+@contextlib.contextmanager
+def _user_errors(argv: Sequence[str] = ()) -> Iterator[None]:
+  """Converts errors of absl and ml_collections for a command line."""
+  try:
+    yield
   except flags.Error as error:
-    _exit_with(_message(error))
-  except UnicodeDecodeError:
-    _exit_with(_NOT_TEXT)
-  except (AttributeError, KeyError):
-    try:
-      _exit_with(_unknown_field(sys.argv))
-    except UserError as error:
-      _exit_with(str(error))
-
-
-def _message(error: flags.Error) -> str:
-  return str(error).removeprefix("ERROR:: ")
+    message = str(error).removeprefix("ERROR:: ")
+    raise UserError(f"{message}. See --help.") from error
+  except UnicodeDecodeError as error:
+    raise UserError(
+      "The file of --flagfile is not UTF-8 text; expected a flag on each line."
+      " Save it as UTF-8."
+    ) from error
+  except (AttributeError, KeyError) as error:
+    raise UserError(_unknown_field(argv)) from error
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
@@ -287,10 +276,9 @@ def _unknown_field(argv: Sequence[str]) -> str:
 def load_config(path: str) -> Any:
   """Loads a config, not resolved.
 
-  Args:
-    path: a file, or the name of one in configs/ of the working directory or of
-      this project: 'configs/dbl.py', 'dbl'. What follows a ':' is the argument
-      of its `get_config`: 'dbl:sup_con'.
+  The path is that of a file, or the name of one in configs/ of the working
+  directory or of this project: 'configs/dbl.py', 'dbl'. What follows a ':' is
+  the argument of its `get_config`: 'dbl:sup_con'.
 
   Raises:
     UserError: if there is no such file or variant, or the file is broken.

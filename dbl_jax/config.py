@@ -241,20 +241,6 @@ class HeadFields:
   name: Annotated[str, one_of(model.HEADS)]
 
 
-# SimCLR's family (Chen et al. 2020, appendix A) and the rotation of the
-# paper's section 3. Its strength depends on the data, see `BY_DATA`; blur is
-# for images of more than 64 pixels.
-def strong_augmentation() -> dict[str, Any]:
-  """New for each phase: all users of a placeholder share its value."""
-  return WEAK_AUGMENTATION | {
-    "crop_scale": config_dict.placeholder(tuple),
-    "crop_ratio": (3 / 4, 4 / 3),
-    "jitter_strength": config_dict.placeholder(float),
-    "grey": 0.2,
-    "blur": config_dict.placeholder(float),
-  }
-
-
 # For a classifier on frozen features: weak, since features of heavily
 # augmented faces differ from those that the classifier is applied to.
 LIGHT_AUGMENTATION: dict[str, Any] = {
@@ -317,7 +303,17 @@ def simclr() -> ConfigDict:
     "simclr",
     batch_size=config_dict.placeholder(int),
     views=2,
-    augment=strong_augmentation(),
+    # SimCLR's family (Chen et al. 2020, appendix A) and the rotation of the
+    # paper's section 3. Its strength depends on the data, see `BY_DATA`; blur
+    # is for images of more than 64 pixels.
+    augment=WEAK_AUGMENTATION
+    | {
+      "crop_scale": config_dict.placeholder(tuple),
+      "crop_ratio": (3 / 4, 4 / 3),
+      "jitter_strength": config_dict.placeholder(float),
+      "grey": 0.2,
+      "blur": config_dict.placeholder(float),
+    },
     head={"name": "projection", "hidden": 512, "out": 128},
     losses={"nt_xent": {"temperature": 0.1}},
     predictor="knn",
@@ -381,12 +377,8 @@ def supervised_dcnn() -> ConfigDict:
 def migrate(fields: dict[str, Any]) -> dict[str, Any]:
   """A config stored by any version of the project, as this version stores it.
 
-  Args:
-    fields: a resolved config, such as the content of config.json.
-
-  Returns:
-    The same config without fields removed since, and with fields added since,
-    at the values that give the same computation.
+  It lacks fields removed since, and has fields added since, at the values that
+  give the same computation.
   """
 
   def fill(section: dict[str, Any], name: str, former: dict[str, Any]) -> None:
@@ -426,9 +418,6 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
 def resolve(config: ConfigDict) -> ConfigDict:
   """Fills in what depends on the data set, and validates every field.
 
-  Args:
-    config: as the config file and the flags set it; not changed.
-
   Returns:
     A locked copy in which every field has a value, without `preset`.
 
@@ -440,21 +429,16 @@ def resolve(config: ConfigDict) -> ConfigDict:
     raise UserError(
       f"The config has no phase. Give it one or more of {', '.join(PHASES)}."
     )
-  if _get(config, "model.stem") is None and _get(config, "model.name") in (
-    name
-    for name, one in model.ENCODERS.items()
-    if "stem" not in options.of(one)
-  ):
-    with config.unlocked():  # left open by `base`, for encoders that have one
-      del config.model.stem
   known = _declared(config)
-  _check_names(config, known)
-  for path in ("data.name", "init_from"):
-    _validate(config, path, known)
   with config.unlocked():
+    if "model.stem" not in known and _get(config, "model.stem") is None:
+      del config.model.stem  # left open by `base`, for encoders that have one
+    _check_names(config, known)
+    _validate(config, "data.name", known)
     if _get(config, "data.image_size") is None:
       config.data.image_size = sources.SOURCES[config.data.name].image_size
-    _validate(config, "data.image_size", known)
+    for path in ("init_from", "data.image_size"):
+      _validate(config, path, known)
     for phase in phases(config):
       for field in ("preset", "optimizer.name"):
         _validate(config, f"{phase}.{field}", known)
@@ -636,13 +620,14 @@ def _misfits(phase: ConfigDict) -> Iterator[str]:
         f" {' and '.join(gives)}. Set head.name to {' or '.join(others)}, or"
         " change the other field."
       )
-  if phase.get("unlabelled") and (labelled or phase.q != 1):
+  unlabelled = phase.get("unlabelled")
+  if unlabelled and (labelled or phase.q != 1):
     found = f"losses.{labelled[0]}" if labelled else f"q={phase.q}"
     yield (
-      f"{found} needs labels, but unlabelled={phase.unlabelled!r} has none. Set"
-      " it for a phase with the loss nt_xent and q=1 alone."
+      f"{found} needs labels, but unlabelled={unlabelled!r} has none. Set it"
+      " for a phase with the loss nt_xent and q=1 alone."
     )
-  if phase.get("unlabelled") and phase.cached_views:
+  if unlabelled and phase.cached_views:
     yield (
       f"cached_views={phase.cached_views} reads features of the training split"
       " alone. Set cached_views=0 for unlabelled images."
@@ -655,13 +640,7 @@ def _misfits(phase: ConfigDict) -> Iterator[str]:
 
 
 def describe(section: str) -> str:
-  """Describes the fields of a section from their declarations.
-
-  Args:
-    section: one of `SECTIONS`.
-
-  Returns:
-    Markdown that a terminal can show.
+  """Describes the fields of one of `SECTIONS`, in Markdown.
 
   Raises:
     UserError: if there is no such section.

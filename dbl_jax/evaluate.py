@@ -28,13 +28,13 @@ from dbl_jax.evaluation import (
   report,
 )
 from dbl_jax.evaluation.metrics import by_tier, confusion_of
-from dbl_jax.evaluation.predictions import evaluate, jit_eval_step, make_forward
+from dbl_jax.evaluation.predictions import evaluate, make_forward
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.models.model import gives, make_model
 from dbl_jax.runtime import distributed
 from dbl_jax.runtime.environment import provenance
 from dbl_jax.runtime.logs import read_rows
-from dbl_jax.training import checkpoint, inputs, steps
+from dbl_jax.training import checkpoint, steps
 from dbl_jax.training.steps import first_difference
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def make_activation(
   if "logits" not in gives(config[phase].head.name):
     return None
   model = make_model(config.model, config[phase].head, num_classes)
-  images = inputs.of_images(config[phase], config.data.image_size, "frozen")
+  images = steps.of_images(config[phase], config.data.image_size, "frozen")
   return lambda variables, rows, classes: activation_maps.class_activation_maps(
     model, variables, images.plain(rows), classes
   )
@@ -320,14 +320,14 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
       " or of another version; train it again."
     )
   mesh = distributed.make_mesh()
-  images = inputs.of_images(config[phase], size, "frozen")
+  images = steps.of_images(config[phase], size, "frozen")
   return LoadedModel(
     config,
     phase,
     step,
     names,
     variables,
-    jit_eval_step(steps.make_eval_step(model, images), mesh),
+    steps.make_eval_step(model, images, mesh),
     mesh,
     meta,
     _temperature(workdir, phase, step),

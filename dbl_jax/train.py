@@ -15,7 +15,6 @@ from dbl_jax import evaluate, workdirs
 from dbl_jax.data import face_crops, sources
 from dbl_jax.data.datasets import Dataset
 from dbl_jax.errors import UserError
-from dbl_jax.evaluation.predictions import jit_eval_step
 from dbl_jax.models import torch_weights
 from dbl_jax.runtime import distributed, signals
 from dbl_jax.runtime.environment import provenance
@@ -119,9 +118,7 @@ def _run(
       _report_losses(phase, step, writer.rows())
     assert variables is not None  # a config has a phase
     run = evaluate.TrainedRun(config, name, step, writer.rows(), made_by)
-    predict_step = jit_eval_step(
-      steps.make_eval_step(phase.model, phase.images), mesh
-    )
+    predict_step = steps.make_eval_step(phase.model, phase.images, mesh)
     context = evaluate.fit_context(predict_step, variables, dataset, mesh)
     metrics = evaluate.write(run, dataset, "test", context, workdir)
   _store_template(config, dataset, workdir)
@@ -164,20 +161,19 @@ def add_unlabelled(
 def load_start(config: ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:
   """Variables of the run or file to start from, and the run's classes."""
   if config.init_from.endswith(torch_weights.SUFFIXES):
-    weights = torch_weights.load_encoder(Path(config.init_from).expanduser())
-    unused = ", ".join(weights.unused) or "nothing"
-    print_line(f"Encoder from {config.init_from}; not used of it: {unused}")
-    return weights.variables, ()
+    path = Path(config.init_from).expanduser()
+    variables, unused = torch_weights.load_encoder(path)
+    names = ", ".join(unused) or "nothing"
+    print_line(f"Encoder from {config.init_from}; not used of it: {names}")
+    return variables, ()
   return checkpoint.load_start(config.init_from, START_PHASES)
 
 
 def _report_losses(phase: Phase, step: int, rows: list[dict[str, Any]]) -> None:
   """Reports skipped steps, and a best checkpoint lost to damage.
 
-  Args:
-    phase: a finished phase.
-    step: step of the checkpoint that the next phase starts from.
-    rows: all rows of metrics.jsonl.
+  `step` is that of the checkpoint that the next phase starts from; the rows are
+  all those of metrics.jsonl.
   """
   skipped = evaluate.skipped_steps(rows).get(phase.name, 0)
   if skipped:

@@ -173,9 +173,6 @@ def plain_errors(workdir: Path) -> Iterator[None]:
 
   Orbax writes in the background and raises its own exceptions at the next save,
   with the error of the disk in their text or causes.
-
-  Raises:
-    UserError: what cannot be written, why, and how to resume.
   """
   try:
     yield

@@ -124,6 +124,7 @@ FIELDS = [
 ]
 MAIN = [
   ("", "Which system"),
+  ("--help=loses", "--help=loses: expected one of run, data"),
   ("--wokdir=x", "Unknown command line flag 'wokdir'"),
   ("--flagfile=/no/file", "/no/file"),
   ("--config=configs/dlb.py", "basic, center_loss, "),

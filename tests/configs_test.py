@@ -145,11 +145,6 @@ def test_the_config_s_own_encoder_fits_its_phases(name, cache):
   assert set(shapes["params"]) == {"encoder", "head"}
 
 
-def test_an_unknown_variant_is_refused_with_its_name():
-  with pytest.raises(UserError, match=r"decoupling\.py has no variant 'crtt'"):
-    cli.load_config(f"{FOLDER / 'decoupling.py'}:crtt")
-
-
 def test_a_config_says_in_its_docstring_how_to_run_it():
   for path in FOLDER.glob("*.py"):
     assert re.search(rf"--config=configs/{path.name}", path.read_text())
@@ -288,12 +283,6 @@ def test_help_describes_every_option_of_a_section(section, monkeypatch):
   )
   assert described
   assert all(described)
-
-
-def test_help_of_an_unknown_section_names_the_sections():
-  done = mains.run("main", ["--help=loses"])
-  assert done.status == 2
-  assert "--help=loses: expected one of run, data" in done.err
 
 
 def test_the_page_of_fields_is_up_to_date(monkeypatch):

@@ -4,10 +4,12 @@ Also a config file: `--config=tests/tiny.py` runs it from the command line.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
+from dbl_jax.data import pipeline
 from dbl_jax.models import model
 
 
@@ -55,6 +57,28 @@ RUN = {
   "pretrain.evaluate_every": 1.0,
   "classify.epochs": 4,
 }
+
+
+def steps_of(compiled, count, most=None):
+  """Yields the state after each dispatch of a phase, and the metrics of each.
+
+  A dispatch has `most` steps, by default as many as the phase's may have.
+  """
+  state, length = compiled.state, compiled.max_steps_per_dispatch
+  next_batches = pipeline.batch_reader(compiled.pipeline, 0, count, length)
+  most = most or length
+  for done in range(0, count, most):
+    now = min(most, count - done)
+    state, metrics = compiled.train_steps(
+      state,
+      compiled.pipeline.resident,
+      next_batches(now),
+      compiled.phase.key,
+      now,
+    )
+    metrics = jax.device_get(metrics)
+    rows = [{k: v[i] for k, v in metrics.items()} for i in range(now)]
+    yield jax.device_get(state), rows
 
 
 def get_run(cache_dir) -> ConfigDict:

@@ -44,6 +44,14 @@ def assert_same_model(one, other):
   jax.tree.map(np.testing.assert_array_equal, one[0], other[0])
 
 
+def second_phase(cache, start):
+  """The config of the second phase alone, of a run that starts from another."""
+  config = tiny.get_resolved(cache_dir=cache).unlock()
+  del config.pretrain
+  config.init_from = str(start)
+  return config
+
+
 def test_a_run_leaves_what_it_promises(finished):
   _, workdir, metrics = finished
   names = {path.name for path in workdir.iterdir()}
@@ -62,26 +70,11 @@ def test_a_run_leaves_what_it_promises(finished):
   assert stored["config"]["data"]["num_train"] == 150
   assert stored["overall_accuracy"] == metrics["overall_accuracy"]
   assert set(stored["per_class"]) == set(stored["class_names"])
-  rows = [
-    json.loads(line)
-    for line in (workdir / "metrics.jsonl").read_text().splitlines()
-  ]
+  rows = logs.read_rows(workdir / "metrics.jsonl")
   assert {row["phase"] for row in rows} == {"pretrain", "classify"}
   assert any("knn_mean_class_accuracy" in row for row in rows)
-  assert any("val_mean_class_accuracy" in row for row in rows)
-
-
-def test_the_reported_checkpoint_is_the_best_on_validation(finished):
-  _, workdir, metrics = finished
-  rows = [
-    json.loads(line)
-    for line in (workdir / "metrics.jsonl").read_text().splitlines()
-  ]
-  scores = {
-    row["step"]: row["val_mean_class_accuracy"]
-    for row in rows
-    if "val_mean_class_accuracy" in row
-  }
+  score = "val_mean_class_accuracy"
+  scores = {row["step"]: row[score] for row in rows if score in row}
   assert scores[metrics["checkpoint_step"]] == max(scores.values())
 
 
@@ -96,13 +89,10 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
 def test_both_phases_apart_equal_both_at_once(finished, cache, tmp_path):
   """configs/simclr.py, then configs/classifier.py, is configs/dbl.py."""
   config, workdir, _ = finished
-  first, second = (
-    config.copy_and_resolve_references().unlock() for _ in range(2)
-  )
+  first = config.copy_and_resolve_references().unlock()
   del first.classify
   train.train_and_evaluate(first, tmp_path / "one")
-  del second.pretrain
-  second.init_from = str(tmp_path / "one")
+  second = second_phase(cache, tmp_path / "one")
   train.train_and_evaluate(second, tmp_path / "two")
   assert_same_model(
     model_of(workdir, "pretrain"), model_of(tmp_path / "one", "pretrain")
@@ -143,20 +133,15 @@ def test_a_checkpoint_of_what_is_not_known_here_is_refused(
   assert not list(tmp_path.iterdir())
 
 
-def copied(workdir, to):
-  return shutil.copytree(workdir, to)
-
-
 def test_the_config_is_known_from_checkpoints_too(finished, tmp_path):
   config, workdir, metrics = finished
   other = config.copy_and_resolve_references()
   other.classify.batch_size = 16
-  with pytest.raises(UserError, match=r"classify\.batch_size: 32 -> 16"):
-    train.train_and_evaluate(other, workdir)
-  copy = copied(workdir, tmp_path / "copy")
+  copy = shutil.copytree(workdir, tmp_path / "copy")
   (copy / "config.json").unlink()
-  with pytest.raises(UserError, match=r"classify\.batch_size: 32 -> 16"):
-    train.train_and_evaluate(other, copy)
+  for folder in (workdir, copy):
+    with pytest.raises(UserError, match=r"classify\.batch_size: 32 -> 16"):
+      train.train_and_evaluate(other, folder)
   assert train.train_and_evaluate(config, copy) == metrics
   assert (copy / "config.json").exists()
 
@@ -164,7 +149,7 @@ def test_the_config_is_known_from_checkpoints_too(finished, tmp_path):
 @pytest.mark.parametrize("content", [b"[]", b"5", b"{", b'{"seed": \xff}', b""])
 def test_a_damaged_config_is_told(finished, tmp_path, content):
   config, workdir, _ = finished
-  copy = copied(workdir, tmp_path / "copy")
+  copy = shutil.copytree(workdir, tmp_path / "copy")
   (copy / "config.json").write_bytes(content)
   with pytest.raises(UserError, match=r"config\.json is damaged"):
     train.train_and_evaluate(config, copy)
@@ -172,7 +157,7 @@ def test_a_damaged_config_is_told(finished, tmp_path, content):
 
 def test_a_changed_config_goes_on_when_asked(finished, tmp_path, caplog):
   config, workdir, _ = finished
-  copy = copied(workdir, tmp_path / "copy")
+  copy = shutil.copytree(workdir, tmp_path / "copy")
   longer = config.copy_and_resolve_references()
   longer.classify.epochs = 3
   metrics = train.train_and_evaluate(longer, copy, accept_changes=True)
@@ -232,10 +217,8 @@ def test_a_checkpoint_chooses_no_folder_and_must_fit_its_config(
 def test_a_head_is_not_trained_on_two_encoders(finished, cache, tmp_path):
   """Its features are those of the encoder it began with."""
   _, workdir, _ = finished
-  config = tiny.get_resolved(cache_dir=cache).unlock()
-  del config.pretrain
-  start = copied(workdir, tmp_path / "start")
-  config.init_from = str(start)
+  start = shutil.copytree(workdir, tmp_path / "start")
+  config = second_phase(cache, start)
   metrics = train.train_and_evaluate(config, tmp_path / "run")
   start = start.rename(tmp_path / "moved")
   config.init_from = str(start)
@@ -244,7 +227,7 @@ def test_a_head_is_not_trained_on_two_encoders(finished, cache, tmp_path):
   shutil.rmtree(start)
   other = tiny.get_resolved(cache_dir=cache).unlock()
   del other.classify
-  other.update(seed=1)
+  other.seed = 1
   other.pretrain.epochs = 0
   train.train_and_evaluate(other, start)
   with pytest.raises(UserError, match="another model"):
@@ -295,36 +278,34 @@ def test_a_config_that_trained_nothing_does_not_bind(
     )
 
 
-def changed(monkeypatch, **fields):
-  load = train.sources.load
-  monkeypatch.setattr(
-    train.sources, "load", lambda options: load(options)._replace(**fields)
-  )
+START = {  # message -> fields of a run that starts from another
+  "in this order; the data has g, f, e": {
+    "classify.inherit": ("encoder", "head")
+  },
+  "another architecture": {"model.name": "resnet18"},
+  "none to start from": {"init_from": ""},
+}
 
 
-def test_a_classifier_is_not_taken_over_for_other_classes(
-  finished, cache, tmp_path, monkeypatch
+@pytest.mark.parametrize("message", START)
+def test_a_start_that_does_not_fit_is_refused(
+  finished, cache, tmp_path, monkeypatch, message
 ):
-  _, workdir, _ = finished
-  config = tiny.get_resolved(cache_dir=cache).unlock()
-  del config.pretrain
-  config.init_from = str(workdir)
-  config.classify.inherit = ("encoder", "head")
-  changed(monkeypatch, class_names=tuple("gfedcba"))
-  with pytest.raises(UserError, match="in this order; the data has g, f, e"):
+  config = second_phase(cache, finished[1])
+  config.update_from_flattened_dict(START[message])
+  dataset = sources.load(config.data)._replace(class_names=tuple("gfedcba"))
+  monkeypatch.setattr(sources, "load", lambda _: dataset)
+  with pytest.raises(UserError, match=message):
     train.train_and_evaluate(config, tmp_path)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-  finished, cache, tmp_path, caplog
+  finished, tmp_path, caplog
 ):
   config, workdir, metrics = finished
-  copy = copied(workdir, tmp_path / "copy")
-  steps = copy / "checkpoints" / "classify"
-  newest = max(int(p.name) for p in steps.iterdir() if p.name.isdigit())
-  for path in (steps / str(newest)).rglob("*"):
-    if path.is_file() and path.stat().st_size:
-      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  copy = shutil.copytree(workdir, tmp_path / "copy")
+  steps = checkpoint.saved_steps(checkpoint.phase_dir(copy, "classify"))
+  (steps[-1] / "_CHECKPOINT_METADATA").unlink()
   assert train.train_and_evaluate(config, copy) == metrics
   assert "is damaged" in caplog.text
   assert_same_model(model_of(copy), model_of(workdir))
@@ -350,25 +331,6 @@ def test_a_result_without_its_best_checkpoint_says_so(
   assert again["better_checkpoint_lost"] == best
   assert f"the best checkpoint, of step {best}, was damaged" in caplog.text
   assert "better_checkpoint_lost" in (tmp_path / "report.html").read_text()
-
-
-def test_a_frozen_fresh_encoder_is_refused(cache, tmp_path):
-  config = tiny.get_resolved(cache_dir=cache).unlock()
-  del config.pretrain
-  with pytest.raises(UserError, match="none to start from"):
-    train.train_and_evaluate(config, tmp_path)
-
-
-def test_an_encoder_of_another_architecture_is_refused(
-  finished, cache, tmp_path
-):
-  _, workdir, _ = finished
-  config = tiny.get_resolved(cache_dir=cache).unlock()
-  del config.pretrain
-  config.update(init_from=str(workdir))
-  config.model.name = "resnet18"
-  with pytest.raises(UserError, match="another architecture"):
-    train.train_and_evaluate(config, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -77,10 +77,7 @@ def blur_matrix(sigma: Number, size: int, radius: int) -> Array:
 def resized_crop(image: Array, box: Box, out_size: int) -> Array:
   """Crops a box and resizes it to out_size x out_size; see `resize_matrix`.
 
-  Args:
-    image: f32[H, W, 3].
-    box: (y, x, height, width) in pixels, within the image.
-    out_size: side of the result, static.
+  The box is (y, x, height, width) in pixels, within the image.
   """
   y, x, height, width = box
   return _apply_to_axes(
@@ -160,10 +157,6 @@ def rotate(image: Array, degrees: Number) -> Array:
 
   Bilinear. Corners repeat the nearest edge pixel: black corners would reveal
   the angle to the encoder.
-
-  Args:
-    image: f32[H, W, 3].
-    degrees: angle, f32[].
   """
   height, width, _ = image.shape
   angle = jnp.deg2rad(degrees)
@@ -193,12 +186,8 @@ def gaussian_blur(image: Array, sigma: Number, radius: int) -> Array:
   """Blurs with a Gaussian of weights exp(-d^2 / 2 sigma^2), |d| <= radius.
 
   At the border the remaining weights are scaled to the sum 1 (torchvision
-  mirrors the image instead).
-
-  Args:
-    image: f32[H, W, 3].
-    sigma: standard deviation in pixels, f32[]; 0 is the identity.
-    radius: pixels to each side, static; 3 sigma holds 99.7 % of the weight.
+  mirrors the image instead). Sigma is in pixels; 0 is the identity. The radius,
+  in pixels, is static; 3 sigma holds 99.7 % of the weight.
   """
   height, width, _ = image.shape
   return _apply_to_axes(
@@ -258,10 +247,7 @@ def hue(image: Array, turns: Number) -> Array:
   it combines with other colour changes, and it preserves luma. Torchvision and
   tf.image shift H of HSV instead, which preserves max(R, G, B) and stays in
   [0, 1]. Both rotate in the same direction; saturated colours differ most.
-
-  Args:
-    image: f32[H, W, 3].
-    turns: fraction of the colour circle, f32[] in [-0.5, 0.5].
+  `turns` is a fraction of the colour circle, in [-0.5, 0.5].
   """
   return _mix_channels(image, hue_matrix(turns))
 
@@ -271,9 +257,7 @@ def sample_jitter(
 ) -> tuple[Array, Array, Array, Array]:
   """Random factors of SimCLR's colour jitter (Chen et al. 2020, appendix A).
 
-  Args:
-    key: typed key.
-    strength: s; 1 in the paper for ImageNet, 0.5 for CIFAR-10.
+  The strength s is 1 in the paper for ImageNet, 0.5 for CIFAR-10.
 
   Returns:
     Brightness, contrast and saturation factors, each uniform in

@@ -119,8 +119,7 @@ def make_views(
   images: Array,
   *,
   num_views: int,
-  out_size: int,
-  **family: Any,
+  **options: Any,
 ) -> Array:
   """Makes V random views of each example of a batch; see `augment`.
 
@@ -133,8 +132,7 @@ def make_views(
     ids: int32[B], numbers of the examples; equal ids get equal views.
     images: uint8[B, H, W, 3].
     num_views: V.
-    out_size: side of the views in pixels.
-    **family: further options of `augment`.
+    **options: of `augment`.
 
   Returns:
     f32[V, B, out_size, out_size, 3] in [0, 1].
@@ -143,7 +141,7 @@ def make_views(
 
   def one(view: Array) -> Array:
     own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, view)
-    return augment(own, images, out_size=out_size, **family)
+    return augment(own, images, **options)
 
   return jax.vmap(one)(jnp.arange(num_views))
 

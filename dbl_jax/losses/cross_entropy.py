@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dbl_jax.losses.batch import LossInputs, Value
+from dbl_jax.losses import LossInputs, Value
 from dbl_jax.runtime.options import number, one_of
 
 WEIGHTINGS = ("none", "inverse", "effective")

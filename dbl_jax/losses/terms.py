@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dbl_jax.losses import contrastive, cross_entropy, feature_losses
-from dbl_jax.losses.batch import LossInputs, Value
+from dbl_jax.losses import (
+  LossInputs,
+  Value,
+  cross_entropy,
+  metric_learning,
+)
 from dbl_jax.runtime.options import number
 
 # A config's losses: name in `TERMS` -> options, with an optional 'weight'.
@@ -39,7 +43,7 @@ class Term(NamedTuple):
     start: (num_classes, num_features) -> initial state; None without state.
     update: (inputs, state, **options) -> state after the step.
     mixes: whether it supports mixed targets.
-    reads: 'features', 'embeddings' or 'logits'; see `models.heads` for which
+    reads: 'features', 'embeddings' or 'logits'; see `models.model` for which
       head gives which.
     labels: whether it needs labels.
     balances: options -> whether the loss favours rare classes.
@@ -60,7 +64,7 @@ def _weighted(options: Mapping[str, Any]) -> bool:
 
 TERMS: dict[str, Term] = {
   "balanced_contrastive": Term(
-    contrastive.balanced_contrastive, reads="embeddings"
+    metric_learning.balanced_contrastive, reads="embeddings"
   ),
   "balanced_softmax": Term(
     cross_entropy.balanced_softmax,
@@ -68,9 +72,9 @@ TERMS: dict[str, Term] = {
     balances=lambda options: options["strength"] > 0,
   ),
   "center": Term(
-    feature_losses.center,
+    metric_learning.center,
     start=lambda *shape: jnp.zeros(shape),
-    update=feature_losses.move_centers,
+    update=metric_learning.move_centers,
     reads="features",
   ),
   "cross_entropy": Term(
@@ -81,10 +85,12 @@ TERMS: dict[str, Term] = {
   ),
   "ldam": Term(cross_entropy.ldam, balances=_weighted),
   "locality_preserving": Term(
-    feature_losses.locality_preserving, reads="features"
+    metric_learning.locality_preserving, reads="features"
   ),
-  "nt_xent": Term(contrastive.nt_xent_term, reads="embeddings", labels=False),
-  "sup_con": Term(contrastive.sup_con, reads="embeddings"),
+  "nt_xent": Term(
+    metric_learning.nt_xent_term, reads="embeddings", labels=False
+  ),
+  "sup_con": Term(metric_learning.sup_con, reads="embeddings"),
 }
 
 
@@ -105,16 +111,10 @@ def start_loss_state(
 def weighted_sum(
   terms: Terms, inputs: LossInputs, loss_state: LossState
 ) -> tuple[Array, dict[str, Array], LossState]:
-  """Computes the loss of a config.
+  """Returns the weighted sum of losses, metrics, and the next state.
 
-  Args:
-    terms: name of a loss in `TERMS` -> its options, with an optional 'weight'
-      (default 1).
-    inputs: the batch.
-    loss_state: state of the losses.
-
-  Returns:
-    The weighted sum, metrics with 'loss' among them, and the next state.
+  The metrics, f32[] each, have 'loss' among them, which is the sum, and each of
+  several losses by its name.
   """
   total = jnp.zeros(())
   metrics: dict[str, Array] = {}

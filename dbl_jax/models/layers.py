@@ -69,13 +69,17 @@ def _by_platform(
   return convolve(x, kernel)
 
 
-def _lax_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+def _lax_conv(
+  x: Array, kernel: Array, stride: int, padding: int | str
+) -> Array:
+  """Also a depthwise convolution, whose kernel has one input channel."""
   return lax.conv_general_dilated(
     x,
     kernel,
     (stride, stride),
-    ((padding, padding), (padding, padding)),
+    padding if isinstance(padding, str) else [(padding, padding)] * 2,
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=x.shape[-1] // kernel.shape[2],
   )
 
 
@@ -96,18 +100,7 @@ def depthwise_conv2d(x: Array, kernel: Array, stride: int) -> Array:
     kernel,
     functools.partial(cpu_conv.depthwise, stride=stride),
     functools.partial(cpu_conv.depthwise_backward, stride=stride),
-    functools.partial(_lax_depthwise, stride=stride),
-  )
-
-
-def _lax_depthwise(x: Array, kernel: Array, stride: int) -> Array:
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    (stride, stride),
-    "SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=x.shape[-1],
+    functools.partial(_lax_conv, stride=stride, padding="SAME"),
   )
 
 

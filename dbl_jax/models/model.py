@@ -1,7 +1,12 @@
-"""The model of a config: an encoder and a head."""
+"""The model of a config: an encoder, and a head that follows it.
+
+A head is a projection or a classifier. Heads compute in float32, because they
+are small and losses need the precision. The attribute `gives` names what losses
+and predictors can read: embeddings, logits or both.
+"""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
@@ -10,8 +15,142 @@ from jax import Array
 
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.efficientnet import EfficientNetLite0
-from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
 from dbl_jax.models.resnet import ResNet18, ResNet32, ResNet34, ResNet50
+from dbl_jax.runtime.options import each, integer, number
+
+Width = Annotated[int, integer(1, 1_000_000)]
+Widths = Annotated[
+  tuple[int, ...], each(integer(1, 1_000_000), "a tuple of widths")
+]
+
+
+class ProjectionHead(nn.Module):
+  """SimCLR's projection g, section 2.1 of Chen et al. 2020.
+
+  As in `projection_head` of google-research/simclr (model_util.py): every
+  dense layer has batch norm and no bias; after the last there is no ReLU, and
+  its batch norm has no bias either. Initial weights are flax's, not normal with
+  deviation 0.01; because of batch norm the first outputs are the same.
+
+  Attributes:
+    hidden: width of all layers but the last.
+    out: width D of the last layer, the embeddings.
+    layers: number of dense layers.
+    prototypes: adds the parameter 'prototypes' f32[num_classes, out], one
+      learned embedding per class, for losses that use them.
+    num_classes: C.
+  """
+
+  gives: ClassVar = ("embeddings",)
+  hidden: Width = 512
+  out: Width = 128
+  layers: Annotated[int, integer(1, 100)] = 2
+  prototypes: bool = False
+  num_classes: int = 0
+
+  @nn.compact
+  def __call__(self, h: Array, train: bool) -> Array:
+    """Features f32[B, F] -> embeddings f32[B, out], not normalised."""
+    if self.prototypes:
+      shape = (self.num_classes, self.out)
+      self.param("prototypes", nn.initializers.normal(1.0), shape)
+    for layer in range(1, self.layers + 1):
+      last = layer == self.layers
+      width = self.out if last else self.hidden
+      h = nn.Dense(width, use_bias=False, name=f"dense{layer}")(h)
+      h = nn.BatchNorm(
+        not train, momentum=0.9, use_bias=not last, name=f"norm{layer}"
+      )(h)
+      if not last:
+        h = nn.relu(h)
+    return h
+
+
+class JointHead(nn.Module):
+  """A projection and a linear classifier on the same features.
+
+  For phases with both a contrastive loss and cross-entropy.
+
+  Attributes:
+    num_classes: C.
+    hidden: width of the projection's first layer.
+    out: width D of the embeddings.
+    prototypes: adds one learned embedding per class, see `ProjectionHead`.
+  """
+
+  gives: ClassVar = ("embeddings", "logits")
+  num_classes: int
+  hidden: Width = 512
+  out: Width = 128
+  prototypes: bool = False
+
+  @nn.compact
+  def __call__(self, h: Array, train: bool) -> Array:
+    """Features f32[B, F] -> embeddings and logits, f32[B, D + C]."""
+    z = ProjectionHead(
+      self.hidden,
+      self.out,
+      prototypes=self.prototypes,
+      num_classes=self.num_classes,
+      name="projection",
+    )(h, train)
+    logits = MLPHead(self.num_classes, (), name="classifier")(h, train)
+    return jnp.concatenate([z, logits], axis=-1)
+
+
+class MLPHead(nn.Module):
+  """A classifier: dense layers with ReLU between them.
+
+  Attributes:
+    num_classes: width of the last layer.
+    hidden: widths of the layers before the last; () is a linear classifier.
+    dropout: probability of dropping an input of the last layer in training;
+      it uses the random stream 'dropout'.
+    cosine: factor of the cosines between the last layer's inputs and the
+      weights of each class, which are the logits; 0 is a linear layer.
+    scaled: multiplies each logit by a parameter 'scale', initially 1 (learnable
+      weight scaling, Kang et al. 2020, eq. (3)).
+  """
+
+  gives: ClassVar = ("logits",)
+  num_classes: int
+  hidden: Widths = (256,)
+  dropout: Annotated[float, number(0, 0.99)] = 0.0
+  cosine: Annotated[float, number(0, 10_000)] = 0.0
+  scaled: bool = False
+
+  @nn.compact
+  def __call__(self, h: Array, train: bool) -> Array:
+    """Features f32[B, F] -> logits f32[B, num_classes]."""
+    for layer, width in enumerate(self.hidden, 1):
+      h = nn.relu(nn.Dense(width, name=f"dense{layer}")(h))
+    h = nn.Dropout(self.dropout, deterministic=not train)(h)
+    if self.cosine:
+      logits = self.cosine * _Cosine(self.num_classes, name="logits")(h)
+    else:
+      logits = nn.Dense(self.num_classes, name="logits")(h)
+    if self.scaled:
+      ones = nn.initializers.ones
+      logits = logits * self.param("scale", ones, (1, self.num_classes))
+    return logits
+
+
+class _Cosine(nn.Module):
+  """Cosines f32[B, features] of rows with the columns of a kernel."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, h: Array) -> Array:
+    shape = (h.shape[-1], self.features)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    return _unit(h, 1) @ _unit(kernel, 0)
+
+
+def _unit(x: Array, axis: int) -> Array:
+  squares = jnp.sum(x * x, axis=axis, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
 
 ENCODERS: dict[str, Any] = {
   "dcnn": DCNN,
@@ -95,14 +234,20 @@ class Model(nn.Module):
     features = features.astype(jnp.float32)
     return features, self.head(features, train)
 
-  def with_frozen(self, names: tuple[str, ...]) -> Self:
-    """A copy in which these modules of the encoder run as for evaluation.
+  def with_frozen(self, trained: Mapping[str, Any]) -> Self:
+    """A copy in which the encoder's frozen modules run as for evaluation.
 
-    An encoder without batch norm has no field `frozen` and is unchanged.
+    `trained` is a tree of bool over the encoder's parameters. An encoder that
+    is frozen whole is unchanged, as is one without batch norm, which has no
+    field `frozen`.
     """
-    if "frozen" not in type(self.encoder).__dataclass_fields__:
+    frozen = {
+      name for name, tree in trained.items() if not any(jax.tree.leaves(tree))
+    }
+    has_field = "frozen" in type(self.encoder).__dataclass_fields__
+    if not has_field or len(frozen) == len(trained):
       return self
-    return self.clone(encoder=self.encoder.clone(frozen=names))
+    return self.clone(encoder=self.encoder.clone(frozen=tuple(sorted(frozen))))
 
 
 def make_model(
@@ -117,8 +262,6 @@ def make_model(
     head: the phase's `head`: name and the head's own options.
     num_classes: number of classes C.
 
-  Returns:
-    The model.
   """
   encoder, head = dict(encoder), dict(head)
   dtype = encoder.pop("dtype")

@@ -1,6 +1,5 @@
 """ResNet-18, 34, 50 (He et al. 2016, table 1) and 32 (section 4.2)."""
 
-import functools
 from typing import Annotated, ClassVar
 
 import flax.linen as nn
@@ -30,26 +29,31 @@ class ResidualBlock(nn.Module):
   zero_init_residual: bool = False
   dtype: jnp.dtype = jnp.float32
 
+  def _layers(self) -> list[tuple[int, int, int]]:
+    """Output channels, kernel size and stride of each convolution."""
+    return [(self.features, 3, self.strides), (self.features, 3, 1)]
+
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
-    conv = functools.partial(Conv2D, self.features, dtype=self.dtype)
-    norm = functools.partial(BatchNorm, not train, dtype=self.dtype)
-    last_scale = nn.initializers.constant(1.0 - self.zero_init_residual)
-
-    y = conv(kernel_size=3, strides=self.strides, name="conv1")(x)
-    y = norm(relu=True, name="norm1")(y)
-    y = conv(kernel_size=3, name="conv2")(y)
-    y = norm(scale_init=last_scale, name="norm2")(y)
-    if x.shape[-1] != self.features or self.strides > 1:
-      x = self.shortcut(x, train)
+    y, layers = x, self._layers()
+    for layer, (out, size, strides) in enumerate(layers, 1):
+      last = layer == len(layers)
+      zero = last and self.zero_init_residual
+      y = Conv2D(out, size, strides, dtype=self.dtype, name=f"conv{layer}")(y)
+      y = BatchNorm(
+        not train,
+        relu=not last,
+        dtype=self.dtype,
+        scale_init=nn.initializers.constant(1.0 - zero),
+        name=f"norm{layer}",
+      )(y)
+    if x.shape[-1] != out or self.strides > 1:
+      x = self._shortcut(x, out, train)
     return nn.relu(x + y)
 
-  def shortcut(self, x: Array, train: bool) -> Array:
+  def _shortcut(self, x: Array, features: int, train: bool) -> Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
-    return self._projected(x, self.features, train)
-
-  def _projected(self, x: Array, features: int, train: bool) -> Array:
     conv = Conv2D(
       features, 1, self.strides, dtype=self.dtype, name="shortcut_conv"
     )
@@ -63,9 +67,8 @@ class PaddedBlock(ResidualBlock):
   It takes every second pixel and adds channels of zeros.
   """
 
-  def shortcut(self, x: Array, train: bool) -> Array:
-    """[B, H, W, C] -> [B, H / strides, W / strides, features]."""
-    extra = self.features - x.shape[-1]
+  def _shortcut(self, x: Array, features: int, train: bool) -> Array:
+    extra = features - x.shape[-1]
     x = x[:, :: self.strides, :: self.strides]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra)))
 
@@ -77,23 +80,9 @@ class Bottleneck(ResidualBlock):
   those of `ResidualBlock`; the output has 4 x features channels.
   """
 
-  @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
-    """[B, H, W, C] -> [B, H / strides, W / strides, 4 features]."""
-    conv = functools.partial(Conv2D, dtype=self.dtype)
-    norm = functools.partial(BatchNorm, not train, dtype=self.dtype)
-    last_scale = nn.initializers.constant(1.0 - self.zero_init_residual)
-    wide = 4 * self.features
-
-    y = conv(self.features, kernel_size=1, name="conv1")(x)
-    y = norm(relu=True, name="norm1")(y)
-    y = conv(self.features, 3, self.strides, name="conv2")(y)
-    y = norm(relu=True, name="norm2")(y)
-    y = conv(wide, kernel_size=1, name="conv3")(y)
-    y = norm(scale_init=last_scale, name="norm3")(y)
-    if x.shape[-1] != wide or self.strides > 1:
-      x = self._projected(x, wide, train)
-    return nn.relu(x + y)
+  def _layers(self) -> list[tuple[int, int, int]]:
+    narrow, wide = self.features, 4 * self.features
+    return [(narrow, 1, 1), (narrow, 3, self.strides), (wide, 1, 1)]
 
 
 class ResNet18(nn.Module):

@@ -12,13 +12,14 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dbl_jax.errors import UserError
 from dbl_jax.models import efficientnet
@@ -75,37 +76,22 @@ _NAME = re.compile(
 _IGNORED = "num_batches_tracked"  # a counter of batch norm
 
 
-class Weights(NamedTuple):
-  """An encoder's variables.
-
-  Attributes:
-    variables: 'params' and 'batch_stats', each under 'encoder'; 'head' is
-      empty.
-    unused: names in the file that are no part of the encoder, such as
-      'fc.weight'.
-  """
-
-  variables: dict[str, Any]
-  unused: tuple[str, ...]
-
-
-def load_encoder(path: Path) -> Weights:
+def load_encoder(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
   """Loads the weights of a ResNet or EfficientNet as variables of ours.
 
-  Args:
-    path: a file of PyTorch weights with names of torchvision, timm or
-      efficientnet_lite_pytorch.
+  The names in the file are those of torchvision, timm or
+  efficientnet_lite_pytorch.
 
   Returns:
-    The encoder's variables and what was left out.
+    Variables 'params' and 'batch_stats', each under 'encoder', with an empty
+    'head'; and names that are no part of the encoder, such as 'fc.weight'.
 
   Raises:
     UserError: if the file cannot be read, is no file of weights, or contains
       other objects than arrays.
   """
-  params: dict[str, Any] = {}
-  batch_stats: dict[str, Any] = {}
-  unused = []
+  found: dict[str, dict[tuple[str, ...], np.ndarray]]
+  found, unused = {"params": {}, "batch_stats": {}}, []
   for name, array in read(path).items():
     if name.endswith(_IGNORED):
       continue
@@ -116,26 +102,22 @@ def load_encoder(path: Path) -> Weights:
     leaf = name.rpartition(".")[2]
     if leaf == "weight":
       leaf = "kernel" if array.ndim == 4 else "scale"
-    tree = batch_stats if leaf.startswith("running_") else params
-    for module in modules:
-      tree = tree.setdefault(module, {})
     if array.ndim == 4:  # [F, C, K, K] -> [K, K, C, F]
       array = array.transpose(2, 3, 1, 0)
-    leaf = leaf.removeprefix("running_")
-    tree[leaf] = np.ascontiguousarray(array, np.float32)
-  if not params:
+    kind = "batch_stats" if leaf.startswith("running_") else "params"
+    place = ("encoder", *modules, leaf.removeprefix("running_"))
+    found[kind][place] = np.ascontiguousarray(array, np.float32)
+  if not found["params"]:
     raise UserError(
       f"{path} has no weights of a ResNet or EfficientNet: it names"
       f" {', '.join(unused[:5]) or 'nothing'}. Expected names of torchvision or"
       " timm, such as conv1.weight and layer1.0.bn1.running_mean."
     )
-  return Weights(
-    {
-      "params": {"encoder": params, "head": {}},
-      "batch_stats": {"encoder": batch_stats, "head": {}},
-    },
-    tuple(unused),
-  )
+  variables = {
+    kind: {"encoder": {}, "head": {}} | unflatten_dict(arrays)
+    for kind, arrays in found.items()
+  }
+  return variables, tuple(unused)
 
 
 def _modules(name: str) -> tuple[str, ...]:
@@ -184,7 +166,7 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """
   arrays, lite = {}, "last" in variables["params"]["encoder"]
   for kind in ("params", "batch_stats"):
-    for path, leaf in _leaves(variables[kind]):
+    for path, leaf in flatten_dict(variables[kind]).items():
       array = np.asarray(leaf)
       if array.ndim == 4:  # [K, K, C, F] -> [F, C, K, K]
         array = array.transpose(3, 2, 0, 1)
@@ -192,16 +174,6 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         array = array.T
       arrays[_torch_name(path, lite)] = np.ascontiguousarray(array)
   return arrays
-
-
-def _leaves(
-  tree: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-  for name, child in tree.items():
-    if isinstance(child, Mapping):
-      yield from _leaves(child, (*path, name))
-    else:
-      yield (*path, name), child
 
 
 def _torch_name(path: tuple[str, ...], lite: bool) -> str:

@@ -12,7 +12,6 @@ import functools
 import json
 import logging
 import operator
-import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -94,11 +93,8 @@ def save(
 ) -> None:
   """Saves a state in the background.
 
-  Args:
-    manager: checkpoints of the phase.
-    state: state of the training.
-    metrics: validation metrics, `METRIC` among them; or `NOT_VALIDATED`.
-    meta: plain data, stored as JSON.
+  The metrics are those of validation, `METRIC` among them, or `NOT_VALIDATED`;
+  `meta` is plain data, stored as JSON.
   """
   meta = meta | {"format": _FORMAT}
   arrays = {"model": state.model(), "train": _train_item(state)}
@@ -354,7 +350,6 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _some_steps(directory: Path) -> list[Path]:
-  """`saved_steps`, at least one."""
   if steps := saved_steps(directory):
     return steps
   raise UserError(
@@ -427,9 +422,11 @@ def _read(step: Path, read: Callable[[Path], _T]) -> _T:
     ) from error
 
 
-# Damaged files make parsers raise these; see `_is_damage`.
-_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_PARSING = (ValueError, LookupError, TypeError, RecursionError)
+# Missing files, and what parsers raise for damaged ones; see `_is_damage`.
+_DAMAGE = (
+  *(FileNotFoundError, IsADirectoryError, NotADirectoryError),
+  *(ValueError, LookupError, TypeError, RecursionError),
+)
 # Status codes of TensorStore for what a file contains. All others, such as
 # UNKNOWN for most errors of a system call, may pass.
 _STATUS = re.compile("([A-Z]+(?:_[A-Z]+)*): ")
@@ -444,24 +441,24 @@ def _is_damage(error: BaseException) -> bool:
   Orbax raises a bare Exception for a truncated array, whose cause is
   TensorStore's ValueError with a status code in front.
   """
-  chain, damage = list(files.causes(error)), _MISSING + _PARSING
-  others = (OSError, MemoryError, RuntimeError)
-  if any(isinstance(x, others) and not isinstance(x, damage) for x in chain):
+  chain, others = (
+    list(files.causes(error)),
+    (OSError, MemoryError, RuntimeError),
+  )
+  if any(isinstance(x, others) and not isinstance(x, _DAMAGE) for x in chain):
     return False
   if codes := [found[1] for x in chain if (found := _STATUS.match(str(x)))]:
     return all(map(_DAMAGE_STATUS.fullmatch, codes))
-  return isinstance(error, damage)
+  return isinstance(error, _DAMAGE)
 
 
 def _read_every_file(folder: Path) -> None:
   """Raises OSError unless every file of a folder can be read to its end."""
-
-  def fail(error: OSError) -> None:
-    raise error
-
-  for place, _, names in os.walk(folder, onerror=fail):
-    for name in names:
-      with open(os.path.join(place, name), "rb") as file:
+  for path in folder.iterdir():  # unlike `rglob`, it raises
+    if path.is_dir():
+      _read_every_file(path)
+    else:
+      with open(path, "rb") as file:
         while file.read(1 << 24):
           pass
 

@@ -19,7 +19,7 @@ from dbl_jax.evaluation.predictions import evaluate, jit_eval_step, make_forward
 from dbl_jax.evaluation.predictors import FitContext
 from dbl_jax.runtime import distributed, signals
 from dbl_jax.runtime.logs import MetricWriter, Progress, print_line
-from dbl_jax.training import checkpoint, inputs, steps
+from dbl_jax.training import checkpoint, steps
 from dbl_jax.training.phase import Phase
 from dbl_jax.training.steps import TrainState
 
@@ -62,23 +62,13 @@ def compile_phase(
 ) -> CompiledPhase:
   """Places state and data on the devices and wraps the steps in `jax.jit`.
 
-  Features of a frozen encoder are extracted here if the phase caches them.
-
-  Args:
-    phase: as returned by `make_phase`.
-    splits: images, with 'train' and 'validation'.
-    mesh: the devices.
-    config: resolved config of the run.
+  Features of a frozen encoder are extracted here if the phase caches them. The
+  splits, 'train' and 'validation' among them, hold images.
   """
   state = distributed.put(phase.state, distributed.replicated(mesh))
   own, name = phase.config, phase.split
   if own.cached_views:
-    splits, name = (
-      inputs.extract(
-        phase.model, state.model(), splits, own, phase.key, mesh, phase.name
-      ),
-      "train",
-    )
+    splits, name = extract(phase, splits, state.model(), mesh), "train"
   feed = pipeline.make_pipeline(
     *splits[name], phase.sampler, mesh, config.data.input
   )
@@ -98,12 +88,61 @@ def compile_phase(
       out_shardings=distributed.replicated(mesh),
     ),
     max_steps_per_dispatch=max_steps,
-    eval_step=jit_eval_step(
-      steps.make_eval_step(phase.model, phase.inputs), mesh
-    ),
+    eval_step=steps.make_eval_step(phase.model, phase.inputs, mesh),
     splits=splits,
     pipeline=feed,
   )
+
+
+def extract(
+  phase: Phase, splits: Mapping[str, Split], variables: Any, mesh: Mesh
+) -> dict[str, Split]:
+  """Extracts the features of a frozen encoder, once before a phase.
+
+  For each training image there are K = `cached_views` views: the image without
+  augmentation and K - 1 random views, which depend only on the phase's key and
+  the image's index. Validation images are not augmented.
+
+  Returns:
+    'train' with features f32[n, K, F] and 'validation' with f32[n, 1, F].
+  """
+  train, validation = splits["train"], splits["validation"]
+  options = dict(phase.config) | {"views": 1, "mixup": 0.0}
+  images = steps.of_images(options, train.images.shape[1], "frozen")
+
+  def encode(
+    given: tuple[Any, jax.Array | None], rows: jax.Array, ids: jax.Array
+  ) -> tuple[jax.Array]:
+    variables, key = given
+    if key is None:
+      views = images.plain(rows)
+    else:
+      views = images.draw(key, ids, rows, None)[0][0]
+    return (phase.model.apply(variables, views, train=False)[0],)
+
+  encode_step = jit_eval_step(encode, mesh)
+  numbers = range(1, phase.config.cached_views)
+  keys = [jax.random.fold_in(phase.key, i) for i in numbers]
+  passes = [(key, train.images) for key in (None, *keys)]
+  passes.append((None, validation.images))
+  total, before = sum(len(rows) for _, rows in passes), 0
+  progress = Progress(f"{phase.name}: features", total)
+  found = []
+  for key, rows in passes:
+
+    def show(count: int, before: int = before) -> None:
+      done = before + count
+      progress.show(done, f"{done}/{total} views", last=done == total)
+
+    ids = np.arange(len(rows), dtype=np.int32)
+    forward = make_forward(encode_step, (variables, key), mesh, show)
+    found.append(forward(rows, ids)[0])
+    before += len(rows)
+  *features, held_out = found
+  return {
+    "train": Split(np.stack(features, axis=1), train.labels),
+    "validation": Split(held_out[:, None], validation.labels),
+  }
 
 
 def run_phase(
@@ -119,14 +158,8 @@ def run_phase(
 
   When a stop is requested, the steps in flight are finished and saved.
 
-  Args:
-    compiled: the phase.
-    manager: checkpoints of the phase.
-    writer: receives the metrics.
-    meta: stored with each checkpoint; `meta['class_names']` names the labels.
-    log_every: steps between two rows of metrics.
-    stop: whether a stop is requested.
-    accept_changes: see `train.train_and_evaluate`.
+  The writer receives a row of metrics every `log_every` steps. `meta` is stored
+  with each checkpoint; `meta['class_names']` names the labels.
 
   Raises:
     UserError: if loss or gradients are not finite.
@@ -135,7 +168,7 @@ def run_phase(
   restored = checkpoint.restore_latest(
     manager, compiled.state, meta, accept_changes
   )
-  state = compiled.state if restored is None else restored
+  state = restored or compiled.state
   step = resumed_from = int(state.step)
   writer.rewind(phase.name, step)
   log = _Log(phase, writer, manager)
@@ -226,12 +259,23 @@ class _Log:
 
   def flush(self, keep: int, targets: list[int]) -> None:
     """Reads and writes metrics, except those of the latest `keep` targets."""
+    phase = self._phase
     while len(self._unread) > keep:
       step, pending = self._unread.pop(0)
       metrics = self._last_finite(pending, step)
-      if step in targets:  # a stop can end the steps between two targets
-        self._write(step, metrics)
-        self._show(step, metrics)
+      if step not in targets:  # a stop can end the steps between two targets
+        continue
+      self._write(step, metrics)
+      epoch, epochs = (
+        count / phase.steps_per_epoch for count in (step, phase.num_steps)
+      )
+      self._progress.show(
+        step,
+        f"epoch {epoch:.1f}/{epochs:.1f}",
+        f"step {step}/{phase.num_steps}",
+        f"loss {metrics['loss']:.4f}",
+        last=step in phase.eval_steps,
+      )
 
   def write_scores(self, step: int, scores: dict[str, float]) -> None:
     """Writes validation scores; their names begin with 'knn_' or 'val_'."""
@@ -248,19 +292,6 @@ class _Log:
     epoch = step / self._phase.steps_per_epoch
     self._writer.write(self._phase.name, step, epoch, metrics)
 
-  def _show(self, step: int, metrics: dict[str, float]) -> None:
-    phase = self._phase
-    epoch, epochs = (
-      count / phase.steps_per_epoch for count in (step, phase.num_steps)
-    )
-    self._progress.show(
-      step,
-      f"epoch {epoch:.1f}/{epochs:.1f}",
-      f"step {step}/{phase.num_steps}",
-      f"loss {metrics['loss']:.4f}",
-      last=step in phase.eval_steps,
-    )
-
   def _last_finite(self, pending: _Pending, step: int) -> dict[str, float]:
     """Metrics of the last step, after a check that all steps are finite."""
     parts = [
@@ -275,9 +306,7 @@ class _Log:
   def _check_finite(self, rows: dict[str, np.ndarray], done: int) -> None:
     """Raises UserError for the first step whose loss or gradient is not finite.
 
-    Args:
-      rows: metrics of the latest steps.
-      done: number of steps done.
+    The rows are metrics of the latest steps, up to step `done`.
     """
     bad = {name: ~np.isfinite(rows[name]) for name in ("loss", "grad_norm")}
     for place in np.flatnonzero(bad["loss"] | bad["grad_norm"])[:1]:

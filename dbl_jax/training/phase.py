@@ -26,7 +26,7 @@ from dbl_jax.losses import terms
 from dbl_jax.models.model import Model, make_model
 from dbl_jax.runtime import distributed
 from dbl_jax.runtime import options as declared
-from dbl_jax.training import inputs, optim, steps
+from dbl_jax.training import optim, steps
 from dbl_jax.training.steps import TrainState, by_path, first_difference
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def phases(config: ConfigDict) -> list[str]:
   return [name for name in PHASES if name in config]
 
 
-def stage_of(config: ConfigDict, name: str) -> int:
+def _stage_of(config: ConfigDict, name: str) -> int:
   """Number of stages before a phase, from which its random streams derive.
 
   A run that starts from another run (`init_from`) counts that run as one
@@ -52,12 +52,6 @@ def stage_of(config: ConfigDict, name: str) -> int:
 def split_of(name: str, options: ConfigDict) -> str:
   """The split that a phase trains on."""
   return f"unlabelled_{name}" if options.get("unlabelled") else "train"
-
-
-def _sampler_seed(seed: int, stage: int) -> int:
-  """Seed of the batches of one stage; no two (seed, stage) share it."""
-  # Stages 0 to 2 use these streams as they always have.
-  return seed * 3 + stage if stage < 3 else (stage << 40) + seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +81,8 @@ class Phase:
   model: Model
   state: TrainState
   trained: Any
-  images: inputs.Inputs
-  inputs: inputs.Inputs
+  images: steps.Inputs
+  inputs: steps.Inputs
   train_step: steps.TrainStep
   sampler: sampling.Sampler
   num_steps: int
@@ -117,22 +111,19 @@ def make_phase(
   """Builds a phase from the config and the data.
 
   Only labels and shapes of the data are used, so the function can be traced.
-
-  Args:
-    config: resolved config.
-    name: which phase.
-    dataset: with a 'train' split.
-    start: variables of the model to start from, or None. Parameters that the
-      phase does not inherit are initialised.
+  `start` has the variables of the model to start from, or is None. Parameters
+  that the phase does not inherit are initialised.
 
   Raises:
     UserError: if batch size, data and start do not fit together.
   """
-  options, stage = config[name], stage_of(config, name)
+  options, stage = config[name], _stage_of(config, name)
   num_classes, size = len(dataset.class_names), dataset.image_size
   split = split_of(name, options)
   labels = dataset.splits[split].labels
-  seed = _sampler_seed(config.seed, stage)
+  # No two (seed, stage) share a seed; stages 0 to 2 have those of the two-phase
+  # runs of earlier versions.
+  seed = config.seed * 3 + stage if stage < 3 else (stage << 40) + config.seed
   sampler = sampling.make_sampler(
     labels, num_classes, options.q, options.batch_size, seed
   )
@@ -147,7 +138,7 @@ def make_phase(
   _check_frozen(name, options, trained["encoder"], start)
   if start is not None:
     variables = _with_inherited(variables, start, options.inherit)
-  model = model.with_frozen(_frozen_modules(trained["encoder"]))
+  model = model.with_frozen(trained["encoder"])
   schedule = optim.make_schedule(
     options.optimizer, num_steps, options.batch_size
   )
@@ -157,8 +148,8 @@ def make_phase(
     num_classes,
     lambda: steps.num_features(model, variables, size),
   )
-  images = inputs.of_images(options, size, "frozen" if frozen else "trained")
-  read = inputs.of_features(options) if options.cached_views else images
+  images = steps.of_images(options, size, "frozen" if frozen else "trained")
+  read = steps.of_features(options) if options.cached_views else images
   counts = np.bincount(dataset.splits["train"].labels, minlength=num_classes)
   train_step = steps.make_train_step(
     model=model,
@@ -174,14 +165,15 @@ def make_phase(
     memory[steps.SKIPPED] = jnp.int32(0)
     train_step = steps.skip_nonfinite(train_step)
   opt_state = optimizer.init(variables["params"])
+  state = TrainState(
+    jnp.int32(0), **variables, opt_state=opt_state, memory=memory
+  )
   return Phase(
     name=name,
     split=split,
     config=options,
     model=model,
-    state=TrainState(
-      jnp.int32(0), **variables, opt_state=opt_state, memory=memory
-    ),
+    state=state,
     trained=trained,
     images=images,
     inputs=read,
@@ -199,8 +191,8 @@ def check_phases(
   """Traces every phase, so that a mistake in the last one is found at once.
 
   Nothing is computed. Each phase is traced on the shapes that the phase before
-  it leaves, with one training step where it has a start: variables, or their
-  shapes. Returns the shapes of the model after the last phase.
+  it leaves, with one training step where it has a start. Returns the shapes of
+  the model after the last phase.
 
   Raises:
     UserError: naming the phase, if its batch size, parameters, loss or
@@ -242,23 +234,21 @@ def _trace(
   start: dict[str, Any] | None,
 ) -> dict[str, Any]:
   """Shapes of the model after a phase, from the shapes of its start."""
-  images, labels = dataset.splits[split_of(name, config[name])]
+  images: Any = dataset.splits[split_of(name, config[name])].images
   views, size = config[name].cached_views, config[name].batch_size
 
   def first_step(start: dict[str, Any] | None) -> dict[str, Any]:
-    phase = make_phase(config, name, dataset, start)
+    phase, rows = make_phase(config, name, dataset, start), images
     if start is None:
       return phase.state.model()
-    shape, dtype = images.shape[1:], images.dtype
     if views:
       model = phase.state.model()
       width = steps.num_features(phase.model, model, dataset.image_size)
-      shape, dtype = (views, width), np.dtype(np.float32)
-    cached = jax.ShapeDtypeStruct((len(labels), *shape), dtype)
-    rows = cached if views else images
+      shape = len(images), views, width
+      rows = jax.ShapeDtypeStruct(shape, np.dtype(np.float32))
     pipeline.check_form(rows, mesh, config.data.input)
     batch = {
-      "row": jnp.zeros((size, *shape), dtype),
+      "row": jnp.zeros((size, *rows.shape[1:]), rows.dtype),
       "id": jnp.arange(size),
       "label": jnp.zeros(size, jnp.int32),
     }
@@ -321,11 +311,3 @@ def _with_inherited(
       jax.tree.structure(tree), list((fresh | inherited).values())
     )
   return replaced
-
-
-def _frozen_modules(trained: Any) -> tuple[str, ...]:
-  """The encoder's modules of which nothing is trained, where some are."""
-  frozen = {
-    name for name, tree in trained.items() if not any(jax.tree.leaves(tree))
-  }
-  return tuple(sorted(frozen)) if len(frozen) < len(trained) else ()

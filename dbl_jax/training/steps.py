@@ -1,7 +1,13 @@
-"""State, training and evaluation steps: pure functions, not yet compiled."""
+"""Inputs, state and steps of a phase: pure functions, not yet compiled.
+
+The inputs are augmented images, or cached features of a frozen encoder. Such an
+encoder maps an image to the same features at every step. Extracting them once
+and training the head on them is many times faster; the price is a finite number
+of views per image.
+"""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -9,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
+from dbl_jax.augment import views
 from dbl_jax.data import pipeline
+from dbl_jax.evaluation import predictions
+from dbl_jax.losses import LossInputs
 from dbl_jax.losses import terms as losses
-from dbl_jax.losses.batch import LossInputs
 from dbl_jax.models.model import Model
-from dbl_jax.training.inputs import Inputs
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -62,6 +70,100 @@ def first_difference(found: Any, expected: Any) -> tuple[str, Any, Any] | None:
     if have.get(path) != want.get(path):
       return path, have.get(path), want.get(path)
   return None
+
+
+class Inputs(NamedTuple):
+  """How rows of a split become inputs of the model.
+
+  Attributes:
+    encoder: mode of the encoder, see `Model.__call__`.
+    draw: (key, ids int32[B], rows [B, ...], targets f32[B, C]) -> random views
+      f32[V, B, ...] and their targets f32[B, C].
+    plain: rows [B, ...] -> f32[B, ...], for evaluation.
+  """
+
+  encoder: str
+  draw: Callable[..., tuple[Array, Array]]
+  plain: Callable[[Array], Array]
+
+
+def of_images(
+  phase: Mapping[str, Any], image_size: int, encoder: str
+) -> Inputs:
+  """Makes inputs of images uint8[B, S, S, 3], augmented at every step.
+
+  Of the phase's config it uses views, augment and mixup. `image_size` is the
+  side of the views in pixels; `encoder` is 'trained' or 'frozen'.
+  """
+
+  def draw(key: Array, ids: Array, images: Array) -> Array:
+    return views.make_views(
+      key,
+      ids,
+      images,
+      num_views=phase["views"],
+      out_size=image_size,
+      **phase["augment"],
+    )
+
+  return Inputs(
+    encoder,
+    _mixed(draw, phase["mixup"]),
+    lambda images: views.plain(images, image_size),
+  )
+
+
+def of_features(phase: Mapping[str, Any]) -> Inputs:
+  """Makes inputs of features f32[B, K, F], of which each step draws a view.
+
+  Of the phase's config it uses views, how many of the K to draw, and mixup.
+  """
+  num_views = phase["views"]
+
+  def draw(key: Array, ids: Array, features: Array) -> Array:
+    cached = features.shape[1]
+    if cached == 1:
+      return jnp.repeat(features.transpose(1, 0, 2), num_views, axis=0)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
+    chosen = jax.vmap(
+      lambda own: jax.random.randint(own, (num_views,), 0, cached)
+    )(keys)
+    drawn = jnp.take_along_axis(features, chosen[:, :, None], axis=1)
+    return drawn.transpose(1, 0, 2)
+
+  return Inputs(
+    "cached", _mixed(draw, phase["mixup"]), lambda features: features[:, 0]
+  )
+
+
+def _mixed(
+  draw: Callable[..., Array], alpha: float
+) -> Callable[..., tuple[Array, Array]]:
+  """Adds mixup (Zhang et al. 2018, eq. (1)) to `draw` unless alpha is 0.
+
+  Each example is mixed with the next one of the batch, whose order is random:
+  share x own + (1 - share) x neighbour, share ~ Beta(alpha, alpha).
+  """
+
+  def mixed(
+    key: Array, ids: Array, rows: Array, targets: Array
+  ) -> tuple[Array, Array]:
+    if not alpha:
+      return draw(key, ids, rows), targets
+    draw_key, share_key = jax.random.split(key)
+    found = draw(draw_key, ids, rows)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(share_key, ids)
+    share = jax.vmap(lambda own: jax.random.beta(own, alpha, alpha))(keys)
+
+    def blend(own: Array, axis: int) -> Array:
+      shape = [1] * own.ndim
+      shape[axis] = -1
+      weight = share.reshape(shape)
+      return weight * own + (1 - weight) * jnp.roll(own, 1, axis)
+
+    return blend(found, 1), blend(targets, 0)
+
+  return mixed
 
 
 # (state, resident, batch, key) -> next state, metrics f32[]
@@ -123,7 +225,7 @@ def make_train_step(
     `key` is the phase's key; the keys of the step and of each example are
     folded from it.
   """
-  forward = _make_loss(model, inputs.encoder, terms, counts, num_steps)
+  loss = _make_loss(model, inputs.encoder, terms, counts, num_steps)
 
   def train_step(
     state: TrainState,
@@ -137,7 +239,7 @@ def make_train_step(
     rows = pipeline.gather(resident, batch)
     targets = jax.nn.one_hot(batch["label"], len(counts))
     views, targets = inputs.draw(view_key, batch["id"], rows, targets)
-    grads, (metrics, batch_stats, memory) = jax.grad(forward, has_aux=True)(
+    grads, (metrics, batch_stats, memory) = jax.grad(loss, has_aux=True)(
       state.params, state, views, (batch["label"], targets), dropout_key
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -266,20 +368,16 @@ def repeat(train_step: TrainStep, max_steps: int) -> TrainStep:
 
 
 def make_eval_step(
-  model: Model, inputs: Inputs
-) -> Callable[[Mapping[str, Any], Array], tuple[Array, Array]]:
-  """Makes the forward pass without augmentation.
+  model: Model, inputs: Inputs, mesh: Mesh
+) -> predictions.Step:
+  """Compiles the forward pass without augmentation, for `make_forward`.
 
   Returns:
     (variables, rows [B, ...]) -> features f32[B, F], outputs f32[B, K].
   """
 
-  def eval_step(
-    variables: Mapping[str, Any], rows: Array
-  ) -> tuple[Array, Array]:
-    # With no mutable collection, flax returns the model's result alone.
-    return model.apply(  # type: ignore[return-value]
-      variables, inputs.plain(rows), train=False, encoder=inputs.encoder
-    )
+  def eval_step(variables: Mapping[str, Any], rows: Array) -> Any:
+    rows = inputs.plain(rows)
+    return model.apply(variables, rows, train=False, encoder=inputs.encoder)
 
-  return eval_step
+  return predictions.jit_eval_step(eval_step, mesh)

@@ -71,8 +71,7 @@ def losses() -> Callable[[], object]:
   import jax
   from jax import numpy as jnp
 
-  from dbl_jax.losses import cross_entropy, feature_losses
-  from dbl_jax.losses.batch import loss_inputs
+  from dbl_jax.losses import cross_entropy, loss_inputs, metric_learning
 
   outputs = RNG.standard_normal((256, CLASSES), np.float32)
   features = RNG.standard_normal((256, 512), np.float32)
@@ -84,8 +83,8 @@ def losses() -> Callable[[], object]:
     names = ("cross_entropy", "balanced_softmax", "ldam")
     terms = [getattr(cross_entropy, name)(inputs)[0] for name in names]
     terms.append(cross_entropy.label_aware_smoothing(inputs)[0])
-    terms.append(feature_losses.center(inputs, centers)[0])
-    return sum(terms) + feature_losses.move_centers(inputs, centers).sum()
+    terms.append(metric_learning.center(inputs, centers)[0])
+    return sum(terms) + metric_learning.move_centers(inputs, centers).sum()
 
   compiled = jax.jit(jax.grad(total, (0, 1))).lower(outputs, features).compile()
   return lambda: jax.block_until_ready(compiled(outputs, features))

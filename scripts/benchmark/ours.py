@@ -13,8 +13,8 @@ from dbl_jax import config as configs
 from dbl_jax.augment import views
 from dbl_jax.data import pipeline
 from dbl_jax.data.datasets import Dataset, Split
-from dbl_jax.evaluation.predictions import jit_eval_step, make_forward
-from dbl_jax.losses.contrastive import nt_xent as block_nt_xent
+from dbl_jax.evaluation.predictions import make_forward
+from dbl_jax.losses.metric_learning import nt_xent as block_nt_xent
 from dbl_jax.models.model import make_model
 from dbl_jax.runtime.distributed import make_mesh, put, replicated
 from dbl_jax.runtime.environment import tune_malloc
@@ -300,7 +300,7 @@ def phase2(settings: dict[str, Any]) -> dict[str, Any]:
     return work | {"units": count / phase.num_steps, "facts": facts}
   labels, start = compiled.splits["train"].labels, jax.device_get(phase.state)
   mesh = make_mesh(jax.devices()[:1])
-  predict_step = jit_eval_step(make_eval_step(phase.model, phase.images), mesh)
+  predict_step = make_eval_step(phase.model, phase.images, mesh)
 
   def run() -> None:
     """Extraction, then all steps: what `compile_phase` did once, anew."""

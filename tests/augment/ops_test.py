@@ -196,20 +196,9 @@ def test_jitter_has_the_ranges_of_simclr():
   assert draw(ops.sample_jitter, 2.0)[0].min() >= 0
 
 
-def test_random_operations_stay_within_their_range():
-  image = jnp.asarray(smooth_image(9))
-  key = jax.random.key(3)
+def test_random_rotation_is_as_far_to_both_sides():
+  image, key = jnp.asarray(smooth_image(9)), jax.random.key(3)
   found = jax.jit(ops.random_rotate, static_argnums=2)(key, image, 10.0)
   again = jax.random.clone(key)
   degrees = jax.random.uniform(again, minval=-10.0, maxval=10.0)
   np.testing.assert_allclose(found, scipy_rotate(image, degrees), atol=1e-5)
-  blur = jax.jit(ops.random_gaussian_blur, static_argnums=(2, 3))
-  found = blur(jax.random.clone(key), image, (0.5, 1.5), 6)
-  again = jax.random.clone(key)
-  sigma = jax.random.uniform(again, minval=0.5, maxval=1.5)
-  np.testing.assert_allclose(found, scipy_blur(image, sigma, 6), atol=1e-5)
-  found = jax.jit(ops.random_resized_crop, static_argnums=2)(
-    jax.random.clone(key), image, 12
-  )
-  assert found.shape == (12, 12, 3)
-  assert 0 <= found.min() <= found.max() <= 1

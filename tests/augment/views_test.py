@@ -119,12 +119,6 @@ def test_views_are_the_same_on_one_device_and_on_eight():
   assert eight.addressable_shards[0].data.shape[1] == BATCH // 8
 
 
-def test_nothing_on_is_the_plain_image():
-  images = make_images(4)
-  found = jitted(out_size=OUT, **OFF)(make_keys(4), images)
-  np.testing.assert_allclose(found, views.plain(images, OUT), atol=2e-6)
-
-
 @pytest.mark.parametrize(
   ("option", "probability"),
   [

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbl_jax.losses.batch import LossInputs
+from dbl_jax.losses import LossInputs
 
 
 def make_inputs(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from batches import assert_gradient, make_inputs, rows, run, slopes
 
-from dbl_jax.losses import feature_losses
+from dbl_jax.losses import metric_learning as losses
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
@@ -61,7 +61,7 @@ def literal_locality(features, labels, means):
 
 def test_center_and_its_gradient_equal_the_paper():
   def loss(given):
-    return feature_losses.center(given, jnp.asarray(CENTERS, jnp.float32))
+    return losses.center(given, jnp.asarray(CENTERS, jnp.float32))
 
   def expected(features):
     return literal_center(features, CENTERS)
@@ -73,7 +73,7 @@ def test_center_and_its_gradient_equal_the_paper():
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
 def test_centers_move_as_the_paper_says(rate):
-  moved = jax.jit(feature_losses.move_centers)(
+  moved = jax.jit(losses.move_centers)(
     batch(), jnp.asarray(CENTERS, jnp.float32), rate=rate
   )
   expected = literal_moves(FEATURES, CENTERS, rate)
@@ -83,9 +83,9 @@ def test_centers_move_as_the_paper_says(rate):
 
 def test_centers_start_from_the_first_rows_of_their_class():
   start = jnp.zeros((4, 3))
-  value, _ = feature_losses.center(batch(), start)
+  value, _ = losses.center(batch(), start)
   assert value == 0  # without a centre, a row is not pulled towards zero
-  centers = feature_losses.move_centers(batch(), start)
+  centers = losses.move_centers(batch(), start)
   np.testing.assert_array_equal(centers[3], 0)  # absent
   for j in range(3):
     mean = FEATURES[np.equal(LABELS, j)].mean(axis=(0, 1))
@@ -103,7 +103,7 @@ def test_locality_and_its_gradient_take_the_neighbours_as_given(k, views):
     return literal_locality(values, LABELS, means)
 
   value, _, gradients = run(
-    feature_losses.locality_preserving, batch(features), neighbours=k
+    losses.locality_preserving, batch(features), neighbours=k
   )
   np.testing.assert_allclose(value, expected(features), rtol=1e-5)
   assert_gradient(gradients["features"], slopes(expected, features))
@@ -112,7 +112,7 @@ def test_locality_and_its_gradient_take_the_neighbours_as_given(k, views):
 def test_locality_of_twins_far_from_the_origin_is_nothing():
   features = np.repeat(RNG.normal(size=(6, 1, 8)) + 5, 2, axis=1)
   value, _, gradients = run(
-    feature_losses.locality_preserving, batch(features), neighbours=1
+    losses.locality_preserving, batch(features), neighbours=1
   )
   np.testing.assert_allclose(value, 0, atol=1e-10)
   np.testing.assert_allclose(gradients["features"], 0, atol=1e-5)
@@ -120,7 +120,7 @@ def test_locality_of_twins_far_from_the_origin_is_nothing():
 
 def test_locality_of_a_row_alone_is_nothing():
   value, _, gradients = run(
-    feature_losses.locality_preserving, batch(FEATURES[:1, :1], [2])
+    losses.locality_preserving, batch(FEATURES[:1, :1], [2])
   )
   assert value == 0
   np.testing.assert_array_equal(gradients["features"], 0)

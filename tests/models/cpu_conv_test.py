@@ -1,4 +1,6 @@
-"""Convolution and max-pooling against those of `lax` and flax."""
+"""Convolutions and max-pooling against those of `lax` and flax."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -8,7 +10,13 @@ import pytest
 from jax import export
 
 from dbl_jax.models import cpu_conv
-from dbl_jax.models.layers import Conv2D, conv2d, max_pool
+from dbl_jax.models.layers import (
+  Conv2D,
+  _lax_conv,
+  conv2d,
+  depthwise_conv2d,
+  max_pool,
+)
 from dbl_jax.runtime import distributed
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
@@ -41,16 +49,6 @@ def make_inputs(case, dtype=jnp.float32):
   kernel = jax.random.normal(keys[1], (size, size, channels, features))
   dy = jax.random.normal(keys[2], (batch, *out, features))
   return [array.astype(dtype) for array in (x, kernel, dy)]
-
-
-def lax_conv(x, kernel, stride, padding):
-  return jax.lax.conv_general_dilated(
-    x,
-    kernel,
-    (stride, stride),
-    ((padding, padding), (padding, padding)),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
 
 
 def value_and_gradients(convolve, case):
@@ -86,9 +84,31 @@ def test_values_and_gradients_equal_lax(case, chunk, monkeypatch):
     monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: chunk)
   inputs = make_inputs(case)
   actual = value_and_gradients(conv2d, case)(*inputs)
-  expected = value_and_gradients(lax_conv, case)(*inputs)
+  expected = value_and_gradients(_lax_conv, case)(*inputs)
   for ours, reference in zip(actual, expected, strict=True):
     assert_close(ours, reference, 1e-5)
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize(
+  ("side", "size", "stride"),
+  [(6, 3, 1), (6, 3, 2), (7, 3, 2), (7, 5, 1), (8, 5, 2), (5, 5, 2), (2, 5, 2)],
+)
+def test_depthwise_values_and_gradients_equal_lax(
+  side, size, stride, chunk, monkeypatch
+):
+  if chunk:  # 3 images: the last chunk is padded
+    monkeypatch.setattr(cpu_conv, "images_per_chunk", lambda *_: chunk)
+  out = [-(-n // stride) for n in (side, side + 1)]
+  shapes = (3, side, side + 1, 4), (size, size, 1, 4), (3, *out, 4)
+  keys = jax.random.split(jax.random.key(0), 3)
+  inputs = [jax.random.normal(*pair) for pair in zip(keys, shapes, strict=True)]
+  ours = functools.partial(depthwise_conv2d, stride=stride)
+  plain = functools.partial(_lax_conv, stride=stride, padding="SAME")
+  actual = value_and_gradients(ours, ())(*inputs)
+  expected = value_and_gradients(plain, ())(*inputs)
+  for found, reference in zip(actual, expected, strict=True):
+    assert_close(found, reference, 1e-5)
 
 
 def test_the_cases_cover_every_form():
@@ -108,7 +128,7 @@ def test_winograd_loses_few_bits_over_many_channels(tile):
     return cpu_conv.winograd(x, matrices, tile)
 
   actual = value_and_gradients(convolve, (1, 1))(*inputs)
-  expected = value_and_gradients(lax_conv, (1, 1))(*inputs)
+  expected = value_and_gradients(_lax_conv, (1, 1))(*inputs)
   for ours, reference in zip(actual, expected, strict=True):
     assert_close(ours, reference, 1e-5)
 
@@ -119,7 +139,7 @@ def test_bfloat16_in_and_out_computed_in_float32(case, monkeypatch):
   inputs = make_inputs(case, jnp.bfloat16)
   actual = value_and_gradients(conv2d, case)(*inputs)
   wide = [array.astype(jnp.float32) for array in inputs]
-  expected = value_and_gradients(lax_conv, case)(*wide)
+  expected = value_and_gradients(_lax_conv, case)(*wide)
   for ours, reference in zip(actual, expected, strict=True):
     # Half a unit in the last of 8 bits, and a little for float32's own error.
     assert_close(ours, reference.astype(jnp.bfloat16), 2**-8)
@@ -167,7 +187,7 @@ def test_exports_with_any_batch_size():
   exported = export.export(
     jax.jit(lambda x: conv2d(x, kernel, 1, 1)), platforms=["cpu", "cuda"]
   )(jax.ShapeDtypeStruct(shape, jnp.float32))
-  assert_close(exported.call(x), lax_conv(x, kernel, 1, 1), 1e-5)
+  assert_close(exported.call(x), _lax_conv(x, kernel, 1, 1), 1e-5)
 
 
 @pytest.mark.parametrize("chunk", [None, 3])
@@ -198,7 +218,7 @@ def test_batch_split_over_devices(case, chunk, monkeypatch):
     assert y_sharding.is_equivalent_to(split, 4)
     assert dx_sharding.is_equivalent_to(split, 4)
   actual = compiled(*jax.device_put(inputs, [split, whole, split]))
-  expected = value_and_gradients(lax_conv, case)(*inputs)
+  expected = value_and_gradients(_lax_conv, case)(*inputs)
   for ours, reference in zip(actual, expected, strict=True):
     assert_close(ours, reference, 1e-5)
 
@@ -215,14 +235,6 @@ def test_module_has_one_float32_kernel_with_he_deviation():
   assert kernel.shape == (3, 3, 32, 128)
   assert kernel.dtype == jnp.float32
   assert kernel.std() == pytest.approx((2 / (3 * 3 * 128)) ** 0.5, rel=0.02)
-
-
-def test_module_pads_to_keep_the_size_unless_told():
-  x = jnp.zeros((1, 8, 8, 3))
-  for kwargs, size in [({}, 8), ({"strides": 2}, 4), ({"padding": 0}, 6)]:
-    module = Conv2D(2, 3, **kwargs)
-    y, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
-    assert y.shape == (1, size, size, 2)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

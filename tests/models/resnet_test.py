@@ -12,7 +12,6 @@ from dbl_jax.models.resnet import (
   ResNet18,
   ResNet32,
 )
-from dbl_jax.runtime import distributed
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
@@ -121,32 +120,6 @@ def test_network_is_the_same_on_both_convolutions(monkeypatch):
     plain = jax.jit(make_step(model))(variables, IMAGES)
   assert fast[0].shape == (6, 128)
   assert_trees_close(fast, plain, 2e-3)
-
-
-def test_block_on_several_devices_equals_one():
-  model = ResidualBlock(8, strides=2)
-  images = jax.random.normal(jax.random.key(0), (16, 9, 9, 4))
-  variables = initialise(model, images)
-  expected = jax.jit(make_step(model))(variables, images)
-  mesh = distributed.make_mesh(jax.devices())
-  actual = jax.jit(make_step(model))(
-    jax.device_put(variables, distributed.replicated(mesh)),
-    jax.device_put(images, distributed.batched(mesh)),
-  )
-  assert len(actual[0].sharding.device_set) == 8
-  assert_trees_close(actual, expected, 1e-4)
-
-
-def test_bfloat16_is_close_to_float32():
-  images = jax.random.normal(jax.random.key(0), (16, 9, 9, 4))
-  variables = initialise(ResidualBlock(8, strides=2), images)
-  steps = [
-    jax.jit(make_step(ResidualBlock(8, strides=2, dtype=dtype)))
-    for dtype in (jnp.bfloat16, jnp.float32)
-  ]
-  half, single = (step(variables, images) for step in steps)
-  assert half[0].dtype == jnp.bfloat16
-  assert_trees_close(half, single, 5e-2)
 
 
 def test_frozen_modules_keep_their_statistics_in_training(monkeypatch):

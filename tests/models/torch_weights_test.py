@@ -32,17 +32,17 @@ def test_each_format_gives_the_same_arrays(name, tmp_path):
     arrays = torch_weights.read(FILES / "zip.pth")
     arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     safetensors.numpy.save_file(arrays, path)
-  weights = torch_weights.load_encoder(path)
-  encoder, head = weights.variables["params"].values()
+  variables, unused = torch_weights.load_encoder(path)
+  encoder, head = variables["params"].values()
   kernel = numbers(2, 3, 1, 1).transpose(2, 3, 1, 0)
   np.testing.assert_array_equal(encoder["stem"]["kernel"], kernel)
   np.testing.assert_array_equal(encoder["stem_norm"]["scale"], numbers(2))
-  stats = weights.variables["batch_stats"]["encoder"]["stem_norm"]
+  stats = variables["batch_stats"]["encoder"]["stem_norm"]
   np.testing.assert_array_equal(stats["var"], numbers(2) + 1)
   assert head == {}
-  (unused,) = weights.unused
-  assert unused.removeprefix("module.") == "fc.weight"
-  array = torch_weights.read(path)[unused]  # float16, transposed
+  (name,) = unused
+  assert name.removeprefix("module.") == "fc.weight"
+  array = torch_weights.read(path)[name]  # float16, transposed
   np.testing.assert_array_equal(array, numbers(4, 2).T)
 
 
@@ -74,8 +74,8 @@ def test_features_equal_those_of_pytorch(name, encoder, unused, tmp_path):
       array = rng.standard_normal(shape) * 0.2
     arrays[key] = array.astype(np.float32)
   safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors")
-  weights = torch_weights.load_encoder(tmp_path / "a.safetensors")
-  assert weights.unused == unused
+  variables, left = torch_weights.load_encoder(tmp_path / "a.safetensors")
+  assert left == unused
   normalisation = model.ENCODERS[encoder].pretrained_normalisation
   network = model.make_model(
     {"name": encoder, "dtype": "float32", "normalisation": normalisation},
@@ -83,21 +83,20 @@ def test_features_equal_those_of_pytorch(name, encoder, unused, tmp_path):
     7,
   )
   images = np.random.default_rng(1).uniform(size=(2, 3, 40, 40))
-  features, sown = jax.jit(
+  features, _ = jax.jit(
     lambda variables, x: network.apply(
       variables, x, False, mutable="intermediates"
     )
   )(
-    with_head(network, weights.variables),
+    with_head(network, variables),
     images.astype(np.float32).transpose(0, 2, 3, 1),
   )
-  del sown
   scale = np.abs(expected).max()
   np.testing.assert_allclose(
     features[0] / scale, expected / scale, rtol=1e-5, atol=1e-5
   )
   if name != "ported":  # written back under the same names
-    written = torch_weights.to_torch(weights.variables)
+    written = torch_weights.to_torch(variables)
     assert written.keys() == arrays.keys() - set(unused)
     for key, array in written.items():
       np.testing.assert_array_equal(array, arrays[key])

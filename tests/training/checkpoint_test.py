@@ -9,6 +9,7 @@ import errno
 import json
 import shutil
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -98,16 +99,13 @@ def largest(folder):
   return max(folder.rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
 
 
-def truncate_all(step):
-  for path in step.rglob("*"):
-    if path.is_file() and path.stat().st_size:
-      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def truncate_all(step, share=0.5):
+  for path in filter(Path.is_file, step.rglob("*")):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
 def empty_all(step):
-  for path in step.rglob("*"):
-    if path.is_file():
-      path.write_bytes(b"")
+  truncate_all(step, 0)
 
 
 def no_files(step):
@@ -369,14 +367,13 @@ def test_a_run_from_before_checksums_and_versions_resumes(directory):
     restore(directory, meta | {"fingerprint": "another"})
 
 
-@pytest.mark.parametrize("accept_changes", [False, True])
-def test_a_changed_model_is_not_damage(directory, accept_changes):
-  other = state_at(0)
-  other = other.replace(params={"head": {"kernel": jnp.zeros((64, 50))}})
-  with pytest.raises(
-    UserError, match=r"kernel.*shape \(64, 100\), expected \(64, 50"
-  ):
-    restore(directory, like=other, accept_changes=accept_changes)
+def test_a_changed_model_is_not_damage(directory):
+  wrong = {"head": {"kernel": jnp.zeros((64, 50))}}
+  message = r"kernel.*shape \(64, 100\), expected \(64, 50"
+  for accept in (False, True):
+    other = state_at(0).replace(params=wrong)
+    with pytest.raises(UserError, match=message):
+      restore(directory, like=other, accept_changes=accept)
   assert names(directory) == ["1", "2"]
 
 
@@ -402,24 +399,7 @@ def test_damage_of_an_older_step_is_reported_too(directory, caplog):
   assert "the best of the others counts" in caplog.text
 
 
-@pytest.mark.parametrize("path", ["missing", "empty"])
-def test_no_checkpoint_is_one_line(tmp_path, path):
-  (tmp_path / "empty").mkdir()
-  with pytest.raises(UserError, match="No checkpoint found"):
-    checkpoint.load_model(tmp_path / path, "best")
-
-
-def test_checksums_see_any_value_and_no_order():
-  array = np.arange(6, dtype=np.float32).reshape(2, 3)
-  of = checkpoint.array_checksum
-  before = of({"a": array, "b": np.float32(1)})
-  assert of({"b": np.float32(1), "a": array}) == before
-  for place in np.ndindex(array.shape):
-    changed = array.copy()
-    changed[place] = np.nextafter(changed[place], np.float32(9))
-    assert of({"a": changed, "b": np.float32(1)}) != before
-  one, same, other = (
-    checkpoint._checksums(meta=meta)
-    for meta in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1, "b": 3})
-  )
-  assert one == same != other
+def test_no_checkpoint_is_one_line(tmp_path):
+  for path in (tmp_path, tmp_path / "missing"):
+    with pytest.raises(UserError, match="No checkpoint found"):
+      checkpoint.load_model(path, "best")

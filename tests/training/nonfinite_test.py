@@ -11,7 +11,7 @@ import soak
 import tiny
 from dbl_jax import config as configs
 from dbl_jax import train, workdirs
-from dbl_jax.data import pipeline, sampling
+from dbl_jax.data import sampling
 from dbl_jax.data.datasets import Split
 from dbl_jax.errors import UserError
 from dbl_jax.losses import terms
@@ -103,23 +103,6 @@ def test_skipped_steps_are_counted_also_over_a_restart(
   assert soak.differences(tmp_path / "one", tmp_path / "two") == []
 
 
-def take_steps(compiled, count):
-  """The state after each step."""
-  state, seen = compiled.state, []
-  most = compiled.max_steps_per_dispatch
-  next_batches = pipeline.batch_reader(compiled.pipeline, 0, count, most)
-  for _ in range(count):
-    state, _ = compiled.train_steps(
-      state,
-      compiled.pipeline.resident,
-      next_batches(1),
-      compiled.phase.key,
-      1,
-    )
-    seen.append(jax.device_get(state))
-  return seen
-
-
 def test_a_skipped_step_changes_nothing(cache, monkeypatch):
   break_steps(monkeypatch)
   config = short(cache)
@@ -130,7 +113,7 @@ def test_a_skipped_step_changes_nothing(cache, monkeypatch):
   variables = jax.device_get(start.state.model())
   phase = train.make_phase(config, "classify", dataset, variables)
   compiled = train.loop.compile_phase(phase, dataset.splits, mesh, config)
-  seen = take_steps(compiled, 4)
+  seen = [state for state, _ in tiny.steps_of(compiled, 4, most=1)]
   assert [int(one.step) for one in seen] == [1, 2, 3, 4]
 
   def same(a, b):
@@ -151,7 +134,8 @@ def test_only_rounding_changes_where_all_is_finite(cache):
     compiled = train.loop.compile_phase(
       phase, dataset.splits, distributed.make_mesh(), config
     )
-    states.append(take_steps(compiled, 4)[-1])
+    *_, (state, _) = tiny.steps_of(compiled, 4)
+    states.append(state)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
     *(state.model() for state in states),

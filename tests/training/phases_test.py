@@ -11,91 +11,72 @@ from dbl_jax import train
 from dbl_jax.data import pipeline
 from dbl_jax.errors import UserError
 from dbl_jax.losses import terms
-from dbl_jax.training import inputs, loop, phase
+from dbl_jax.training import loop, phase
 
 CONTRASTIVE = {"nt_xent": {"temperature": 0.1}}
 LDAM = {"ldam": {"scale": 30.0}}
-# Fields, and what is said.
+# Message -> fields.
 WRONG = {
-  "a pattern of no parameter": (
-    {"classify.trained": ("head", "tail")},
-    r"classify: trained=\('head', 'tail'\): 'tail' matches no parameter",
-  ),
-  "nothing to train": ({"classify.trained": ()}, "trains nothing"),
-  "a batch larger than the data": (
-    {"classify.batch_size": 512},
-    "classify: batch_size=512 is larger than the training part",
-  ),
-  "a batch that does not divide": (
-    {"classify.batch_size": 36},
-    "classify: batch_size=36 does not divide over 8 devices",
-  ),
-  "an encoder not inherited": (
-    {"classify.inherit": ("encodr",)},
-    "neither inherits nor trains encoder/conv/bias",
-  ),
-  "a layer not inherited": (
-    {"classify.inherit": ("encoder/conv",)},
-    "neither inherits nor trains encoder/norm/bias",
-  ),
-  "nothing of this name to inherit": (
-    {"classify.inherit": ("encoder", "haed")},
-    "classify: inherit=.*'haed' matches no parameter",
-  ),
-  "a head to inherit that is another": (
-    {"classify.inherit": ("encoder", "head")},
-    "classify: The model to start from has another architecture",
-  ),
-  "features kept of an encoder that changes": (
-    {"classify.trained": ("encoder", "head")},
-    "classify.cached_views=1 keeps",
-  ),
-  "tau without a linear head": (
-    {"classify.predictor": "tau_normalised"},
-    "classify: predictor='tau_normalised' needs a linear head",
-  ),
-  "a probe of logits that are none": (
-    {"pretrain.predictor": "head"},
+  r"classify: trained=\('head', 'tail'\): 'tail' matches no parameter": {
+    "classify.trained": ("head", "tail")
+  },
+  "trains nothing": {"classify.trained": ()},
+  "classify: batch_size=512 is larger than the training part": {
+    "classify.batch_size": 512
+  },
+  "classify: batch_size=36 does not divide over 8 devices": {
+    "classify.batch_size": 36
+  },
+  "neither inherits nor trains encoder/conv/bias": {
+    "classify.inherit": ("encodr",)
+  },
+  "neither inherits nor trains encoder/norm/bias": {
+    "classify.inherit": ("encoder/conv",)
+  },
+  "classify: inherit=.*'haed' matches no parameter": {
+    "classify.inherit": ("encoder", "haed")
+  },
+  "classify: The model to start from has another architecture": {
+    "classify.inherit": ("encoder", "head")
+  },
+  "classify.cached_views=1 keeps": {"classify.trained": ("encoder", "head")},
+  "classify: predictor='tau_normalised' needs a linear head": {
+    "classify.predictor": "tau_normalised"
+  },
+  (
     "pretrain.predictor='head' reads logits, but head.name='projection' gives"
-    " embeddings. Set head.name to joint or mlp",
-  ),
-  "a classifier's loss on a projection": (
-    {"classify.head": {"name": "projection"}},
-    "classify.losses.cross_entropy reads logits, but",
-  ),
-  "a contrastive loss on logits": (
-    {"classify.losses": CONTRASTIVE, "classify.views": 2},
-    "classify.losses.nt_xent reads embeddings, but head.name='mlp'",
-  ),
-  "no temperature": (
-    {"pretrain.losses": {"nt_xent": {}}},
-    "pretrain.losses.nt_xent.temperature is missing",
-  ),
-  "no prototypes": (
-    {"pretrain.losses": {"balanced_contrastive": {"temperature": 0.1}}},
-    "compares with prototypes, which the head lacks",
-  ),
-  "margins of cosines without cosines": (
-    {"classify.losses": LDAM},
-    r"ldam has scale=30.0, but its logits are head.cosine=0.0 times",
-  ),
-  "margins of another scale": (
-    {"classify.losses": LDAM, "classify.head.cosine": 10.0},
-    r"head.cosine=10.0 times cosines. Set both alike",
-  ),
-  "no loss": ({"classify.losses": {}}, "classify.losses has no loss, or none"),
-  "a loss that weighs nothing": (
-    {"classify.losses": {"cross_entropy": {"weight": 0.0}}},
-    "classify.losses has no loss, or none of weight above 0",
-  ),
-  "a number for a loss": (
-    {"classify.losses": {"cross_entropy": 1.0}},
-    r"classify.losses.cross_entropy=1.0 is impossible. Expected options",
-  ),
-  "a word for yes or no": (
-    {"classify.head": {"name": "mlp", "hidden": (), "scaled": "no"}},
-    "classify.head.scaled='no' is impossible. Expected True or False",
-  ),
+    " embeddings. Set head.name to joint or mlp"
+  ): {"pretrain.predictor": "head"},
+  "classify.losses.cross_entropy reads logits, but": {
+    "classify.head": {"name": "projection"}
+  },
+  "classify.losses.nt_xent reads embeddings, but head.name='mlp'": {
+    "classify.losses": CONTRASTIVE,
+    "classify.views": 2,
+  },
+  "pretrain.losses.nt_xent.temperature is missing": {
+    "pretrain.losses": {"nt_xent": {}}
+  },
+  "compares with prototypes, which the head lacks": {
+    "pretrain.losses": {"balanced_contrastive": {"temperature": 0.1}}
+  },
+  r"ldam has scale=30.0, but its logits are head.cosine=0.0 times": {
+    "classify.losses": LDAM
+  },
+  r"head.cosine=10.0 times cosines. Set both alike": {
+    "classify.losses": LDAM,
+    "classify.head.cosine": 10.0,
+  },
+  "classify.losses has no loss, or none": {"classify.losses": {}},
+  "classify.losses has no loss, or none of weight above 0": {
+    "classify.losses": {"cross_entropy": {"weight": 0.0}}
+  },
+  r"classify.losses.cross_entropy=1.0 is impossible. Expected options": {
+    "classify.losses": {"cross_entropy": 1.0}
+  },
+  "classify.head.scaled='no' is impossible. Expected True or False": {
+    "classify.head": {"name": "mlp", "hidden": (), "scaled": "no"}
+  },
 }
 
 
@@ -104,9 +85,7 @@ def nothing_trains(monkeypatch, eight_devices):
   monkeypatch.setattr(
     loop, "run_phase", lambda *_: pytest.fail("training began")
   )
-  monkeypatch.setattr(
-    inputs, "extract", lambda *_: pytest.fail("encoding began")
-  )
+  monkeypatch.setattr(loop, "extract", lambda *_: pytest.fail("encoding began"))
 
 
 def changed(fields, cache):
@@ -121,9 +100,9 @@ def changed(fields, cache):
   return config
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_is_told_before_training(name, cache, tmp_path):
-  fields, message = WRONG[name]
+@pytest.mark.parametrize("message", WRONG)
+def test_a_mistake_is_reported_before_training(message, cache, tmp_path):
+  fields = WRONG[message]
   with pytest.raises(UserError, match=message):
     train.train_and_evaluate(configs.resolve(changed(fields, cache)), tmp_path)
   assert not (tmp_path / "checkpoints").exists()

@@ -1,19 +1,28 @@
 """Steps: what they change, what they leave, and that devices do not matter."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import tiny
+from dbl_jax.augment import views
 from dbl_jax.data import pipeline, sources
-from dbl_jax.evaluation.predictions import jit_eval_step, make_forward
+from dbl_jax.evaluation.predictions import make_forward
 from dbl_jax.runtime import distributed
-from dbl_jax.training import inputs, steps
+from dbl_jax.training import steps
 from dbl_jax.training.loop import compile_phase
 from dbl_jax.training.phase import make_phase
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
+
+NO_AUGMENTATION = {
+  "crop_scale": None, "flip": 0.0, "jitter_prob": 0.0, "grey": 0.0,
+  "blur": 0.0, "rotation": 0.0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +37,8 @@ def dataset(config):
 
 def run(compiled, num_steps):
   """The state after a number of steps, and the metrics of each step."""
-  state, rows, most = compiled.state, [], compiled.max_steps_per_dispatch
-  next_batches = pipeline.batch_reader(compiled.pipeline, 0, num_steps, most)
-  while len(rows) < num_steps:
-    count = min(most, num_steps - len(rows))
-    state, metrics = compiled.train_steps(
-      state,
-      compiled.pipeline.resident,
-      next_batches(count),
-      compiled.phase.key,
-      count,
-    )
-    metrics = jax.device_get(metrics)
-    rows += [{k: v[i] for k, v in metrics.items()} for i in range(count)]
-  return state, rows
+  *_, (state, _) = parts = list(tiny.steps_of(compiled, num_steps))
+  return state, [row for _, rows in parts for row in rows]
 
 
 def start(config, dataset, phase, devices=None, given=None):
@@ -67,7 +64,7 @@ def pretrained(config, dataset):
   compiled = start(config, dataset, "pretrain")
   before, facts = host(compiled.state.model()), facts_of(compiled)
   state, rows = run(compiled, 3)
-  return before, host(state.model()), rows, facts
+  return before, state.model(), rows, facts
 
 
 @pytest.fixture
@@ -158,7 +155,7 @@ def test_one_and_eight_devices_train_alike(
   for devices in (jax.devices()[:1], jax.devices()):
     compiled = start(config, dataset, phase, devices, some_model)
     state, rows = run(compiled, 3)
-    states.append(host(state.model()))
+    states.append(state.model())
     losses.append([row["loss"] for row in rows])
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
   jax.tree.map(
@@ -176,18 +173,12 @@ def test_several_steps_in_one_dispatch_train_alike(config, dataset):
     several = config.copy_and_resolve_references()
     several.steps_per_dispatch = most
     state, rows = run(start(several, dataset, "pretrain"), 5)
-    states.append(host(state.model()))
+    states.append(state.model())
     losses.append([row["loss"] for row in rows])
   np.testing.assert_allclose(*losses, rtol=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *states
   )
-
-
-NO_AUGMENTATION = {
-  "crop_scale": None, "flip": 0.0, "jitter_prob": 0.0, "grey": 0.0,
-  "blur": 0.0, "rotation": 0.0,
-}  # fmt: skip
 
 
 def test_cached_features_train_the_head_that_images_train(
@@ -200,7 +191,7 @@ def test_cached_features_train_the_head_that_images_train(
     form.classify.cached_views = cached
     compiled = start(form, dataset, "classify", given=some_model)
     state, _ = run(compiled, 4)
-    heads.append(host(state.params["head"]))
+    heads.append(state.params["head"])
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *heads
   )
@@ -215,10 +206,8 @@ def test_cached_views_are_the_plain_image_and_random_ones(
   cached = compiled.splits["train"].images
   plain, *others = np.moveaxis(cached, 1, 0)
   phase, mesh = compiled.phase, distributed.make_mesh()
-  predict_step = steps.make_eval_step(phase.model, phase.images)
-  forward = make_forward(
-    jit_eval_step(predict_step, mesh), compiled.state.model(), mesh
-  )
+  predict_step = steps.make_eval_step(phase.model, phase.images, mesh)
+  forward = make_forward(predict_step, compiled.state.model(), mesh)
   images = dataset.splits["train"].images
   np.testing.assert_allclose(plain, forward(images)[0], atol=1e-6)
   for other in others:
@@ -226,14 +215,15 @@ def test_cached_views_are_the_plain_image_and_random_ones(
   assert np.abs(others[0] - others[1]).max() > 1e-4
 
 
-def test_each_step_draws_among_the_cached_views():
-  features = jnp.arange(5.0)[None, :, None] + jnp.zeros((64, 1, 1))
+def test_each_step_draws_among_an_image_s_own_cached_views():
+  features = jnp.arange(64 * 5.0).reshape(64, 5, 1)
   keys = jax.random.split(jax.random.key(0), 4)
-  draw = inputs.of_features({"views": 2, "mixup": 0.0}).draw
-  drawn = np.stack(
-    [draw(key, jnp.arange(64), features, None)[0] for key in keys]
-  )
-  assert drawn.shape == (4, 2, 64, 1)
+  draw = of_features(0.0).draw
+  drawn = [draw(key, jnp.arange(64), features, None)[0] for key in keys]
+  drawn = np.stack(drawn)[..., 0]
+  assert drawn.shape == (4, 2, 64)
+  np.testing.assert_array_equal(drawn // 5, np.tile(np.arange(64), (4, 2, 1)))
+  drawn %= 5
   assert {*drawn.ravel()} == {0.0, 1.0, 2.0, 3.0, 4.0}
   assert len(np.unique(drawn[:, 0], axis=0)) == 4  # each step another choice
   assert (drawn[0, 0] != drawn[0, 1]).any()  # each view too
@@ -247,9 +237,7 @@ def test_streamed_images_train_alike(config, dataset, pretrained):
   jax.tree.map(np.testing.assert_array_equal, facts_of(compiled), pretrained[3])
   state, rows = run(compiled, 3)
   assert [row["loss"] for row in rows] == [row["loss"] for row in pretrained[2]]
-  jax.tree.map(
-    np.testing.assert_array_equal, host(state.model()), pretrained[1]
-  )
+  jax.tree.map(np.testing.assert_array_equal, state.model(), pretrained[1])
 
 
 def test_seeds_differ(config, dataset, pretrained):
@@ -274,7 +262,7 @@ def test_a_step_in_bfloat16_is_nearly_that_in_float32(config, dataset):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.model())} == {
       jnp.dtype("float32")
     }
-    moved = jax.tree.map(np.subtract, host(state.params), before)
+    moved = jax.tree.map(np.subtract, state.params, before)
     updates.append(np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]))
     losses.append(rows[0]["loss"])
   assert losses[0] != losses[1]
@@ -282,3 +270,100 @@ def test_a_step_in_bfloat16_is_nearly_that_in_float32(config, dataset):
   one, other = updates
   cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
   assert cosine > 0.8
+
+
+IDS = jnp.arange(5) * 7
+TARGETS = jnp.eye(5)  # no neighbour has an example's class
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+FEATURES = np.random.default_rng(1).normal(size=(5, 1, 3)).astype(np.float32)
+
+
+def make_key():
+  """The one key of these tests, which draw from it more than once."""
+  return jax.random.key(3)
+
+
+FLIP = NO_AUGMENTATION | {"flip": 0.5}
+
+
+def of_images(mixup, augment=NO_AUGMENTATION):
+  phase = {"views": 2, "mixup": mixup, "augment": augment}
+  return steps.of_images(phase, 8, "trained")
+
+
+def of_features(mixup):
+  return steps.of_features({"views": 2, "mixup": mixup})
+
+
+def test_without_mixup_views_and_targets_are_as_they_were():
+  draw = jax.jit(of_images(0.0, FLIP).draw)
+  drawn, targets = draw(make_key(), IDS, IMAGES, TARGETS)
+  make = functools.partial(views.make_views, num_views=2, out_size=8, **FLIP)
+  np.testing.assert_allclose(
+    drawn, jax.jit(make)(make_key(), IDS, IMAGES), rtol=1e-5, atol=1e-6
+  )
+  np.testing.assert_array_equal(targets, TARGETS)
+
+
+@pytest.mark.parametrize("kind", ["images", "features"])
+def test_views_and_targets_are_mixed_alike_with_a_neighbour(kind):
+  made, rows, own = {
+    "images": (of_images(0.4), IMAGES, IMAGES / 255),
+    "features": (of_features(0.4), FEATURES, FEATURES[:, 0]),
+  }[kind]
+  drawn, targets = jax.jit(made.draw)(make_key(), IDS, rows, TARGETS)
+  targets = np.asarray(targets)
+  np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
+  assert drawn.shape == (2, *own.shape)
+  shares = np.diag(targets)
+  assert len(set(shares)) == 5
+  for i, share in enumerate(shares):
+    others = set(np.flatnonzero(targets[i])) - {i}
+    assert len(others) == 1
+    expected = share * own[i] + (1 - share) * own[others.pop()]
+    for view in drawn[:, i]:
+      np.testing.assert_allclose(view, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_are_augmented_before_they_are_mixed():
+  draw = jax.jit(of_images(0.4, FLIP).draw)
+  drawn, _ = draw(make_key(), IDS, IMAGES, TARGETS)
+  assert (drawn[0] != drawn[1]).any()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def shares_of(alpha, key, ids):
+  """The share of each example, known as half of them are 1 and half 0."""
+  one = jnp.arange(len(ids)) % 2
+  targets = jax.nn.one_hot(one, 2)
+  rows = one[:, None, None].astype(jnp.float32)
+  _, targets = of_features(alpha).draw(key, ids, rows, targets)
+  return jnp.where(one == 1, targets[:, 1], targets[:, 0])
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_shares_follow_the_beta_distribution(alpha):
+  shares = shares_of(alpha, make_key(), jnp.arange(4000))
+  test = stats.kstest(np.asarray(shares, float), stats.beta(alpha, alpha).cdf)
+  assert test.pvalue > 0.01
+
+
+def test_a_share_depends_on_the_key_and_the_id_alone():
+  ids = jnp.arange(4000)
+  first = np.asarray(shares_of(0.2, make_key(), ids))
+  np.testing.assert_array_equal(
+    shares_of(0.2, make_key(), ids[::-1]), first[::-1]
+  )
+  again = shares_of(0.2, make_key(), ids)
+  np.testing.assert_array_equal(again, first)
+  other = shares_of(0.2, jax.random.key(4), ids)
+  assert np.mean(np.asarray(other) == first) < 0.5
+
+
+def test_evaluation_is_never_mixed():
+  np.testing.assert_array_equal(
+    of_features(0.4).plain(FEATURES), FEATURES[:, 0]
+  )
+  np.testing.assert_allclose(
+    of_images(0.4).plain(jnp.asarray(IMAGES)), IMAGES / 255, atol=1e-6
+  )

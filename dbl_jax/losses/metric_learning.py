@@ -1,4 +1,7 @@
-"""Contrastive losses on embeddings, with and without labels."""
+"""Metric learning: losses on distances of embeddings or features.
+
+Contrastive losses, center loss and the locality-preserving loss.
+"""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -8,16 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from dbl_jax.losses.batch import (
-  LossInputs,
-  Value,
-  as_rows,
-  labels_of_rows,
-  matmul,
-)
-from dbl_jax.runtime.options import number
+from dbl_jax.losses import LossInputs, Value
+from dbl_jax.runtime.options import integer, number
 
 Temperature = Annotated[float, number(1e-3)]
+Rate = Annotated[float, number(0, 1)]
 
 
 def nt_xent(z: Array, temperature: float) -> Array:
@@ -72,8 +70,8 @@ def sup_con(inputs: LossInputs, *, temperature: Temperature) -> Value:
   Returns:
     The mean over all views and no metrics.
   """
-  z, labels = _unit(as_rows(inputs.embeddings)), labels_of_rows(inputs)
-  logits = matmul(z, z.T) / temperature
+  z, labels = _unit(_rows(inputs.embeddings)), _labels_of_rows(inputs)
+  logits = _matmul(z, z.T) / temperature
   other = ~jnp.eye(len(z), dtype=bool)
   log_p = logits - _logsumexp(logits, other)
   positive = (labels[:, None] == labels[None]) & other
@@ -103,12 +101,12 @@ def balanced_contrastive(
   Returns:
     The mean over all views and no metrics.
   """
-  z, labels = _unit(as_rows(inputs.embeddings)), labels_of_rows(inputs)
+  z, labels = _unit(_rows(inputs.embeddings)), _labels_of_rows(inputs)
   prototypes = _unit(inputs.prototypes)
   num_classes = len(prototypes)
   columns = jnp.concatenate([labels, jnp.arange(num_classes)])
   points = jnp.concatenate([z, prototypes])
-  logits = matmul(z, points.T) / temperature
+  logits = _matmul(z, points.T) / temperature
   other = jnp.arange(len(columns))[None] != jnp.arange(len(z))[:, None]
   same = labels[:, None] == columns[None]
   members = jnp.bincount(columns, length=num_classes)[columns]
@@ -116,6 +114,97 @@ def balanced_contrastive(
   sizes = jnp.maximum(members[None] - same, 1).astype(jnp.float32)
   log_p = logits - _logsumexp(logits - jnp.log(sizes), other)
   return -_mean_where(log_p, same & other).mean(), {}
+
+
+def center(inputs: LossInputs, centers: Array, *, rate: Rate = 0.5) -> Value:
+  """Center loss: half the mean squared distance to the class's centre.
+
+  Wen et al. 2016, eq. (2), over the M rows: 1/(2M) sum_i |x_i - c_{y_i}|^2.
+  The centres are not learned by gradient; see `move_centers`. A row whose class
+  has no centre yet has loss 0: a centre at zero would first shrink all
+  features.
+
+  Args:
+    inputs: with features.
+    centers: f32[C, F], zeros for a class without a centre.
+    rate: how fast the centres move, see `move_centers`.
+
+  Returns:
+    The loss and no metrics.
+  """
+  del rate  # for the update
+  labels = _labels_of_rows(inputs)
+  away = _rows(inputs.features) - centers[labels]
+  known = jnp.any(centers != 0, axis=1)[labels]
+  return jnp.where(known, jnp.sum(away * away, axis=1), 0.0).mean() / 2, {}
+
+
+def move_centers(
+  inputs: LossInputs, centers: Array, *, rate: Rate = 0.5
+) -> Array:
+  """Updates the centres after a batch: Wen et al. 2016, eq. (4).
+
+    c_j <- c_j - rate x sum_{y_i = j} (c_j - x_i) / (1 + |{i: y_i = j}|)
+
+  The first centre of a class is the mean of its first rows. The centres are
+  f32[C, F], before and after; the rate is the paper's alpha.
+  """
+  one_hot = jax.nn.one_hot(_labels_of_rows(inputs), len(centers))
+  count = one_hot.sum(axis=0)[:, None]
+  total = _matmul(one_hot.T, _rows(inputs.features))
+  moved = centers - rate * (count * centers - total) / (1 + count)
+  known = jnp.any(centers != 0, axis=1, keepdims=True)
+  return jnp.where(known, moved, total / jnp.maximum(count, 1))
+
+
+def locality_preserving(
+  inputs: LossInputs, *, neighbours: Annotated[int, integer(1)] = 20
+) -> Value:
+  """Locality-preserving loss of DLP-CNN, on distances to class neighbours.
+
+  Li and Deng 2019, eq. (4) and (5): 1/2 |x_i - 1/k sum of its k nearest
+  neighbours of the same class|^2, here averaged over the M rows. Neighbours
+  come from the batch; if it holds fewer than k others of the class, all of
+  them. A row without neighbours has loss 0. As in eq. (5), no gradient flows
+  through the neighbours.
+
+  Args:
+    inputs: with features.
+    neighbours: number k of neighbours.
+
+  Returns:
+    The loss and no metrics.
+  """
+  x, labels = _rows(inputs.features), _labels_of_rows(inputs)
+  squares = jnp.sum(x * x, axis=1)
+  distances = squares[:, None] + squares[None] - 2 * _matmul(x, x.T)
+  peers = (labels[:, None] == labels[None]) & ~jnp.eye(len(x), dtype=bool)
+  k = min(neighbours, len(x) - 1)
+  nearness = jnp.where(peers, -distances, -jnp.inf)
+  found, nearest = jax.lax.top_k(jax.lax.stop_gradient(nearness), k)
+  chosen = (found > -jnp.inf).astype(x.dtype)
+  count = chosen.sum(axis=1, keepdims=True)
+  # As a product: gathering [M, k, F] would take k times the memory.
+  rows = jnp.arange(len(x))[:, None]
+  picked = jnp.zeros((len(x), len(x))).at[rows, nearest].add(chosen)
+  mean = jax.lax.stop_gradient(_matmul(picked, x)) / jnp.maximum(count, 1)
+  away = jnp.where(count > 0, x - mean, 0.0)
+  return jnp.sum(away * away, axis=1).mean() / 2, {}
+
+
+def _rows(values: Array) -> Array:
+  """[B, V, ...] -> [B * V, ...], views of one example next to each other."""
+  return values.reshape(-1, *values.shape[2:])
+
+
+def _labels_of_rows(inputs: LossInputs) -> Array:
+  """int32[B * V], the label of each row of `_rows`."""
+  return jnp.repeat(inputs.labels, inputs.outputs.shape[1])
+
+
+def _matmul(a: Array, b: Array) -> Array:
+  """a @ b in full float32: low temperatures and differences magnify errors."""
+  return jnp.matmul(a, b, precision="highest")
 
 
 def _unit(z: Array) -> Array:
@@ -190,7 +279,7 @@ def _forward_row(
   row: Array, number: Array, rows: Array
 ) -> tuple[Array, Array, Array]:
   """Logsumexp over all others, loss and hit of one row."""
-  similarities = matmul(row, rows.T)
+  similarities = _matmul(row, rows.T)
   positive = similarities[number ^ 1]
   rest = similarities.at[number].set(-jnp.inf).at[number ^ 1].set(-jnp.inf)
   nearest = rest.max()
@@ -206,9 +295,9 @@ def _backward_row(
   row: Array, number: Array, log_sum: Array, rows: Array, log_sums: Array
 ) -> Array:
   """Sum of all other rows, weighted by both softmax probabilities."""
-  similarities = matmul(row, rows.T).at[number].set(-jnp.inf)
+  similarities = _matmul(row, rows.T).at[number].set(-jnp.inf)
   weights = jnp.exp(similarities - log_sum) + jnp.exp(similarities - log_sums)
-  return matmul(weights, rows)
+  return _matmul(weights, rows)
 
 
 def _map_rows(

@@ -1,4 +1,6 @@
-"""Projection and classifier heads."""
+"""Projection and classifier heads, and the model they are part of."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -6,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbl_jax.models.heads import JointHead, MLPHead, ProjectionHead
+from dbl_jax.models.model import (
+  JointHead,
+  MLPHead,
+  ProjectionHead,
+  make_model,
+)
 
 pytestmark = pytest.mark.usefixtures("debug_nans")
 
@@ -42,15 +49,20 @@ def test_projection_is_dense_norm_relu_dense_norm():
   np.testing.assert_allclose(z, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize(("layers", "dense"), [(1, 512 * 128), (3, 589_824)])
-def test_projection_of_other_depths(layers, dense):
-  head = ProjectionHead(layers=layers)
-  features = jnp.zeros((2, 512))
-  variables = jax.eval_shape(
-    lambda: head.init(jax.random.key(0), features, train=False)
-  )
-  norms = 2 * 512 * (layers - 1) + 128
-  assert count(variables["params"]) == dense + norms
+@pytest.mark.parametrize(
+  ("head", "parameters"),
+  [
+    (ProjectionHead(layers=1), 20 * 128 + 128),
+    (ProjectionHead(layers=3), 20 * 512 + 512 * 640 + 4 * 512 + 128),
+    (MLPHead(7, hidden=(16, 12)), 21 * 16 + 17 * 12 + 13 * 7),
+  ],
+  ids=str,
+)
+def test_heads_have_their_layers_and_compute_in_float32(head, parameters):
+  features = FEATURES.astype(jnp.bfloat16)
+  outputs, variables = jax.eval_shape(lambda: started(head, features))
+  assert outputs.dtype == jnp.float32
+  assert count(variables["params"]) == parameters
 
 
 def test_mlp_is_linear_without_hidden_layers():
@@ -60,13 +72,6 @@ def test_mlp_is_linear_without_hidden_layers():
   expected = FEATURES @ params["kernel"] + params["bias"][None]
   logits = head.apply(variables, FEATURES, train=True)
   np.testing.assert_allclose(logits, expected, atol=1e-5)
-
-
-def test_mlp_has_the_widths_asked_for():
-  head = MLPHead(7, hidden=(16, 12))
-  logits, variables = started(head)
-  assert count(variables["params"]) == 21 * 16 + 17 * 12 + 13 * 7
-  assert logits.shape == (32, 7)
 
 
 def test_dropout_drops_in_training_alone():
@@ -80,15 +85,6 @@ def test_dropout_drops_in_training_alone():
   ]
   assert (evaluated != trained[0]).any()
   assert (trained[0] != trained[1]).any()
-
-
-@pytest.mark.parametrize("head", [ProjectionHead(), MLPHead(7)], ids=str)
-def test_output_is_float32(head):
-  features = FEATURES.astype(jnp.bfloat16)
-  z, _ = jax.eval_shape(
-    lambda: head.init_with_output(jax.random.key(0), features, train=False)
-  )
-  assert z.dtype == jnp.float32
 
 
 def test_cosine_logits_are_the_scale_times_the_cosine():
@@ -158,3 +154,19 @@ def test_the_joint_head_is_a_projection_and_a_classifier():
     rtol=1e-5,
     atol=1e-6,
   )
+
+
+def test_with_mirror_an_image_and_its_mirror_image_have_the_same_features():
+  encoder = {"name": "dcnn", "dtype": "float32", "mirror": True}
+  network = make_model(encoder, {"name": "mlp"}, 7)
+  images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+  variables = network.init(jax.random.key(1), images, train=False)
+  run = jax.jit(functools.partial(network.apply, variables, train=False))
+  plain = jax.jit(
+    functools.partial(network.clone(mirror=False).apply, variables, train=False)
+  )
+  features, outputs = run(images)
+  np.testing.assert_allclose(run(images[:, :, ::-1])[1], outputs, rtol=1e-5)
+  both = plain(images)[0], plain(images[:, :, ::-1])[0]
+  np.testing.assert_allclose(features, sum(both) / 2, rtol=1e-5)
+  assert not np.allclose(*both, rtol=1e-2)  # the network is not symmetric
