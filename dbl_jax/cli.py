@@ -77,7 +77,7 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     _exit_with(str(error))
   except BrokenPipeError:
     _exit_with(
-      "Nothing reads the output any more, as after '| head'. Run the same"
+      "Broken pipe: the program that read the output has ended. Run the same"
       " command again; training resumes."
     )
   except OSError as error:
@@ -301,7 +301,7 @@ def load_config(path: str) -> Any:
   if not isinstance(config, ConfigDict):
     found = f"it returns a {type(config).__name__}" if get_config else "none"
     raise UserError(
-      f"{file} is no config: expected a function get_config that returns an"
+      f"{file} is not a config: expected a function get_config that returns an"
       f" ml_collections.ConfigDict, as those in configs/ do; found {found}."
     )
   return config

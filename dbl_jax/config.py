@@ -55,8 +55,9 @@ class RunFields:
 
   Attributes:
     seed: seed of initial parameters, batches and views.
-    init_from: workdir of a run whose model the first phase starts from, or a
-      file of PyTorch weights (.pth, .safetensors) of the encoder.
+    init_from: workdir of a run whose model the first phase starts from (its
+      phase finetune, else pretrain, else classify), or a file of PyTorch
+      weights (.pth, .safetensors) of the encoder.
     skip_nonfinite: whether a step whose loss or gradient is not finite is
       skipped and counted; otherwise it ends the run.
     log_every: steps between two entries of the log.
@@ -546,7 +547,7 @@ def _section(config: ConfigDict, path: str, required: bool) -> ConfigDict:
     return ConfigDict()
   if not isinstance(section, ConfigDict):
     raise UserError(
-      f"config.{path}={section!r} is impossible. Expected options by name, as"
+      f"config.{path}={section!r} is invalid. Expected options by name, as"
       " in docs/config.md."
     )
   return section

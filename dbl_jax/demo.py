@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
   """Loads a model and serves the page until Ctrl-C."""
   parse_flags(argv)
   if _WORKDIR.value is None:
-    raise UserError("Which run? Give --workdir=runs/dbl or another.")
+    raise UserError("--workdir is required, such as --workdir=runs/dbl.")
   # Threads of NumPy's products would disturb those of JAX.
   os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
   from dbl_jax.serving import demo, predict

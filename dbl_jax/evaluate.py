@@ -283,7 +283,7 @@ class LoadedModel:
     head = self.config[self.phase].head.name
     if "logits" not in gives(head):
       raise UserError(
-        f"The run has the head {head!r}, which is no classifier. {hint}Train"
+        f"The run has the head {head!r}, which is not a classifier. {hint}Train"
         " one on its encoder with configs/classifier.py and"
         " --config.init_from."
       )

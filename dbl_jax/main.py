@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
   """Trains and evaluates the system of the flags."""
   parse_flags(argv)
   if _CONFIG.value is None:
-    raise UserError("Which system? Give --config=configs/dbl.py or another.")
+    raise UserError("--config is required, such as --config=configs/dbl.py.")
   from dbl_jax import config as configs
   from dbl_jax import train
   from dbl_jax.runtime import distributed

@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
   load = hardware["load_average"]
   if load is not None and load > 0.25 * hardware["cores"]:
     load = f"Other work is running (load {hardware['load_average']})"
-    print(f"{load}: times will scatter, PyTorch's most of all. Better wait.")
+    print(f"{load}: timings will be noisy. Wait until the machine is idle.")
   for path in (out, setup.log):
     path.write_text("")
   started = time.perf_counter()

@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
   """Reads the data set, prints the report and writes the lists."""
   parse_flags(argv)
   if _NAME.value is None:
-    raise UserError("Which data? Give --name=fer2013 --dir=FOLDER, say.")
+    raise UserError("--name is required, such as --name=fer2013 --dir=FOLDER.")
   from dbl_jax.data import inspection, sources
   from dbl_jax.data.formats import listing
   from dbl_jax.runtime.logs import Progress

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
   """Restores a model, evaluates it and prints the metrics."""
   parse_flags(argv)
   if _WORKDIR.value is None:
-    raise UserError("Which run? Give --workdir=runs/dbl or another.")
+    raise UserError("--workdir is required, such as --workdir=runs/dbl.")
   from dbl_jax import evaluate
   from dbl_jax.runtime import distributed
 

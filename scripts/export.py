@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
   """Writes the files and prints how much each differs from the model."""
   parse_flags(argv)
   if _WORKDIR.value is None:
-    raise UserError("Which run? Give --workdir=runs/dbl or another.")
+    raise UserError("--workdir is required, such as --workdir=runs/dbl.")
   try:
     import onnx  # noqa: F401
     import onnxruntime  # noqa: F401

@@ -1,4 +1,4 @@
-"""Imports between rooms (folders, or modules of the root) point down only."""
+"""Imports between layers (folders, or modules of the root) point down only."""
 
 import ast
 from pathlib import Path
@@ -7,8 +7,8 @@ import dbl_jax
 
 ROOT = Path(dbl_jax.__file__).parent
 
-# A room may import from the rooms before it, and from itself.
-ROOMS = [
+# A layer may import from the layers before it, and from itself.
+LAYERS = [
   "errors",
   "runtime",
   "augment",
@@ -47,18 +47,18 @@ def test_every_module_is_in_a_room():
     path.relative_to(ROOT).with_suffix("").parts[0]
     for path in ROOT.rglob("*.py")
   }
-  assert found - {"__init__"} == set(ROOMS)
+  assert found - {"__init__"} == set(LAYERS)
 
 
 def test_imports_point_down():
-  level = {room: i for i, room in enumerate(ROOMS)}
+  level = {layer: i for i, layer in enumerate(LAYERS)}
   upward = []
   for path in ROOT.rglob("*.py"):
     own = path.relative_to(ROOT).with_suffix("").parts[0]
     if own != "__init__":
       upward += [
-        f"{path.relative_to(ROOT)} imports {room}"
-        for room in imports_of(path)
-        if level[room] > level[own]
+        f"{path.relative_to(ROOT)} imports {layer}"
+        for layer in imports_of(path)
+        if level[layer] > level[own]
       ]
   assert not upward

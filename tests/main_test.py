@@ -90,7 +90,7 @@ def test_output_that_nobody_reads(monkeypatch, capsys):
   monkeypatch.setattr(cli.environment, "prepare", lambda: None)
   with pytest.raises(SystemExit, match="2"):
     cli.run_main(main)
-  assert "error: Nothing reads the output any more" in capsys.readouterr().err
+  assert "error: Broken pipe" in capsys.readouterr().err
   monkeypatch.setattr(sys, "stdout", None)  # as a shell's >&- leaves it
   cli.run_main(lambda _: print(sys.stdout.isatty()))
 

@@ -128,7 +128,7 @@ def test_a_checkpoint_of_what_is_not_known_here_is_refused(
   finished, tmp_path, monkeypatch
 ):
   monkeypatch.delitem(model.ENCODERS, "tiny")
-  with pytest.raises(UserError, match=r"model\.name='tiny' is impossible"):
+  with pytest.raises(UserError, match=r"model\.name='tiny' is invalid"):
     evaluate.evaluate_workdir(finished[1], None, "test", tmp_path)
   assert not list(tmp_path.iterdir())
 

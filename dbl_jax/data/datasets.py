@@ -224,11 +224,11 @@ def _meta(content: bytes) -> dict[str, Any]:
   meta.setdefault("parts", ["train", "test"])
   for field in ("name", "fingerprint"):
     if not isinstance(meta.get(field), str):
-      raise ValueError(f"its {field} is no text")
+      raise ValueError(f"its {field} is not a string")
   for field in ("class_names", "parts", "warnings"):
     texts = meta.get(field)
     if not isinstance(texts, list) or {*map(type, texts)} - {str}:
-      raise ValueError(f"its {field} are no list of texts")
+      raise ValueError(f"its {field} are not a list of strings")
   if len(set(meta["class_names"])) != len(meta["class_names"]):
     raise ValueError("it has two classes of one name")
   if not set() < set(meta["parts"]) <= {*SPLITS}:

@@ -68,7 +68,7 @@ def make_sampler(
   """
   if batch_size > len(labels):
     raise UserError(
-      f"batch_size={batch_size} is larger than the training part, which has"
+      f"batch_size={batch_size} is larger than the training split, which has"
       f" {len(labels)} images. Set a batch_size of at most {len(labels)}."
     )
   counts = np.bincount(labels, minlength=num_classes)

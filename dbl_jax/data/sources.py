@@ -244,9 +244,9 @@ def _shared_images(dataset: Dataset, options: Any) -> list[str]:
   )
   return [
     f"{dataset.name}: splits share images, so metrics on them are too good:"
-    f" {', '.join(shared)}. They are listed by scripts/check_data.py"
-    f" --name={dataset.name}{given}, those of validation as within train where"
-    " it is split off that."
+    f" {', '.join(shared)}. scripts/check_data.py"
+    f" --name={dataset.name}{given} lists them. If validation was split off"
+    " train, its duplicates are listed within train."
   ]
 
 

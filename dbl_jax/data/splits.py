@@ -149,8 +149,8 @@ def cut(
   warnings = dataset.warnings
   if short:
     warnings += (
-      f"{dataset.name}: data.long_tail={kind} wants more training images than"
-      f" there are, and keeps them all: {few(short, 10)}",
+      f"{dataset.name}: data.long_tail={kind} asks for more images than these"
+      f" classes have; all are kept: {few(short, 10)}",
     )
   changed = with_state(dataset, f"{what} {seed}")
   rows = {"train": np.sort(np.concatenate(kept))}

@@ -26,7 +26,7 @@ _FACTS = (
   "{split} split",
   "{images:,} images",
   "checkpoint at step {checkpoint_step:,}",
-  "classified by {predictor}",
+  "predictor: {predictor}",
 )
 # Fields of metrics.json that are shown with the config.
 _PROVENANCE = (

@@ -118,7 +118,7 @@ _BY_TYPE = {
   bool: Option(lambda value: isinstance(value, bool), lambda: "True or False"),
   int: integer(),
   float: number(),
-  str: Option(lambda value: isinstance(value, str), lambda: "text, or ''"),
+  str: Option(lambda value: isinstance(value, str), lambda: "a string"),
 }
 
 
@@ -154,7 +154,7 @@ def defaults(component: Callable[..., Any]) -> dict[str, Any]:
 
 
 def validate(path: str, value: Any, option: Option) -> None:
-  """Raises UserError if a field's value is impossible, or absent and required.
+  """Raises UserError if a field's value is invalid, or absent and required.
 
   The path is that in the config, such as 'classify.q'; the value is `ABSENT` if
   there is none.
@@ -166,7 +166,7 @@ def validate(path: str, value: Any, option: Option) -> None:
   except TypeError:
     accepted = False
   if not accepted:
-    found = " is missing" if value is ABSENT else f"={value!r} is impossible"
+    found = " is missing" if value is ABSENT else f"={value!r} is invalid"
     raise UserError(f"config.{path}{found}. Expected {option.expected()}.")
 
 

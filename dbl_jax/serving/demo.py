@@ -282,6 +282,8 @@ def _bars(
 
 
 def _percent(share: float) -> str:
+  if 0.995 <= share < 1:
+    return ">99%"
   return f"{share:.0%}" if share >= 0.005 else "<1%"
 
 

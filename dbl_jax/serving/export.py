@@ -30,6 +30,7 @@ from dbl_jax.evaluation.metrics import (
 from dbl_jax.evaluation.plots import MAX_CLASSES
 from dbl_jax.models import torch_weights
 from dbl_jax.models.model import NORMALISATIONS, make_model
+from dbl_jax.runtime import files
 from dbl_jax.serving import onnx_graph, predict
 
 # Of probabilities and of features over their largest value.
@@ -73,7 +74,8 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
     _stablehlo(partial(classify, variables), loaded)
   )
   arrays = torch_weights.to_torch(variables)
-  safetensors.numpy.save_file(arrays, out / "model.safetensors")
+  # `save_file` would make a file that only its owner can read.
+  files.write(out / "model.safetensors", safetensors.numpy.save(arrays))
   facts = _facts(loaded, *predict.find_template(workdir, loaded))
   (out / "model.json").write_text(json.dumps(facts, indent=2) + "\n")
   _write_card(workdir, out, loaded)
@@ -269,6 +271,6 @@ def _differences(
     if not differs <= _TOLERANCE:
       raise UserError(
         f"{out / name} differs from the model by {differs:.1e}, more than"
-        f" {_TOLERANCE}. Do not use it, and report this as a fault."
+        f" {_TOLERANCE}. Do not use it, and report this as a bug."
       )
   return found

@@ -31,7 +31,9 @@ globalThis.predictPhoto = async (file) => {
 };
 
 function percent(share) {
-  return share >= 0.005 ? `${Math.round(100 * share)}%` : "<1%";
+  if (share < 0.005) return "<1%";
+  if (share >= 0.995 && share < 1) return ">99%";
+  return `${Math.round(100 * share)}%`;
 }
 
 // A photo upright and on white, and by how much its sides were divided.

@@ -282,7 +282,7 @@ def load_meta(directory: Path) -> dict[str, Any]:
     ):
       return meta
   raise UserError(
-    f"{step} is no checkpoint of this project: it holds no config or no names"
+    f"{step} is not a checkpoint of dbl_jax: it holds no config or no names"
     " of classes. Give the workdir of a run."
   )
 

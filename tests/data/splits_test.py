@@ -76,7 +76,7 @@ def test_exponential_keeps_the_order_of_sizes_and_only_cuts(three):
   assert counts_of(cut, "test") == [50, 400, 200]
   cut = splits.cut(three, "exponential", 2, 0)
   assert counts_of(cut) == [50, 400, 200]
-  assert "exponential wants more" in cut.warnings[0]
+  assert "exponential asks for more" in cut.warnings[0]
   assert "a 50 (not 200), c 200 (not 282)" in cut.warnings[0]
   for imbalance, expected in ((1, [9, 9, 9]), (1000, [9, 1, 1])):
     found = splits.exponential_counts(np.array([9, 9, 9]), imbalance)
@@ -127,7 +127,7 @@ def test_raf_db_goes_by_the_names_of_the_classes():
   cut = splits.cut(dataset, "raf_db", 100, 0)
   assert counts_of(cut) == [705, 500, 281, 4772, 1982, 1290, 2524]
   assert cut.warnings == (
-    "faces: data.long_tail=raf_db wants more training images than there are,"
+    "faces: data.long_tail=raf_db asks for more images than these classes have;"
     " and keeps them all: disgust 500 (not 717)",
   )
   assert sum(RAF_DB_COUNTS["train"]) - sum(counts_of(cut)) == 217

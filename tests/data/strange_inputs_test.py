@@ -262,7 +262,7 @@ FOLDER = {
   "tar that leaves its folder": (tar_of("../../evil.png"), fails(OUT_OF_IT)),
   "tar with a device": (
     tar_of("train/ant/x.png", tarfile.CHRTYPE),
-    fails("is a link or no usual file.* Extract it"),
+    fails("is a link or not a regular file.* Extract it"),
   ),
   "tar bomb": (strange.tar_bomb, fails("would grow .* Extract it")),
   "half a tar.gz": (

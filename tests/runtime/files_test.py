@@ -157,7 +157,7 @@ DAMAGE = [
   ("meta", raw(b"{"), "."),
   ("meta", raw(b"\xff\xfe\xfd"), "."),
   ("meta", meta(format=2), "format 1"),
-  ("meta", meta(name=3), "its name is no text"),
+  ("meta", meta(name=3), "its name is not a string"),
   ("meta", meta(fingerprint=None), "fingerprint is no"),
   ("meta", meta(class_names="ab"), "class_names are no list"),
   ("meta", meta(class_names=[1, 2]), "class_names are no list"),

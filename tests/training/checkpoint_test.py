@@ -387,7 +387,7 @@ def test_meta_of_another_form_is_refused(directory, meta):
     lambda: checkpoint.load_meta(directory),
     lambda: checkpoint.load_start(str(directory.parents[1]), ["classify"]),
   ):
-    with pytest.raises(UserError, match="is no checkpoint of this project"):
+    with pytest.raises(UserError, match="is not a checkpoint of dbl_jax"):
       load()
 
 

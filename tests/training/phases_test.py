@@ -21,7 +21,7 @@ WRONG = {
     "classify.trained": ("head", "tail")
   },
   "trains nothing": {"classify.trained": ()},
-  "classify: batch_size=512 is larger than the training part": {
+  "classify: batch_size=512 is larger than the training split": {
     "classify.batch_size": 512
   },
   "classify: batch_size=36 does not divide over 8 devices": {
@@ -71,10 +71,10 @@ WRONG = {
   "classify.losses has no loss, or none of weight above 0": {
     "classify.losses": {"cross_entropy": {"weight": 0.0}}
   },
-  r"classify.losses.cross_entropy=1.0 is impossible. Expected options": {
+  r"classify.losses.cross_entropy=1.0 is invalid. Expected options": {
     "classify.losses": {"cross_entropy": 1.0}
   },
-  "classify.head.scaled='no' is impossible. Expected True or False": {
+  "classify.head.scaled='no' is invalid. Expected True or False": {
     "classify.head": {"name": "mlp", "hidden": (), "scaled": "no"}
   },
 }

@@ -156,8 +156,10 @@ def read_tree(
     else:
       empty.add(place[: depth + 1])
   empty -= {places[name][: depth + 1] for name in images}
+  heic = any(name.lower().endswith((".heic", ".heif")) for name in others)
+  advice = " (convert HEIC to JPEG)" if heic else ""
   left_out = {
-    "files have no image's name and are left out": others,
+    f"files have no image's name and are left out{advice}": others,
     "images lie in no class folder and are left out": astray,
     "folders hold no image and give no class": sorted(map("/".join, empty)),
   }

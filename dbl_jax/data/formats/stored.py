@@ -321,7 +321,7 @@ def _tar_files(
       found[name] = found[member.linkname.removeprefix("./")]
     elif not member.isreg() or member.issparse():
       raise UserError(
-        f"{origin}: {name} is a link or no usual file; expected files and"
+        f"{origin}: {name} is a link or not a regular file; expected files and"
         f" folders. {_EXTRACT}"
       )
     else:
