@@ -105,7 +105,7 @@ FIELDS = [
   ("pretrain.epochs", "-1", "epochs=-1 is invalid"),
   ("pretrain.epochs", "ten", "epochs=ten"),
   ("pretrain.losses", "nt_xent", "losses=nt_xent"),
-  ("pretrain.losses.nt_xent.temperature", "0.", "temperature=0.0 is imposs"),
+  ("pretrain.losses.nt_xent.temperature", "0.", "temperature=0.0 is inval"),
   ("pretrain.keep", "worst", "keep='worst' is invalid"),
   ("pretrain.predictor", "oracle", "predictor='oracle' is invalid"),
   ("pretrain.augment.crop_scale", "5", "the smaller first"),
@@ -119,7 +119,7 @@ FIELDS = [
   ("classify.mixup", "-0.1", "mixup=-0.1 is invalid"),
   ("classify.evaluate_every", "inf", "evaluate_every=inf is invalid"),
   ("classify.optimizer.name", "magic", "Expected one of adamw, lars, sgd"),
-  ("classify.optimizer.learning_rate", "-1", "learning_rate=-1.0 is imposs"),
+  ("classify.optimizer.learning_rate", "-1", "learning_rate=-1.0 is inval"),
   ("classify.optimizer.learning_rate", "inf", "learning_rate=inf"),
 ]
 MAIN = [
@@ -163,7 +163,7 @@ MAIN = [
 ]
 OTHERS = {
   "evaluate": [
-    ("", "Which run"),
+    ("", "--workdir is required"),
     ("--workdir=", "holds no checkpoint"),
     ("--workdir=~nosuchuser", "there is no user"),
     (f"--workdir={LONG}", "File name too long"),
@@ -172,7 +172,7 @@ OTHERS = {
     ("--workdir=/no --splt=test", "Unknown command line flag"),
   ],
   "check_data": [
-    ("", "Which data"),
+    ("", "--name is required"),
     ("--name=", "data.name='' is invalid"),
     ("--name=foo", "Expected one of expw"),
     ("--name=image_folder", "needs --config.data.dir"),

@@ -188,7 +188,10 @@ def test_the_command(predictor, monkeypatch):
     done = mains.run("demo", ["--workdir=run", f"--port={port}"])
   assert done.status == 2
   assert f"--port={port} cannot be used" in done.err
-  for flags, message in (([], "Which run"), (["--port=x", "--workdir=r"], "x")):
+  for flags, message in (
+    ([], "--workdir is required"),
+    (["--port=x", "--workdir=r"], "x"),
+  ):
     done = mains.run("demo", flags)
     assert done.status == 2
     assert message in done.err
