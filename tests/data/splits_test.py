@@ -128,7 +128,7 @@ def test_raf_db_goes_by_the_names_of_the_classes():
   assert counts_of(cut) == [705, 500, 281, 4772, 1982, 1290, 2524]
   assert cut.warnings == (
     "faces: data.long_tail=raf_db asks for more images than these classes have;"
-    " and keeps them all: disgust 500 (not 717)",
+    " all are kept: disgust 500 (not 717)",
   )
   assert sum(RAF_DB_COUNTS["train"]) - sum(counts_of(cut)) == 217
 

@@ -82,7 +82,7 @@ def test_page_has_the_numbers(page):
     "test split",
     "150 images",
     "step 12,345",
-    "by knn",
+    "predictor: knn",
     # Recalls .8, .4 and .75 of the three classes that occur; 114 of 150.
     "65.0%",
     "76.0%",

@@ -119,12 +119,12 @@ def test_exported_weights_are_read_back(name, tmp_path):
   arrays = torch_weights.to_torch(variables)
   arrays["bn1.num_batches_tracked"] = np.array(7)  # as PyTorch writes
   safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors")
-  loaded = torch_weights.load_encoder(tmp_path / "a.safetensors")
-  assert set(loaded.unused) == {"fc.weight", "fc.bias"}
+  loaded, unused = torch_weights.load_encoder(tmp_path / "a.safetensors")
+  assert set(unused) == {"fc.weight", "fc.bias"}
   for kind in ("params", "batch_stats"):
     jax.tree.map(
       np.testing.assert_array_equal,
-      loaded.variables[kind]["encoder"],
+      loaded[kind]["encoder"],
       variables[kind]["encoder"],
     )
 
