@@ -29,7 +29,7 @@ LAYERS = [
 ]
 
 
-def room_of(module):
+def layer_of(module):
   return module.split(".")[0]
 
 
@@ -39,10 +39,10 @@ def imports_of(path):
       if node.module == "dbl_jax":
         yield from (alias.name for alias in node.names)
       elif node.module.startswith("dbl_jax."):
-        yield room_of(node.module.removeprefix("dbl_jax."))
+        yield layer_of(node.module.removeprefix("dbl_jax."))
 
 
-def test_every_module_is_in_a_room():
+def test_every_module_is_in_a_layer():
   found = {
     path.relative_to(ROOT).with_suffix("").parts[0]
     for path in ROOT.rglob("*.py")

@@ -28,8 +28,7 @@ class RunResult(NamedTuple):
     top5: top-5 accuracy.
     calibration_error: see `metrics.expected_calibration_error`; NaN without
       probabilities.
-    frontier: see `logit_adjustment_frontier` for `STRENGTHS`, or
-      None.
+    frontier: see `logit_adjustment_frontier` for `STRENGTHS`, or None.
     seconds: training time over its own stages, None if unknown.
     fingerprint: of the images it was trained and tested on; '' if unknown.
     hardware: descriptions of the machines it was trained on.

@@ -227,7 +227,9 @@ def _meta(content: bytes) -> dict[str, Any]:
       raise ValueError(f"its {field} is not a string")
   for field in ("class_names", "parts", "warnings"):
     texts = meta.get(field)
-    if not isinstance(texts, list) or {*map(type, texts)} - {str}:
+    if not isinstance(texts, list) or not all(
+      isinstance(text, str) for text in texts
+    ):
       raise ValueError(f"its {field} are not a list of strings")
   if len(set(meta["class_names"])) != len(meta["class_names"]):
     raise ValueError("it has two classes of one name")

@@ -426,7 +426,9 @@ def write(findings: Findings, out: Path) -> list[Path]:
     if ours.fullmatch(old.name):
       old.unlink()
   paths = [out / "findings.csv"]
-  with paths[0].open("w", -1, "utf-8", "backslashreplace", newline="") as file:
+  with paths[0].open(
+    "w", newline="", encoding="utf-8", errors="backslashreplace"
+  ) as file:
     csv.writer(file).writerows(table(findings))
   found, facts = findings.listing, findings.facts
   members = defaultdict(list)

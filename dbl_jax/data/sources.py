@@ -213,10 +213,12 @@ def with_unlabelled(
   taken = {d for s in dataset.splits.values() for d in inspection.digests(s)}
   digests = inspection.digests(cut.splits["train"])
   new = np.array([digest not in taken for digest in digests], bool)
-  what = (
-    "%d unlabelled images for %s; %d are in the data set's splits, left out"
+  log.info(
+    "%d unlabelled images for %s; %d are in the data set's splits, left out",
+    sum(new),
+    phase,
+    len(new) - sum(new),
   )
-  log.info(what, sum(new), phase, len(new) - sum(new))
   unseen = rows.take(cut.splits["train"].images, np.flatnonzero(new))
   together = rows.concatenate([dataset.splits["train"].images, unseen])
   split = Split(together, np.zeros(len(together), np.int32))

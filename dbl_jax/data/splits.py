@@ -174,7 +174,8 @@ def take(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> Dataset:
   images, labels = dataset.splits["train"]
   names = dataset.names.get("train")
   new = {k: Split(take_rows(images, i), labels[i]) for k, i in rows.items()}
-  # Splits have an order, in which they are counted and shown: 'train' first.
+  # Splits have an order, in which they are counted and shown: 'train', the new
+  # ones, the others. A union keeps the first place of a key and its last value.
   splits = {"train": dataset.splits["train"]} | new | dataset.splits | new
   named = names and {k: [names[j] for j in i] for k, i in rows.items()}
   return dataset._replace(

@@ -113,6 +113,7 @@ def weighted_sum(
 ) -> tuple[Array, dict[str, Array], LossState]:
   """Returns the weighted sum of losses, metrics, and the next state.
 
+  `terms` has the options of each loss, with an optional 'weight' (default 1).
   The metrics, f32[] each, have 'loss' among them, which is the sum, and each of
   several losses by its name.
   """

@@ -261,7 +261,6 @@ def make_model(
       options.
     head: the phase's `head`: name and the head's own options.
     num_classes: number of classes C.
-
   """
   encoder, head = dict(encoder), dict(head)
   dtype = encoder.pop("dtype")

@@ -24,10 +24,14 @@ logger = logging.getLogger(__name__)
 # JAX's own limit (jax_compilation_cache_max_size) fails for good once a program
 # lacks its file of access times, as after SIGKILL, and retains empty files.
 CACHE_BYTES = 1 << 30
-# M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD and M_ARENA_MAX of malloc.h. Large
-# buffers come from the heap, which does not shrink and grows by 256 MB; one
-# heap, as others cannot hold a large buffer.
-_MALLOC = {-4: 0, -1: -1, -2: 1 << 28, -8: 1}
+# Parameters of malloc.h. Large buffers come from the heap, which does not
+# shrink and grows by 256 MB; one heap, as others cannot hold a large buffer.
+_MALLOC = {
+  -4: 0,  # M_MMAP_MAX
+  -1: -1,  # M_TRIM_THRESHOLD
+  -2: 1 << 28,  # M_TOP_PAD
+  -8: 1,  # M_ARENA_MAX
+}
 # Variables that would change random numbers or types, and with them results.
 _RESULTS = (
   "JAX_DEFAULT_DTYPE_BITS",

@@ -31,8 +31,11 @@ class MetricWriter:
       try:
         self._events = _EventFile(workdir / "tensorboard")
       except ImportError as error:
-        what = "No TensorBoard files: %s is not installed. Metrics are in %s."
-        logger.warning(what, error.name, self._path)
+        logger.warning(
+          "No TensorBoard files: %s is not installed. Metrics are in %s.",
+          error.name,
+          self._path,
+        )
 
   def __enter__(self) -> Self:
     return self

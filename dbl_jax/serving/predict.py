@@ -66,7 +66,7 @@ class Predictor:
   Attributes:
     class_names: C names.
     image_size: side in pixels of the model's input.
-    region: region of the face the model was trained on, see `data.regions`.
+    region: name in `face_crops.REGIONS` of what the model was trained on.
     template: f64[5, 2], see `face_crops.align`; None for data without faces.
     grey: whether the model was trained on grey images.
     calibrated: whether scores are probabilities.
@@ -307,8 +307,8 @@ def find_template(
 ) -> tuple[np.ndarray | None, bool]:
   """Finds the template of a run: the stored one, or by its training images.
 
-  Returns the result of `face_crops.load`; without the images a default, with a
-  warning.
+  Returns what `face_crops.load_template` does; without the images a default,
+  with a warning.
   """
   if (found := face_crops.load_template(workdir)) is not None:
     return found

@@ -1,6 +1,6 @@
 // Runs the model in the browser: face detection by MTCNN, alignment and
-// classification as in faces.py, face_crops.py and predict.py, whose names these
-// functions have. Images are canvases; maps between them are DOMMatrix.
+// classification as in faces.py, face_crops.py and predict.py, whose names
+// these functions have. Images are canvases; maps between them are DOMMatrix.
 import * as ort from "./ort.wasm.bundle.min.mjs";
 
 ort.env.wasm.numThreads = 1;  // threads need headers that static hosts lack

@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import operator
+import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -350,6 +351,7 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _some_steps(directory: Path) -> list[Path]:
+  """`saved_steps`, at least one."""
   if steps := saved_steps(directory):
     return steps
   raise UserError(
@@ -423,10 +425,8 @@ def _read(step: Path, read: Callable[[Path], _T]) -> _T:
 
 
 # Missing files, and what parsers raise for damaged ones; see `_is_damage`.
-_DAMAGE = (
-  *(FileNotFoundError, IsADirectoryError, NotADirectoryError),
-  *(ValueError, LookupError, TypeError, RecursionError),
-)
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_DAMAGE = (*_MISSING, ValueError, LookupError, TypeError, RecursionError)
 # Status codes of TensorStore for what a file contains. All others, such as
 # UNKNOWN for most errors of a system call, may pass.
 _STATUS = re.compile("([A-Z]+(?:_[A-Z]+)*): ")
@@ -441,10 +441,8 @@ def _is_damage(error: BaseException) -> bool:
   Orbax raises a bare Exception for a truncated array, whose cause is
   TensorStore's ValueError with a status code in front.
   """
-  chain, others = (
-    list(files.causes(error)),
-    (OSError, MemoryError, RuntimeError),
-  )
+  chain = list(files.causes(error))
+  others = (OSError, MemoryError, RuntimeError)
   if any(isinstance(x, others) and not isinstance(x, _DAMAGE) for x in chain):
     return False
   if codes := [found[1] for x in chain if (found := _STATUS.match(str(x)))]:
@@ -454,11 +452,13 @@ def _is_damage(error: BaseException) -> bool:
 
 def _read_every_file(folder: Path) -> None:
   """Raises OSError unless every file of a folder can be read to its end."""
-  for path in folder.iterdir():  # unlike `rglob`, it raises
-    if path.is_dir():
-      _read_every_file(path)
-    else:
-      with open(path, "rb") as file:
+
+  def fail(error: OSError) -> None:
+    raise error
+
+  for place, _, names in os.walk(folder, onerror=fail):
+    for name in names:
+      with open(os.path.join(place, name), "rb") as file:
         while file.read(1 << 24):
           pass
 

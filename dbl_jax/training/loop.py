@@ -168,7 +168,7 @@ def run_phase(
   restored = checkpoint.restore_latest(
     manager, compiled.state, meta, accept_changes
   )
-  state = restored or compiled.state
+  state = compiled.state if restored is None else restored
   step = resumed_from = int(state.step)
   writer.rewind(phase.name, step)
   log = _Log(phase, writer, manager)

@@ -1,4 +1,4 @@
-"""Inputs, state and steps of a phase: pure functions, not yet compiled.
+"""Inputs, state and steps of a phase, as pure functions.
 
 The inputs are augmented images, or cached features of a frozen encoder. Such an
 encoder maps an image to the same features at every step. Extracting them once

@@ -246,7 +246,10 @@ def _archive_files(path: Path, expected: str) -> dict[str, StoredFile]:
         f"{path} is a single compressed file, not an archive; {expected}."
         " Decompress it, and give what it contains."
       )
-    read_at = lambda at, size: content[at : at + size]  # noqa: E731
+
+    def read_at(place: int, size: int) -> bytes:
+      return content[place : place + size]
+
     return _tar_files(BytesIO(content), str(path), read_at)
   if _is_tar(head):
     with path.open("rb") as file:
