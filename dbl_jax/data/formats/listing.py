@@ -127,7 +127,10 @@ def decode(
     parts = {k: range(len(records)) for k, records in listing.splits.items()}
   shape = (image_size, image_size, 3)
   arrays = {
-    split: (np.empty((len(some), *shape), np.uint8), np.empty(len(some), "i4"))
+    split: (
+      np.empty((len(some), *shape), np.uint8),
+      np.empty(len(some), np.int32),
+    )
     for split, some in parts.items()
   }
   names = {split: [""] * len(chosen) for split, chosen in parts.items()}
@@ -138,7 +141,8 @@ def decode(
     pixels, labels = arrays[split]
     try:
       record = listing.splits[split][parts[split][i]]
-      names[split][i], labels[i], file, box = record
+      names[split][i], labels[i] = record.name, record.label
+      file, box = record.file, record.box
       arguments = file.read(), image_size, file.origin, box
       face = face_crops.decode(*arguments) if aligned else None
       if aligned and face is None:

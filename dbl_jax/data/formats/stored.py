@@ -31,10 +31,13 @@ _MAX_RATIO, _ANY_RATIO_BYTES = 100, 16 << 20
 # What damage makes zipfile and its decompressors raise.
 _ZIP_ERRORS = (
   zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
-  OSError, OverflowError, RuntimeError, ValueError,
+  OSError, OverflowError, ValueError,
+  RuntimeError,  # NotImplementedError among them
 )  # fmt: skip
-# Zip methods that Python reads: stored, Deflate, bzip2 and LZMA.
-_ZIP_METHODS = {0, 8, 12, 14}
+# Zip methods that Python reads.
+_ZIP_METHODS = {
+  zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA,
+}  # fmt: skip
 _ZIP_METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 _COMPRESSED: dict[bytes, Callable[..., Any]] = {
   b"\x1f\x8b": gzip.open,
@@ -140,8 +143,11 @@ def open_tree(
       f"{path} does not exist; {expected}. Check --config.data.dir."
     )
   if system := {part for name in found for part in _system_parts(name)}:
-    what = "%s: folders of the operating system are left out: %s"
-    log.warning(what, path, few(sorted(system)))
+    log.warning(
+      "%s: folders of the operating system are left out: %s",
+      path,
+      few(sorted(system)),
+    )
   outputs = {name for name in found if _is_output(name, found)}
   shown = [n for n in sorted(found) if not _is_hidden(n) and n not in outputs]
   folders = {name for name in _folders(found) if not _is_hidden(name)}
@@ -427,7 +433,8 @@ def _read_entry(archive: zipfile.ZipFile, entry: str, origin: str) -> bytes:
     if size > _ANY_RATIO_BYTES and size > _MAX_RATIO * packed:
       raise UserError(
         f"{origin}: {entry} would grow from {packed} to {size} bytes, more"
-        f" than {_MAX_RATIO} times; expected an image or a table. {_EXTRACT}"
+        f" than {_MAX_RATIO} times; expected an image or a table. If it is"
+        f" one, extract it, and give the folder."
       )
     _check_size(size, f"{origin}: {entry}")
     return archive.read(entry)
