@@ -1,11 +1,13 @@
 """Kills training runs at random moments and checks that nothing is lost.
 
-python scripts/soak.py --kills=200 --seed=0 [--phase=save,report]
+python scripts/soak.py --kills=200 --seed=0 [--phase=save,report] [--data=faces]
 
-A run is started as a process, ended by SIGKILL and started again by the same
-command, until it finishes. Its parameters, metrics.json and metrics.jsonl must
-then equal, bit for bit, those of an uninterrupted run. Prints a line per kill
-and how many kills hit each moment; status 1 if a run differs.
+A run of three phases is started as a process, ended by SIGKILL and started
+again by the same command, until it finishes. Its parameters, metrics.json and
+metrics.jsonl must then equal, bit for bit, those of an uninterrupted run. Its
+data is drawn (`faces`), a `folder` of images or the same `streamed` from disk,
+in several shards. Prints a line per kill and how many kills hit each moment;
+status 1 if a run differs.
 """
 
 import collections
@@ -23,11 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
+from PIL import Image
 
 from dbl_jax.cli import parse_flags, run_main
 from dbl_jax.errors import UserError
 from dbl_jax.training import checkpoint
+from dbl_jax.training.phase import PHASES
 
 # Seconds at most from the start of a moment to the kill, so that kills hit all
 # of it.
@@ -40,16 +45,22 @@ MOMENTS = {
   "phase change": 0.5,
   "report": 1.0,
 }
-_PHASES = ("pretrain", "classify")
 _POLL = 0.002  # seconds
 _TINY = Path(__file__).resolve().parent.parent / "tests" / "tiny.py"
-# More data, saves and phase changes than in the run of the tests.
+# More saves than in the run of the tests.
 _FIELDS = (
-  "data.num_train=1500",
-  "pretrain.epochs=6",
+  "pretrain.epochs=4",
   "pretrain.evaluate_every=1.",
-  "classify.epochs=8",
+  "finetune.epochs=3",
+  "finetune.evaluate_every=1.",
+  "classify.epochs=4",
 )
+_FOLDER = ("data.name=image_folder", "data.dir={images}", "classify.q=0.5")
+DATA = {
+  "faces": ("data.num_train=900",),
+  "folder": _FOLDER,
+  "streamed": (*_FOLDER, "data.input=tf_data"),
+}
 
 
 def command(*fields: str, config: str = "tests/tiny.py") -> list[str]:
@@ -98,7 +109,7 @@ class Run:
     """What the run is doing according to its files; exact if it is dead.
 
     Args:
-      finals: phase -> its last step.
+      finals: as returned by `last_steps`.
       started: time of the latest start, in seconds.
 
     Returns:
@@ -111,22 +122,29 @@ class Run:
       except FileNotFoundError:  # a complete save is renamed
         return False
 
-    if not is_new(self.workdir / "parameters_pretrain.txt"):
-      prepared = any(self.cache.glob("*.npz"))
-      return "data" if self.cache.is_dir() and not prepared else "start"
+    first, last = next(iter(finals)), next(reversed(finals))
+    if not is_new(self.workdir / f"parameters_{first}.txt"):
+      preparing = "Preparing " in self.output and "Prepared " not in self.output
+      return "data" if preparing else "start"
     names = [*self.workdir.glob("checkpoints/*/*")]
     if any(is_new(p) for p in names if ".orbax-checkpoint-tmp" in p.name):
       return "save"
-    first, last = _PHASES
-    steps = {phase: _latest(self.workdir, phase) for phase in _PHASES}
+    steps = {phase: _latest(self.workdir, phase) for phase in finals}
     if steps[last] == finals[last]:
       return "report"
-    directory = checkpoint.phase_dir(self.workdir, last)
-    if steps[first] == finals[first] and not directory.is_dir():
-      return "phase change"
+    for one, following in itertools.pairwise(finals):
+      directory = checkpoint.phase_dir(self.workdir, following)
+      if steps[one] == finals[one] and not directory.is_dir():
+        return "phase change"
     row = _last_row(self.workdir)
     ahead = row is not None and row["step"] > steps.get(row["phase"], -1)
     return "step" if ahead or any(map(is_new, names)) else "compile"
+
+
+def last_steps(workdir: Path) -> dict[str, int]:
+  """The last step of each phase of a finished run, in their order."""
+  found = {path.name for path in workdir.glob("checkpoints/*")}
+  return {name: _latest(workdir, name) for name in PHASES if name in found}
 
 
 def _latest(workdir: Path, phase: str) -> int:
@@ -150,7 +168,7 @@ def kill_at(
   Args:
     run: the run.
     target: a key of `MOMENTS`.
-    finals: phase -> its last step.
+    finals: as returned by `last_steps`.
     rng: draws the time between the start of the moment and the kill.
 
   Returns:
@@ -178,7 +196,7 @@ def differences(whole: Path, other: Path) -> list[str]:
     for name in ("metrics.json", "metrics.jsonl")
     if (whole / name).read_bytes() != (other / name).read_bytes()
   ]
-  for phase, keep in itertools.product(_PHASES, ("best", "latest")):
+  for phase, keep in itertools.product(last_steps(whole), ("best", "latest")):
     one, two = (
       _content(checkpoint.phase_dir(workdir, phase), keep)
       for workdir in (whole, other)
@@ -213,7 +231,7 @@ def soak(
   whole = Run(words, folder / "whole", folder / "cache")
   if whole.start().wait():
     raise UserError(f"The uninterrupted run failed: {whole.output[-500:]}")
-  finals = {phase: _latest(whole.workdir, phase) for phase in _PHASES}
+  finals = last_steps(whole.workdir)
   hits: collections.Counter = collections.Counter()
   faults: list[str] = []
   while hits.total() < kills and not faults:
@@ -233,11 +251,23 @@ def soak(
   return hits, faults
 
 
+def _write_images(folder: Path) -> Path:
+  """A folder with 450, 225, 112 and 56 images of noise in class folders."""
+  rng = np.random.default_rng(0)
+  for label in range(4):
+    (folder / str(label)).mkdir(parents=True, exist_ok=True)
+    for number in range(450 >> label):
+      pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / str(label) / f"{number}.png")
+  return folder
+
+
 def main(argv: Sequence[str]) -> None:
   """Soaks as the flags request."""
   # Defined here, because tests import this module.
   kills = flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=1)
   seed = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+  data = flags.DEFINE_enum("data", "faces", [*DATA], "Data of the run.")
   phase = flags.DEFINE_list("phase", [], "Moments to hit. Default: all.")
   out = flags.DEFINE_string(
     "out", "", "Folder to retain the runs. Default: none."
@@ -254,7 +284,9 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f"{_TINY} is missing: it is the config of the runs.")
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(out.value or temporary).resolve()
-    words = command(*_FIELDS, config=str(_TINY))
+    images = _write_images(folder / "images")
+    fields = (field.format(images=images) for field in DATA[data.value])
+    words = command(*_FIELDS, *fields, config=f"{_TINY}:soak")
     hits, faults = soak(words, folder, kills.value, seed.value, moments)
   print(
     *(f"{name}: {count} kills" for name, count in hits.most_common()), sep="\n"

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dbl_jax import config as configs
-from dbl_jax.data import pipeline
+from dbl_jax.data import pipeline, sources
 from dbl_jax.models import model
+from dbl_jax.training import phase
 
 
 class TinyEncoder(nn.Module):
@@ -28,13 +29,17 @@ class TinyEncoder(nn.Module):
 model.ENCODERS["tiny"] = TinyEncoder
 
 
-def get_config() -> ConfigDict:
+def get_config(kind: str = "two_phases") -> ConfigDict:
+  """The run of the tests; with `soak`, three phases and data in shards."""
   config = configs.base()
   config.pretrain = configs.simclr()
+  if kind == "soak":
+    sources._SHARD_BYTES = 100_000
+    config.finetune = configs.finetune()
   config.classify = configs.classifier()
   config.data.update(num_train=150, num_test=40, image_size=16)
   config.model.name = "tiny"
-  for name in ("pretrain", "classify"):
+  for name in phase.phases(config):
     config[name].epochs = 2
     config[name].batch_size = 32
   config.pretrain.head.update(hidden=16, out=8)
