@@ -182,6 +182,8 @@ def run_phase(
   done = -1 if restored is None else step
   logged = {*range(log_every, phase.num_steps, log_every), *phase.eval_steps}
   targets = sorted(target for target in logged if target > done)
+  if targets:
+    print_line(f"{phase.name}: compiling, which can take minutes")
   for target in targets:
     state, pending = _dispatch(
       compiled, state, next_batches, target - step, stop
