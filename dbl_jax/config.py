@@ -106,7 +106,9 @@ class DataFields:
     region: region to which aligned faces are cut.
     cache_dir: folder for prepared images; '' is the user's cache.
     input: 'resident' holds the images in memory and on the device, 'tf_data'
-      streams them from disk; 'auto' chooses by size.
+      streams them decoded from disk, 'encoded' decodes the image files for each
+      batch, unless faces are searched; 'auto' chooses by size. All give the
+      same batches.
     long_tail: reduces the training split, 'raf_db' to that set's class counts,
       'exponential' from the largest class down to 1/imbalance of it.
     imbalance: largest class over smallest, for 'exponential'.

@@ -493,8 +493,14 @@ def _band(titles: list[str], shown: Sequence[Facts]) -> np.ndarray:
   return np.asarray(band)
 
 
-def digests(split: Split) -> list[bytes]:
-  """Returns a hash of the pixels of each image."""
+def digests(
+  split: Split, progress: Callable[[int, int], None] | None = None
+) -> list[bytes]:
+  """Returns a hash of the pixels of each image.
+
+  `progress` is called with the number of images done, and of all.
+  """
+  total = len(split.labels)
 
   def of_chunk(start: int) -> list[bytes]:
     return [
@@ -502,17 +508,25 @@ def digests(split: Split) -> list[bytes]:
       for image in split.images[start : start + _CHUNK]
     ]
 
-  chunks = images.in_threads(of_chunk, range(0, len(split.labels), _CHUNK))
+  def show(chunks: int, _: int) -> None:
+    if progress is not None:
+      progress(min(chunks * _CHUNK, total), total)
+
+  chunks = images.in_threads(of_chunk, range(0, total, _CHUNK), show)
   return [digest for chunk in chunks for digest in chunk]
 
 
-def shared(splits: Mapping[str, Split]) -> dict[tuple[str, str], int]:
+def shared(
+  splits: Mapping[str, Split],
+  progress: Callable[[int, int], None] | None = None,
+) -> dict[tuple[str, str], int]:
   """Counts images that have the same pixels as one of another split.
 
   For pairs of splits (one, other) that share images, returns the number of
-  images of the other that are in the first.
+  images of the other that are in the first. `progress` is called with the
+  number of images of a split done, and of all.
   """
-  hashes = {name: digests(split) for name, split in splits.items()}
+  hashes = {name: digests(split, progress) for name, split in splits.items()}
   known = {name: set(of_split) for name, of_split in hashes.items()}
   return {
     (one, other): number

@@ -1,13 +1,14 @@
-"""Input of the training steps, in two forms with the same batches.
+"""Input of the training steps, in forms with the same batches.
 
-`config.data.input` chooses; the training loop is the same for both:
+`config.data.input` chooses; the training loop is the same for all:
 
 * resident: all images (uint8) or cached features live on the device, and only
   indices are transferred;
 * tf_data: a `tf.data` pipeline gathers the batches, from memory or from disk,
-  and prefetches them.
+  and prefetches them;
+* encoded: likewise, from the image files, which are decoded for each batch.
 
-Both give the same rows for the same (seed, step).
+All give the same rows for the same (seed, step).
 """
 
 import math
@@ -22,7 +23,7 @@ from dbl_jax.errors import UserError
 from dbl_jax.runtime import distributed
 from dbl_jax.runtime.rows import Array, Rows
 
-FORMS = ("auto", "resident", "tf_data")
+FORMS = ("auto", "resident", "tf_data", "encoded")
 # Rows stay below this share of a device's memory, to leave the step room.
 _RESIDENT_SHARE = 0.25
 _HOST_LIMIT = 4 << 30
@@ -37,7 +38,7 @@ class InputPipeline(NamedTuple):
   """The input of one phase.
 
   Attributes:
-    resident: the rows on every device, or None for tf_data.
+    resident: the rows on every device, or None if they are streamed.
     rows: images uint8[n, S, S, 3], or features [n, ...], in the host's memory
       or on its disk.
     labels: int32[n].
@@ -190,7 +191,7 @@ def import_tensorflow() -> Any:
     import tensorflow as tf
   except ImportError as error:
     raise UserError(
-      "data.input='tf_data' needs TensorFlow, which is not installed here."
+      "Streaming the data needs TensorFlow, which is not installed here."
       " Install tensorflow-cpu, or use --config.data.input=resident."
     ) from error
   tf.config.set_visible_devices([], "GPU")

@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 _SHARD_BYTES = 256 << 20
 # Images stay on disk if they take more than this share of the memory.
 _MEMORY_SHARE = 0.25
+# Images are not prepared if they would take more of the disk's free space.
+_DISK_SHARE = 0.5
 _CACHE_FLAG = "--config.data.cache_dir"
 # Split -> indices of some of its images.
 _Parts = Mapping[str, range]
@@ -86,8 +90,8 @@ def load(options: Any) -> Dataset:
   Returns:
     The data set, with its training split divided into 'train' and 'validation'
     unless it came with both, and cut to a long tail if the config asks for it.
-    Its images are in memory, or on disk if they are large or `input` is
-    'tf_data'.
+    Its images are in memory, or on disk, decoded or as image files; `input`
+    chooses.
 
   Raises:
     UserError: if there is no such data set, or it cannot be read.
@@ -203,10 +207,7 @@ def with_unlabelled(
   listed = Listing((), {"train": tuple(records)})
   fingerprint = _fingerprint(listed, paths, options)
   named = listed._replace(class_names=("unlabelled",))
-  read = _reader(named, "unlabelled", options)
-  further = _prepared(
-    "unlabelled", fingerprint, {"train": len(records)}, read, options
-  )
+  further = _of_files(named, "unlabelled", fingerprint, options)
   cut = face_crops.apply(
     _into_memory(further, options), options.get("region", "face")
   )
@@ -234,7 +235,7 @@ def _shared_images(dataset: Dataset, options: Any) -> list[str]:
   """Returns a warning if splits share images, as accuracy is then too high."""
   shared = [
     f"{number} of {other} are in {one} too"
-    for (one, other), number in inspection.shared(dataset.splits).items()
+    for (one, other), number in _count_shared(dataset, options).items()
   ]
   if not shared:
     return []
@@ -250,6 +251,25 @@ def _shared_images(dataset: Dataset, options: Any) -> list[str]:
     f" --name={dataset.name}{given} lists them. If validation was split off"
     " train, its duplicates are listed within train."
   ]
+
+
+def _count_shared(dataset: Dataset, options: Any) -> dict[tuple[str, str], int]:
+  """As `inspection.shared`; for images on disk, which takes long, cached."""
+  if not any(isinstance(s.images, rows.Rows) for s in dataset.splits.values()):
+    return inspection.shared(dataset.splits)
+  fields = ("image_size", "align", "validation_fraction", "split_seed")
+  key = f"{dataset.fingerprint} {[options[field] for field in fields]}"
+  digest = hashlib.sha256(key.encode()).hexdigest()
+  path = cache_dir(options) / f"shared-{digest[:32]}.json"
+  with contextlib.suppress(OSError, ValueError, TypeError):
+    found = json.loads(path.read_bytes())
+    return {(str(one), str(other)): int(n) for one, other, n in found}
+  progress = Progress(f"{dataset.name}: comparing splits").count
+  shared = inspection.shared(dataset.splits, progress)
+  content = json.dumps([[*pair, number] for pair, number in shared.items()])
+  with contextlib.suppress(OSError):  # it may be full or read-only
+    files.write(path, content.encode())
+  return shared
 
 
 def _read_prepared(path: Path, options: Any) -> Dataset:
@@ -288,28 +308,79 @@ def cache_dir(options: Any) -> Path:
 
 def _prepare(options: Any) -> Dataset:
   """Prepares the original images of a data set, or opens what is prepared."""
-  read: _Read
   if SOURCES[options.name].find is not None:
     found = find(options)
     # Before hours of work; others are read when they are indexed.
     if all(isinstance(records, tuple) for records in found.splits.values()):
       check_counts(options.name, found.class_names, listing.counts(found))
-    sizes = {split: len(records) for split, records in found.splits.items()}
     fingerprint = _fingerprint(found, options.dir, options)
-    former = listing.former_fingerprint(found)
-    read = _reader(found, options.name, options)
-  elif options.dir:
+    dataset = _of_files(found, options.name, fingerprint, options)
+    return dataset._replace(former=listing.former_fingerprint(found))
+  if options.dir:
     raise UserError(
       f"data.dir={options.dir} is given, but data.name={options.name} reads no"
       " images. Set data.name to what is there, such as image_folder, or leave"
       " data.dir out."
     )
-  else:
-    sizes = {"train": options.num_train, "test": options.num_test}
-    fingerprint, former = _synthetic_fingerprint(options), ""
-    read = functools.partial(_draw, options)
-  dataset = _prepared(options.name, fingerprint, sizes, read, options)
-  return dataset._replace(former=former)
+  sizes = {"train": options.num_train, "test": options.num_test}
+  read = functools.partial(_draw, options)
+  return _prepared(
+    options.name, _synthetic_fingerprint(options), sizes, read, options
+  )
+
+
+def _of_files(
+  found: Listing, name: str, fingerprint: str, options: Any
+) -> Dataset:
+  """Opens the images of a listing, prepared, or as the files they are."""
+  sizes = {split: len(records) for split, records in found.splits.items()}
+  if not _stay_encoded(name, fingerprint, sum(sizes.values()), options):
+    read = _reader(found, name, options)
+    return _prepared(name, fingerprint, sizes, read, options)
+  log.info("%s: images stay encoded, and are decoded for each batch", name)
+  size = options.image_size
+  splits_: dict[str, Split] = {}
+  names: dict[str, list[str]] = {}
+  for split, records in found.splits.items():
+    both = [(record.name, record.label) for record in records]
+    names[split] = [one for one, _ in both]
+    labels = np.array([label for _, label in both], np.int32)
+
+    def decode(index: np.ndarray, split: str = split) -> np.ndarray:
+      parts = {split: index.tolist()}
+      decoded = listing.decode(found, name, size, parts=parts)
+      return np.asarray(decoded.splits[split].images)
+
+    sources = [(len(labels), decode)]
+    images_ = rows.Rows(sources, (size, size, 3), np.dtype(np.uint8))
+    splits_[split] = Split(images_, labels)
+  return Dataset(
+    name, found.class_names, splits_, fingerprint, found.warnings, names
+  )
+
+
+def _stay_encoded(
+  name: str, fingerprint: str, number: int, options: Any
+) -> bool:
+  """Whether images are decoded when they are read, and not prepared.
+
+  Searching for faces takes too long for that.
+  """
+  if options.align == "face" or options.input != "auto":
+    return options.align == "none" and options.input == "encoded"
+  path = _prepared_path(name, fingerprint, options)
+  if path.exists() or path.with_name(f"{path.name}.npz").exists():
+    return False
+  present = next(p for p in (path, *path.absolute().parents) if p.exists())
+  size = number * options.image_size**2 * 3
+  return size > _DISK_SHARE * shutil.disk_usage(present).free
+
+
+def _prepared_path(name: str, fingerprint: str, options: Any) -> Path:
+  """The folder of shards of a data set; with .npz, its single file."""
+  aligned = "-aligned" if options.align == "face" else ""
+  form = f"{name}-{options.image_size}px{aligned}-{fingerprint[:16]}"
+  return cache_dir(options) / form
 
 
 def _prepared(
@@ -324,9 +395,8 @@ def _prepared(
   `sizes` has the number of images of each split, of which `read` decodes some.
   The images stay on disk.
   """
-  aligned = "-aligned" if options.align == "face" else ""
-  form = f"{name}-{options.image_size}px{aligned}-{fingerprint[:16]}"
-  path = cache_dir(options) / f"{form}.npz"
+  folder = _prepared_path(name, fingerprint, options)
+  path = folder.with_name(f"{folder.name}.npz")
   parts = _shards(sizes, options.image_size)
   paths = [path]
   if len(parts) > 1:
@@ -334,7 +404,7 @@ def _prepared(
     every = {split: range(size) for split, size in sizes.items()}
     if whole := _open_shard((path, every), fingerprint):
       return whole
-    path = path.with_name(form)
+    path = folder
     paths = datasets.shard_paths(path, len(parts))
   opened = functools.partial(_open_shard, fingerprint=fingerprint)
   shards = images.in_threads(opened, [*zip(paths, parts, strict=True)])
@@ -408,7 +478,7 @@ def _into_memory(dataset: Dataset, options: Any) -> Dataset:
   available = available_memory()
   size = sum(split.images.nbytes for split in dataset.splits.values())
   large = available is not None and size > _MEMORY_SHARE * available
-  if options.input == "tf_data" or (options.input == "auto" and large):
+  if large if options.input == "auto" else options.input != "resident":
     log.info("%s: %.1f GB of images stay on disk", dataset.name, size / 1e9)
     return dataset
   if available is not None and 2 * size > available:

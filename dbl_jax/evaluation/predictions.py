@@ -13,7 +13,7 @@ from dbl_jax.evaluation.predictors import FittedPredictor
 from dbl_jax.runtime import distributed, files
 
 Step = Callable[..., tuple[jax.Array, ...]]
-_BATCH_SIZE, _TOP = 256, 5
+_BATCH_SIZE, _SMALL_BATCH_SIZE, _TOP = 256, 64, 5
 
 
 class Predictions(NamedTuple):
@@ -52,7 +52,8 @@ def make_forward(
   """Makes a function that runs a compiled step over any number of rows.
 
   The last batch is padded to the size of the others and the padding is removed
-  from the result, so every row counts once and nothing is compiled twice.
+  from the result, so every row counts once. There are two sizes, of which each
+  is compiled once: few rows are not padded to a large batch.
 
   Args:
     eval_step: function of (variables, *batches), made by `jit_eval_step`.
@@ -64,17 +65,20 @@ def make_forward(
     A function of arrays [n, ...] that returns the step's outputs for all rows.
   """
   placement = distributed.batched(mesh)
-  size = distributed.padded_size(_BATCH_SIZE, mesh)
 
-  def padded(rows: np.ndarray) -> jax.Array:
+  def padded(rows: np.ndarray, size: int) -> jax.Array:
     padding = np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
     return distributed.put(np.concatenate([rows, padding]), placement)
 
   def forward(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    small = len(arrays[0]) <= _SMALL_BATCH_SIZE
+    batch_size = _SMALL_BATCH_SIZE if small else _BATCH_SIZE
+    size = distributed.padded_size(batch_size, mesh)
     done: tuple[np.ndarray, ...] = ()
     for start in range(0, len(arrays[0]), size):
       batch = [array[start : start + size] for array in arrays]
-      outputs = jax.device_get(eval_step(variables, *map(padded, batch)))
+      inputs = [padded(rows, size) for rows in batch]
+      outputs = jax.device_get(eval_step(variables, *inputs))
       # Concatenating batches would take twice the memory.
       done = done or tuple(
         np.empty((len(arrays[0]), *output.shape[1:]), output.dtype)

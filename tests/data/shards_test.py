@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 import tiny
 from dbl_jax.data import datasets, pipeline, sampling, sources
+from dbl_jax.data.formats import images as image_files
 from dbl_jax.errors import UserError
 from dbl_jax.runtime import distributed
 
@@ -57,7 +59,7 @@ def batches(dataset, form):
   feed = pipeline.make_pipeline(
     images, labels, sampler, distributed.make_mesh(), form
   )
-  assert (feed.resident is None) == (form == "tf_data")
+  assert (feed.resident is None) == (form != "resident")
   take = pipeline.batch_reader(feed, 2, 8, 2)
   for _ in range(3):
     batch = take(2)
@@ -79,18 +81,19 @@ def batches(dataset, form):
   ids=["folder", "synthetic", "region", "long_tail"],
 )
 def test_images_and_batches_are_those_of_memory(folder, tmp_path, data):
+  encoded = load(folder, tmp_path / "encoded", input="encoded", **data)
+  assert bool(shards_of(tmp_path / "encoded")) == ("num_train" in data)
   resident = load(folder, tmp_path, input="resident", **data)
   on_disk = load(folder, tmp_path, **ON_DISK, **data)
   assert len(shards_of(tmp_path)) >= 3
   assert isinstance(resident.splits["train"].images, np.ndarray)
-  assert not isinstance(on_disk.splits["train"].images, np.ndarray)
-  assert_same(resident, on_disk)
-  pairs = zip(
-    batches(resident, "resident"), batches(on_disk, "tf_data"), strict=True
-  )
-  for one, other in pairs:
-    for a, b in zip(one, other, strict=True):
-      np.testing.assert_array_equal(a, b)
+  held = [*batches(resident, "resident")]
+  for dataset, form in ((on_disk, "tf_data"), (encoded, "encoded")):
+    assert not isinstance(dataset.splits["train"].images, np.ndarray)
+    assert_same(resident, dataset)
+    for one, other in zip(held, batches(dataset, form), strict=True):
+      for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_shards_and_a_single_file_hold_the_same(folder, tmp_path, monkeypatch):
@@ -108,6 +111,73 @@ def test_memory_decides(folder, tmp_path, monkeypatch, available, in_memory):
   monkeypatch.setattr(sources, "available_memory", lambda: available)
   images = load(folder, tmp_path).splits["train"].images
   assert isinstance(images, np.ndarray) == in_memory
+
+
+@pytest.mark.parametrize(
+  ("free", "align", "encoded"),
+  [
+    (85 * 768 * 3, "none", False),
+    (85 * 768, "none", True),
+    (85 * 768, "face", False),
+  ],
+)
+def test_the_disk_decides(folder, tmp_path, monkeypatch, free, align, encoded):
+  monkeypatch.setattr(
+    shutil, "disk_usage", lambda path: mock.Mock(spec=["free"], free=free)
+  )
+  load(folder, tmp_path, align=align)
+  assert bool(shards_of(tmp_path)) == (not encoded)
+
+
+def test_what_is_prepared_is_used_on_a_full_disk(folder, tmp_path, monkeypatch):
+  load(folder, tmp_path)
+  monkeypatch.setattr(
+    shutil, "disk_usage", lambda path: mock.Mock(spec=["free"], free=0)
+  )
+  monkeypatch.setattr(image_files, "decode", None)
+  load(folder, tmp_path)
+
+
+def test_encoded_images_are_all_decoded_at_the_first_start_only(
+  folder, tmp_path, monkeypatch, caplog
+):
+  photos = tmp_path / "photos"
+  shutil.copytree(folder, photos)
+  shutil.copy(photos / "train/a/000.png", photos / "test/a/copy.png")
+  damaged = photos / "train/b/001.png"
+  whole = damaged.read_bytes()
+  damaged.write_bytes(whole[:200])
+  with pytest.raises(UserError, match=r"b/001.png is damaged or cut off"):
+    load(photos, tmp_path, input="encoded")
+  damaged.write_bytes(whole)
+  load(photos, tmp_path, input="encoded")
+  assert "1 of test are in train too" in caplog.text
+  caplog.clear()
+  with monkeypatch.context() as patch:
+    patch.setattr(image_files, "decode", None)
+    load(photos, tmp_path, input="encoded")
+  assert "1 of test are in train too" in caplog.text
+  for path in tmp_path.glob("shared-*.json"):
+    path.write_text("[[1]")
+  load(photos, tmp_path, input="encoded")
+  load(photos, tmp_path, input="encoded", split_seed=1)
+  assert len([*tmp_path.glob("shared-*.json")]) == 2
+
+
+def test_unlabelled_images_stay_encoded(folder, tmp_path):
+  def with_more(form):
+    data = {"name": "image_folder", "dir": str(folder), "image_size": 16}
+    cache = str(tmp_path / form)
+    options = tiny.get_resolved(cache_dir=cache, input=form, **data).data
+    more = str(folder / "test")
+    return sources.with_unlabelled(
+      sources.load(options), "pretrain", more, options
+    )
+
+  resident, encoded = with_more("resident"), with_more("encoded")
+  assert not shards_of(tmp_path / "encoded")
+  assert_same(resident[0], encoded[0])
+  assert resident[1] == encoded[1]
 
 
 def test_a_killed_preparation_resumes(folder, tmp_path, monkeypatch, caplog):

@@ -102,7 +102,7 @@ def decode(
   name: str,
   image_size: int,
   aligned: bool = False,
-  parts: Mapping[str, range] | None = None,
+  parts: Mapping[str, Sequence[int]] | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
   """Decodes images, on all cores.
