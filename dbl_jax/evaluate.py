@@ -420,7 +420,13 @@ def _config_of(
   Raises:
     UserError: if this version cannot read it.
   """
-  config = configs.from_dict(meta["config"])
+  try:
+    config = configs.from_dict(meta["config"])
+  except ValueError as error:
+    raise UserError(
+      f"The config stored in {directory} cannot be read ({error}). Expected the"
+      " checkpoints of a run; train it again."
+    ) from error
   if not isinstance(config.get(phase), ConfigDict):
     raise UserError(
       f"The config stored in {directory} has no phase {phase!r}. Expected the"

@@ -171,7 +171,7 @@ def _set_field(systems: Mapping[str, ConfigDict], text: str) -> None:
     parsed = value
   try:
     systems[name].update_from_flattened_dict({field: parsed})
-  except TypeError as error:
+  except (TypeError, ValueError) as error:
     raise UserError(f"--set={text}: {error}.") from error
 
 

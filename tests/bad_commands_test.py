@@ -215,6 +215,7 @@ OTHERS = {
     ("--set=no.seed=1", "a system among basic"),
     ("--set=dbl.no=1", "has no field 'no'"),
     ("--set=dbl.seed=x", "--set=dbl.seed=x: "),
+    ("--set=dbl.seed={'a.b':1}", "does not accept dots in field names"),
   ],
   "soak": [
     ("--kills=0", "--kills=0"),

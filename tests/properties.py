@@ -178,7 +178,8 @@ def check_override(given: tuple[str, Any]) -> None:
   config = configs.base()
   config.pretrain, config.classify = configs.simclr(), configs.classifier()
   field, value = given
-  with contextlib.suppress(TypeError, KeyError):  # as the command line has it
+  # As the command line does.
+  with contextlib.suppress(TypeError, KeyError, ValueError):
     config.update_from_flattened_dict({field: value})
   once = configs.resolve(config)
   assert configs.resolve(once).to_dict() == once.to_dict()

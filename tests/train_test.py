@@ -209,6 +209,10 @@ def test_a_checkpoint_chooses_no_folder_and_must_fit_its_config(
   monkeypatch.setattr(checkpoint, "load_meta", of_a_stranger)
   evaluate.evaluate_workdir(workdir, None, "test", tmp_path / "out")
   assert not (tmp_path / "victim").exists()
+  stored["a.b"] = 7
+  with pytest.raises(UserError, match=r"cannot be read .*dots in field names"):
+    evaluate.evaluate_workdir(workdir, None, "test", tmp_path / "out")
+  del stored["a.b"]
   stored["hidden"] = [7]
   with pytest.raises(UserError, match=r"does not fit its config: .*expected"):
     evaluate.evaluate_workdir(workdir, None, "test", tmp_path / "out")
