@@ -25,6 +25,7 @@ from dbl_jax.data.formats import images, listing
 from dbl_jax.data.formats.listing import Listing, Record
 from dbl_jax.data.formats.stored import StoredFile
 from dbl_jax.errors import UserError
+from dbl_jax.runtime.rows import Array
 
 # Bits of 128. On FER2013, 95 in 100 of the pairs within it are one picture
 # (correlation of 16 x 16 grey thumbnails above 0.95); at 12 it is 83.
@@ -494,26 +495,36 @@ def _band(titles: list[str], shown: Sequence[Facts]) -> np.ndarray:
 
 
 def digests(
-  split: Split, progress: Callable[[int, int], None] | None = None
-) -> list[bytes]:
-  """Returns a hash of the pixels of each image.
+  splits: Mapping[str, Split],
+  progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[bytes]]:
+  """Returns a hash of the pixels of each image, for each split.
 
   `progress` is called with the number of images done, and of all.
   """
-  total = len(split.labels)
+  chunks = [
+    (name, split.images, range(start, min(start + _CHUNK, len(split.labels))))
+    for name, split in splits.items()
+    for start in range(0, len(split.labels), _CHUNK)
+  ]
+  ends = [*itertools.accumulate(len(some) for _, _, some in chunks)]
 
-  def of_chunk(start: int) -> list[bytes]:
+  def of_chunk(chunk: tuple[str, Array, range]) -> list[bytes]:
+    _, images_, some = chunk
     return [
       hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-      for image in split.images[start : start + _CHUNK]
+      for image in images_[some.start : some.stop]
     ]
 
-  def show(chunks: int, _: int) -> None:
+  def show(done: int, _: int) -> None:
     if progress is not None:
-      progress(min(chunks * _CHUNK, total), total)
+      progress(ends[done - 1], ends[-1])
 
-  chunks = images.in_threads(of_chunk, range(0, total, _CHUNK), show)
-  return [digest for chunk in chunks for digest in chunk]
+  found: dict[str, list[bytes]] = {name: [] for name in splits}
+  hashes = images.in_threads(of_chunk, chunks, show)
+  for (name, *_), of_some in zip(chunks, hashes, strict=True):
+    found[name] += of_some
+  return found
 
 
 def shared(
@@ -523,10 +534,9 @@ def shared(
   """Counts images that have the same pixels as one of another split.
 
   For pairs of splits (one, other) that share images, returns the number of
-  images of the other that are in the first. `progress` is called with the
-  number of images of a split done, and of all.
+  images of the other that are in the first. For `progress` see `digests`.
   """
-  hashes = {name: digests(split, progress) for name, split in splits.items()}
+  hashes = digests(splits, progress)
   known = {name: set(of_split) for name, of_split in hashes.items()}
   return {
     (one, other): number

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -173,7 +175,9 @@ def with_external(dataset: Dataset, path: str, options: Any) -> Dataset:
     splits=dataset.splits | decoded.splits,
     names={**dataset.names, **decoded.names},
   )
-  for (one, other), number in inspection.shared(dataset.splits).items():
+  progress = Progress("external images: comparing").count
+  shared = inspection.shared(dataset.splits, progress)
+  for (one, other), number in shared.items():
     if other == "external" and one != "test":
       log.warning("%d of the external images are in %s too", number, one)
   return dataset
@@ -211,8 +215,12 @@ def with_unlabelled(
   cut = face_crops.apply(
     _into_memory(further, options), options.get("region", "face")
   )
-  taken = {d for s in dataset.splits.values() for d in inspection.digests(s)}
-  digests = inspection.digests(cut.splits["train"])
+  progress = Progress(f"unlabelled images for {phase}: comparing").count
+  known = inspection.digests(
+    {**dataset.splits, "": cut.splits["train"]}, progress
+  )
+  digests = known.pop("")
+  taken = set(itertools.chain(*known.values()))
   new = np.array([digest not in taken for digest in digests], bool)
   log.info(
     "%d unlabelled images for %s; %d are in the data set's splits, left out",
@@ -255,20 +263,31 @@ def _shared_images(dataset: Dataset, options: Any) -> list[str]:
 
 def _count_shared(dataset: Dataset, options: Any) -> dict[tuple[str, str], int]:
   """As `inspection.shared`; for images on disk, which takes long, cached."""
-  if not any(isinstance(s.images, rows.Rows) for s in dataset.splits.values()):
+  if _in_memory(dataset):
     return inspection.shared(dataset.splits)
   fields = ("image_size", "align", "validation_fraction", "split_seed")
   key = f"{dataset.fingerprint} {[options[field] for field in fields]}"
   digest = hashlib.sha256(key.encode()).hexdigest()
   path = cache_dir(options) / f"shared-{digest[:32]}.json"
-  with contextlib.suppress(OSError, ValueError, TypeError):
-    found = json.loads(path.read_bytes())
-    return {(str(one), str(other)): int(n) for one, other, n in found}
+  pairs = [*itertools.combinations(dataset.splits, 2)]
+  with contextlib.suppress(OSError, ValueError, RecursionError):
+    numbers = json.loads(path.read_bytes())
+    # A damaged file must not hide that splits share images.
+    expected = [int] * len(pairs)
+    if isinstance(numbers, list) and [*map(type, numbers)] == expected:
+      return {pair: n for pair, n in zip(pairs, numbers, strict=True) if n}
   progress = Progress(f"{dataset.name}: comparing splits").count
   shared = inspection.shared(dataset.splits, progress)
-  content = json.dumps([[*pair, number] for pair, number in shared.items()])
-  with contextlib.suppress(OSError):  # it may be full or read-only
+  content = json.dumps([shared.get(pair, 0) for pair in pairs])
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, content.encode())
+  except OSError as error:
+    log.warning(
+      "%s cannot be written (%s), so splits are compared at each start",
+      path,
+      error.strerror or error,
+    )
   return shared
 
 
@@ -333,18 +352,44 @@ def _of_files(
   found: Listing, name: str, fingerprint: str, options: Any
 ) -> Dataset:
   """Opens the images of a listing, prepared, or as the files they are."""
-  sizes = {split: len(records) for split, records in found.splits.items()}
-  if not _stay_encoded(name, fingerprint, sum(sizes.values()), options):
-    read = _reader(found, name, options)
+  path = _prepared_path(name, fingerprint, options)
+  exists = os.path.exists(path) or os.path.exists(f"{path}.npz")
+  read = _reader(found, name, options)
+  automatic = options.input == "auto"
+  if (automatic and exists) or not _stay_encoded(found, options):
+    sizes = {split: len(records) for split, records in found.splits.items()}
     return _prepared(name, fingerprint, sizes, read, options)
-  log.info("%s: images stay encoded, and are decoded for each batch", name)
+  size = _decoded_bytes(found, options)
+  log.info(
+    "%s: images are not prepared, which would take %.1f GB of the disk of %s,"
+    " but decoded when they are read",
+    name,
+    size / 1e9,
+    path.parent,
+  )
+  if automatic and not _is_large(size):
+    dataset = read(None, Progress(f"{name}: decoding").count)
+  else:
+    dataset = _encoded(found, name, options)
+  return dataset._replace(fingerprint=fingerprint)
+
+
+def _encoded(found: Listing, name: str, options: Any) -> Dataset:
+  """Opens a listing as a data set whose images are decoded when indexed."""
   size = options.image_size
   splits_: dict[str, Split] = {}
   names: dict[str, list[str]] = {}
   for split, records in found.splits.items():
-    both = [(record.name, record.label) for record in records]
-    names[split] = [one for one, _ in both]
-    labels = np.array([label for _, label in both], np.int32)
+    # tfds has the labels next to the images, which takes long to read.
+    reading = Progress(f"{name}: reading labels of {split}").count
+    progress = None if isinstance(records, tuple) else reading
+
+    def row(i: int, records: Sequence[Record] = records) -> tuple[str, int]:
+      return records[i][:2]
+
+    rows_ = images.in_threads(row, range(len(records)), progress)
+    names[split] = [one for one, _ in rows_]
+    labels = np.array([label for _, label in rows_], np.int32)
 
     def decode(index: np.ndarray, split: str = split) -> np.ndarray:
       parts = {split: index.tolist()}
@@ -354,26 +399,28 @@ def _of_files(
     sources = [(len(labels), decode)]
     images_ = rows.Rows(sources, (size, size, 3), np.dtype(np.uint8))
     splits_[split] = Split(images_, labels)
-  return Dataset(
-    name, found.class_names, splits_, fingerprint, found.warnings, names
-  )
+  return Dataset(name, found.class_names, splits_, "", found.warnings, names)
 
 
-def _stay_encoded(
-  name: str, fingerprint: str, number: int, options: Any
-) -> bool:
-  """Whether images are decoded when they are read, and not prepared.
+def _stay_encoded(found: Listing, options: Any) -> bool:
+  """Whether images not prepared yet are decoded when they are read.
 
   Searching for faces takes too long for that.
   """
   if options.align == "face" or options.input != "auto":
     return options.align == "none" and options.input == "encoded"
-  path = _prepared_path(name, fingerprint, options)
-  if path.exists() or path.with_name(f"{path.name}.npz").exists():
-    return False
-  present = next(p for p in (path, *path.absolute().parents) if p.exists())
-  size = number * options.image_size**2 * 3
-  return size > _DISK_SHARE * shutil.disk_usage(present).free
+  folder = cache_dir(options).absolute()
+  above = filter(os.path.exists, (folder, *folder.parents))
+  with contextlib.suppress(OSError):
+    disk = shutil.disk_usage(next(above, folder))
+    # Some network file systems do not know their size.
+    allowed = _DISK_SHARE * disk.free if disk.total else math.inf
+    return _decoded_bytes(found, options) > allowed
+  return False
+
+
+def _decoded_bytes(found: Listing, options: Any) -> int:
+  return sum(map(len, found.splits.values())) * options.image_size**2 * 3
 
 
 def _prepared_path(name: str, fingerprint: str, options: Any) -> Path:
@@ -475,10 +522,12 @@ def _into_memory(dataset: Dataset, options: Any) -> Dataset:
   The images and the splits made of them are in memory at the same time: a
   UserError if the config wants that and they do not fit.
   """
+  if _in_memory(dataset):
+    return dataset
   available = available_memory()
   size = sum(split.images.nbytes for split in dataset.splits.values())
-  large = available is not None and size > _MEMORY_SHARE * available
-  if large if options.input == "auto" else options.input != "resident":
+  automatic = options.input == "auto"
+  if _is_large(size) if automatic else options.input != "resident":
     log.info("%s: %.1f GB of images stay on disk", dataset.name, size / 1e9)
     return dataset
   if available is not None and 2 * size > available:
@@ -493,6 +542,16 @@ def _into_memory(dataset: Dataset, options: Any) -> Dataset:
   return dataset._replace(splits=loaded)
 
 
+def _in_memory(dataset: Dataset) -> bool:
+  return all(isinstance(s.images, np.ndarray) for s in dataset.splits.values())
+
+
+def _is_large(size: int) -> bool:
+  """Whether so many bytes of images should not be held in memory."""
+  available = available_memory()
+  return available is not None and size > _MEMORY_SHARE * available
+
+
 def _reader(found: Listing, name: str, options: Any) -> _Read:
   size, aligned = options.image_size, options.align == "face"
   return functools.partial(listing.decode, found, name, size, aligned)
@@ -503,6 +562,8 @@ def _fingerprint(found: Listing, paths: str, options: Any) -> str:
 
   A file counts as unchanged if path, size and time of change are the same.
   """
+  if found.fingerprint:  # else all records of tfds would be read
+    return found.fingerprint
   key = f"{listing.former_fingerprint(found)} {os.path.abspath(paths)}"
   digest = hashlib.sha256(os.fsencode(key)).hexdigest()
   name = f"content-{digest[:32]}.txt"
@@ -513,8 +574,9 @@ def _fingerprint(found: Listing, paths: str, options: Any) -> str:
   files_ = [r.file for rows in found.splits.values() for r in rows]
   if all(file.crc is not None for file in files_):
     return listing.fingerprint(found)
-  prepared = any(cached.parent.glob("*.npz"))
-  if not prepared:
+  # What is prepared may be shared and read-only.
+  optional = any(cached.parent.glob("*.npz")) or _stay_encoded(found, options)
+  if not optional:
     files.make_writable(cached.parent, _CACHE_FLAG)
   progress = Progress(f"{options.name}: comparing").count
   fingerprint = listing.fingerprint(found, progress)
@@ -522,7 +584,7 @@ def _fingerprint(found: Listing, paths: str, options: Any) -> str:
     with files.writing(cached.parent, _CACHE_FLAG):
       files.write(cached, fingerprint.encode())
   except UserError:
-    if not prepared:  # else it may be shared and read-only
+    if not optional:
       raise
   return fingerprint
 

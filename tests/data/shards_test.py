@@ -1,18 +1,22 @@
 """Data larger than memory: shards on disk, resumed, checked and moved."""
 
+import errno
 import logging
 import shutil
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+import strange
+import tfds_test
 from PIL import Image
 
 import tiny
 from dbl_jax.data import datasets, pipeline, sampling, sources
 from dbl_jax.data.formats import images as image_files
 from dbl_jax.errors import UserError
-from dbl_jax.runtime import distributed
+from dbl_jax.runtime import distributed, files
 
 ON_DISK = {"input": "tf_data"}
 
@@ -113,33 +117,95 @@ def test_memory_decides(folder, tmp_path, monkeypatch, available, in_memory):
   assert isinstance(images, np.ndarray) == in_memory
 
 
+def fail(*_):
+  raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def disk(free, total=1):
+  return lambda _: mock.Mock(spec=["free", "total"], free=free, total=total)
+
+
 @pytest.mark.parametrize(
-  ("free", "align", "encoded"),
+  ("usage", "align", "encoded"),
   [
-    (85 * 768 * 3, "none", False),
-    (85 * 768, "none", True),
-    (85 * 768, "face", False),
+    (disk(85 * 768 * 3), "none", False),
+    (disk(85 * 768), "none", True),
+    (disk(85 * 768), "face", False),
+    (disk(0, total=0), "none", False),  # a file system that does not know
+    (fail, "none", False),
   ],
 )
-def test_the_disk_decides(folder, tmp_path, monkeypatch, free, align, encoded):
-  monkeypatch.setattr(
-    shutil, "disk_usage", lambda path: mock.Mock(spec=["free"], free=free)
-  )
-  load(folder, tmp_path, align=align)
-  assert bool(shards_of(tmp_path)) == (not encoded)
+@pytest.mark.parametrize("available", [None, 85 * 768 * 3])
+def test_the_disk_decides(
+  folder, tmp_path, monkeypatch, caplog, usage, align, encoded, available
+):
+  monkeypatch.setattr(shutil, "disk_usage", usage)
+  monkeypatch.setattr(sources, "available_memory", lambda: available)
+  monkeypatch.chdir(tmp_path)
+  with caplog.at_level(logging.INFO, "dbl_jax"):
+    images = load(folder, "new/cache", align=align).splits["train"].images
+  assert bool(shards_of(tmp_path / "new")) == (not encoded)
+  assert isinstance(images, np.ndarray) == (available is None)
+  line = "would take 0.0 GB of the disk of new/cache, but decoded when"
+  assert (line in caplog.text) == encoded
 
 
 def test_what_is_prepared_is_used_on_a_full_disk(folder, tmp_path, monkeypatch):
   load(folder, tmp_path)
-  monkeypatch.setattr(
-    shutil, "disk_usage", lambda path: mock.Mock(spec=["free"], free=0)
-  )
+  monkeypatch.setattr(shutil, "disk_usage", disk(0))
   monkeypatch.setattr(image_files, "decode", None)
   load(folder, tmp_path)
 
 
+def test_a_cache_that_cannot_be_written(folder, tmp_path, monkeypatch, caplog):
+  cache = tmp_path / "file" / "cache"
+  cache.parent.write_text("no folder")
+  load(folder, cache, input="encoded")
+  assert "splits are compared at each start" in caplog.text
+  monkeypatch.setattr(shutil, "disk_usage", disk(0))
+  load(folder, cache)
+  with pytest.raises(UserError, match="cannot be written: Not a directory"):
+    load(folder, cache, **ON_DISK)
+
+
+def tfds_set(root):
+  builder = tfds_test.Shapes(data_dir=root, file_format="array_record")
+  builder.download_and_prepare()
+  return root
+
+
+@pytest.mark.parametrize(
+  ("name", "build", "data"),
+  [
+    ("image_folder", lambda root: strange.faces(root, (12, 9)), {}),
+    ("image_folder", strange.zipped(), {}),
+    ("image_folder", strange.tarred(), {}),
+    ("image_folder", strange.tarred("w:gz"), {}),
+    ("raf_db", strange.raf(), {}),
+    ("raf_db", strange.kaggle(), {}),
+    ("expw", strange.expw(), {}),
+    ("fer2013", strange.fer(), {}),
+    ("fer2013", strange.fer_folders, {"long_tail": "raf_db"}),
+    ("tfds", tfds_set, {"tfds": "shapes"}),
+  ],
+)
+def test_every_source_is_decoded_once_and_then_for_each_batch(
+  tmp_path, monkeypatch, name, build, data
+):
+  given, cache = build(tmp_path), tmp_path / "encoded"
+  form = {"name": name, "input": "encoded"} | data
+  encoded = load(given, cache, **form)
+  monkeypatch.setattr(image_files, "decode", None)
+  load(given, cache, **form)
+  monkeypatch.undo()
+  assert_same(load(given, tmp_path / "prepared", **form | ON_DISK), encoded)
+
+
+DAMAGES = ["", "[0]", "[]", "{}", '""', "[1, 0, true]", "[" * 100_000]
+
+
 def test_encoded_images_are_all_decoded_at_the_first_start_only(
-  folder, tmp_path, monkeypatch, caplog
+  folder, tmp_path, monkeypatch, caplog, capsys
 ):
   photos = tmp_path / "photos"
   shutil.copytree(folder, photos)
@@ -150,18 +216,30 @@ def test_encoded_images_are_all_decoded_at_the_first_start_only(
   with pytest.raises(UserError, match=r"b/001.png is damaged or cut off"):
     load(photos, tmp_path, input="encoded")
   damaged.write_bytes(whole)
-  load(photos, tmp_path, input="encoded")
-  assert "1 of test are in train too" in caplog.text
-  caplog.clear()
+
+  def is_found():
+    caplog.clear()
+    load(photos, tmp_path, input="encoded")
+    return "1 of test are in train too" in caplog.text
+
+  assert is_found()
+  assert "comparing splits  86/86" in capsys.readouterr().out
   with monkeypatch.context() as patch:
     patch.setattr(image_files, "decode", None)
-    load(photos, tmp_path, input="encoded")
-  assert "1 of test are in train too" in caplog.text
-  for path in tmp_path.glob("shared-*.json"):
-    path.write_text("[[1]")
-  load(photos, tmp_path, input="encoded")
+    assert is_found()
+  (path,) = tmp_path.glob("shared-*.json")
+  for content in DAMAGES:
+    path.write_text(content)
+    assert is_found()
+  monkeypatch.setattr(files, "write", fail)
+  path.unlink()
+  assert is_found()
+  assert f"{path} cannot be written (No space left" in caplog.text
+  monkeypatch.undo()
   load(photos, tmp_path, input="encoded", split_seed=1)
-  assert len([*tmp_path.glob("shared-*.json")]) == 2
+  load(photos, tmp_path, input="encoded", validation_fraction=0.2)
+  load(photos, tmp_path, input="encoded", image_size=17)
+  assert len([*tmp_path.glob("shared-*.json")]) == 3
 
 
 def test_unlabelled_images_stay_encoded(folder, tmp_path):
@@ -256,3 +334,22 @@ def test_a_shard_that_vanishes_ends_the_run_with_its_name(folder, tmp_path):
     path.unlink()
   with pytest.raises(UserError, match=r"npz can no longer be read"):
     next(batches(dataset, "tf_data"))
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (Path.unlink, r"\d+ of 16 images cannot be read; the first: .*png cannot"),
+    (lambda path: path.write_bytes(b""), r"the first: .*png is empty"),
+  ],
+)
+def test_an_image_that_vanishes_ends_the_run_with_its_name(
+  folder, tmp_path, damage, message
+):
+  photos = tmp_path / "photos"
+  shutil.copytree(folder, photos)
+  dataset = load(photos, tmp_path, input="encoded")
+  for path in photos.rglob("*.png"):
+    damage(path)
+  with pytest.raises(UserError, match=message):
+    next(batches(dataset, "encoded"))
