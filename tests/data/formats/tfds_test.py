@@ -6,6 +6,7 @@ import tensorflow_datasets as tfds
 
 import tiny
 from dbl_jax.data import inspection, sources
+from dbl_jax.data.formats import tfds as tfds_reader
 from dbl_jax.errors import UserError
 
 NUMBERS = {"train": 40, "test": 10}
@@ -70,8 +71,18 @@ def by_pixels(split):
   return {image.tobytes(): label for image, label in zip(*split, strict=True)}
 
 
-def test_a_set_is_found_decoded_and_split(prepared, tmp_path):
-  dataset = sources.load(options(prepared, tmp_path))
+@pytest.mark.parametrize(("form", "reads"), [("auto", 50), ("encoded", 100)])
+def test_a_set_is_found_decoded_and_split(
+  prepared, tmp_path, monkeypatch, form, reads
+):
+  read, indices = tfds_reader._Examples.__getitem__, []
+  monkeypatch.setattr(
+    tfds_reader._Examples,
+    "__getitem__",
+    lambda self, i: indices.append(i) or read(self, i),
+  )
+  dataset = sources.load(options(prepared, tmp_path, input=form))
+  assert len(indices) == reads  # encoded: for the labels, and once more
   assert dataset.class_names == ("round", "square", "long")
   splits = dataset.splits
   assert [len(splits[s].labels) for s in splits] == [37, 3, 10]
