@@ -65,8 +65,8 @@ _CUTS = flags.DEFINE_list(
   "cuts",
   [],
   "Tiers: classes with more training images than the first are 'many', with"
-  " fewer than the second 'few'. Default: of more than 30 classes 100,20, as in"
-  " the literature; else the mean class size, and a third of it.",
+  " fewer than the second 'few'. Default: 100,20 for more than 30 classes,"
+  " else the mean class size and a third of it.",
 )
 _PAPER_POINTS = flags.DEFINE_bool(
   "paper_points", False, "Draw the paper's accuracies too."

@@ -78,7 +78,7 @@ def test_a_run_trains_on_them_and_is_bound_to_them(config, dataset, tmp_path):
     ({"classify.unlabelled": "x"}, r"losses\.cross_entropy needs labels"),
     (
       {"pretrain.cached_views": 1, "pretrain.trained": ("head",)},
-      r"cached_views=1 reads features of the training split alone",
+      r"cached_views=1 caches features of the training split only",
     ),
   ],
 )

@@ -63,12 +63,12 @@ WRONG = {
   r"ldam has scale=30.0, but its logits are head.cosine=0.0 times": {
     "classify.losses": LDAM
   },
-  r"head.cosine=10.0 times cosines. Set both alike": {
+  r"head.cosine=10.0 times cosines. Set both to the same": {
     "classify.losses": LDAM,
     "classify.head.cosine": 10.0,
   },
-  "classify.losses has no loss, or none": {"classify.losses": {}},
-  "classify.losses has no loss, or none of weight above 0": {
+  "classify.losses is empty": {"classify.losses": {}},
+  "classify.losses is .*, or all weights are 0": {
     "classify.losses": {"cross_entropy": {"weight": 0.0}}
   },
   r"classify.losses.cross_entropy=1.0 is invalid. Expected options": {
