@@ -208,7 +208,7 @@ OTHERS = {
     ("--data.nam=x", "no field 'nam'. Did you mean name"),
     ("--data.name=x", "data.name='x' is invalid"),
     ("--data.dir=/etc --systems=basic", "basic: data.dir=/etc is given"),
-    ("--notrain --systems=basic", "no finished run"),
+    ("--notrain --systems=basic", "No finished run"),
     ("--out=/proc/x/y", "--out=/proc/x/y cannot be written"),
     ("--batch_size=-1", "--batch_size=-1"),
     ("--set=dbl", "expected SYSTEM.FIELD=VALUE"),

@@ -3,8 +3,8 @@
 A config is split into its phases. A stage is one phase and the stage it starts
 from; stages that differ only in the phase's name are the same. Each stage has
 its own workdir, named by a hash of its content: a killed sweep resumes, and a
-larger one trains only what is new. Several processes can share a sweep: each
-trains a stage that no other process is training.
+larger one trains only the new stages. Several processes can share a sweep; each
+stage is trained by one of them.
 """
 
 import collections
@@ -30,7 +30,7 @@ from dbl_jax.runtime import distributed, environment, files
 from dbl_jax.runtime.logs import clock, print_line
 from dbl_jax.training.phase import check_phases
 
-# Seconds of training, and on which hardware.
+# Seconds of training, and the hardware.
 _COST = "cost.json"
 _SCORES = "scores_test.npz"
 _RESULTS = (_SCORES, "metrics.json", "report.html")
@@ -212,13 +212,13 @@ def _check(sweep: Sweep) -> None:
           start = check_phases(stage.config, images, mesh, start)
     except UserError as error:
       raise UserError(
-        f"{system}: {error} Nothing was trained: correct it, or remove the"
+        f"{system}: {error} Nothing was trained. Correct it, or remove the"
         " system from the sweep."
       ) from error
 
 
 def _train(stage: Stage) -> None:
-  """Trains a stage and adds the time it took to its cost."""
+  """Trains a stage and adds the time to its cost."""
   started, elsewhere = time.monotonic(), False
   try:
     train.train_and_evaluate(stage.config, stage.workdir)
@@ -281,8 +281,8 @@ def _fingerprint(chain: Sequence[Stage]) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{path} cannot be read or is damaged ({error!r}). If it is damaged,"
-        " move it away and run the same command again: it is written again from"
-        " the checkpoint."
+        " move it away and run the same command again, which writes it from the"
+        " checkpoint."
       ) from error
   if len(set(found)) > 1:
     raise UserError(
