@@ -283,7 +283,7 @@ START = {  # message -> fields of a run that starts from another
     "classify.inherit": ("encoder", "head")
   },
   "another architecture": {"model.name": "resnet18"},
-  "none to start from": {"init_from": ""},
+  "a model to start from is missing": {"init_from": ""},
 }
 
 

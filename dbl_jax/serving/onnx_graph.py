@@ -16,14 +16,14 @@ from dbl_jax.models import model as models
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.layers import EPSILON
 
-# Of the operators used here; onnxruntime 1.14 and later know it.
+# Version of the operators; onnxruntime 1.14 and later support it.
 _OPSET = 18
 
 Tree = Mapping[str, Any]
 
 
 class _Graph:
-  """A graph in the making: nodes, and constants by name."""
+  """A graph under construction: nodes, and constants by name."""
 
   def __init__(self) -> None:
     self.nodes: list[onnx.NodeProto] = []
@@ -49,7 +49,7 @@ class _Graph:
     relu: bool = False,
     **options: Any,
   ) -> str:
-    """kernel [K, K, C, F], padding K // 2 if the options name none."""
+    """kernel [K, K, C, F]; the padding defaults to K // 2."""
     kernel = np.asarray(kernel)
     if "auto_pad" not in options:
       options["pads"] = [kernel.shape[0] // 2] * 4
@@ -108,17 +108,17 @@ def build(
 
   Args:
     config: resolved config of the run.
-    phase: whose head is used; it must be an `MLPHead` or `JointHead`.
+    phase: phase with the head, an `MLPHead` or `JointHead`.
     variables: 'params' and 'batch_stats' of the model.
     class_names: C names.
-    temperature: by which logits are divided before the softmax.
+    temperature: divisor of the logits before the softmax.
 
   Returns:
     A model with the input 'images', uint8[N, S, S, 3] in RGB, and the outputs
     'probabilities' f32[N, C] and 'features' f32[N, F]. N is free.
 
   Raises:
-    UserError: if it cannot write the encoder.
+    UserError: if the encoder is not supported.
   """
   graph, head = _Graph(), config[phase].head
   model = models.make_model(config.model, head, len(class_names))

@@ -74,8 +74,8 @@ def compile_phase(
   )
   max_steps = config.steps_per_dispatch
   if not max_steps:
-    # On a CPU a step over images takes so long that its dispatch costs nothing,
-    # and Ctrl-C waits for the end of what has been dispatched.
+    # On a CPU a step over images takes so long that dispatch is negligible, and
+    # Ctrl-C waits for the dispatched steps.
     one = mesh.devices.flat[0].platform == "cpu" and not own.cached_views
     max_steps = 1 if one else min(config.log_every, _MAX_STEPS_PER_DISPATCH)
   max_steps = min(max_steps, pipeline.max_steps(feed))
@@ -192,7 +192,7 @@ def run_phase(
     log.add(step, pending)
     stopping = distributed.any_process(stop.requested)
     validating = step == target and target in phase.eval_steps
-    # The latest metrics stay unread, so that the devices work meanwhile.
+    # The latest metrics are not read yet, so that the devices keep working.
     log.flush(keep=0 if validating or stopping else 1, targets=targets)
     if validating:
       scores = validate(compiled, state, meta["class_names"])

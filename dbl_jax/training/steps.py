@@ -59,8 +59,8 @@ def by_path(tree: Any) -> dict[str, Any]:
 def first_difference(found: Any, expected: Any) -> tuple[str, Any, Any] | None:
   """Returns path and shapes of the first leaf whose shapes differ, or None.
 
-  The shape in `found`, then in `expected`, trees of anything that has a shape;
-  it is None if the tree lacks the leaf.
+  Both trees have leaves with a shape. The result has the path, and the shape in
+  `found` and in `expected`, None where the leaf is missing.
   """
   have, want = (
     {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}
@@ -92,7 +92,7 @@ def of_images(
 ) -> Inputs:
   """Makes inputs of images uint8[B, S, S, 3], augmented at every step.
 
-  Of the phase's config it uses views, augment and mixup. `image_size` is the
+  It uses views, augment and mixup of the phase's config. `image_size` is the
   side of the views in pixels; `encoder` is 'trained' or 'frozen'.
   """
 
@@ -114,9 +114,9 @@ def of_images(
 
 
 def of_features(phase: Mapping[str, Any]) -> Inputs:
-  """Makes inputs of features f32[B, K, F], of which each step draws a view.
+  """Makes inputs of cached features f32[B, K, F] of K views.
 
-  Of the phase's config it uses views, how many of the K to draw, and mixup.
+  It uses views, the number of the K to draw at a step, and mixup of the config.
   """
   num_views = phase["views"]
 
@@ -243,7 +243,7 @@ def make_train_step(
       state.params, state, views, (batch["label"], targets), dropout_key
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    # A norm over all leaves would compute the frozen backward pass.
+    # A norm over all leaves would make XLA compute gradients of frozen ones.
     of_trained = jax.tree.map(
       lambda grad, keep: grad if keep else None, grads, trained
     )
