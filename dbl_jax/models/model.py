@@ -106,8 +106,8 @@ class MLPHead(nn.Module):
     hidden: widths of the layers before the last; () is a linear classifier.
     dropout: probability of dropping an input of the last layer in training;
       it uses the random stream 'dropout'.
-    cosine: if not 0, logits are this factor times the cosine between the last
-        layer's inputs and the weights of a class; 0 is a linear layer.
+    cosine: if not 0, logits are this scale times the cosine between the last
+          layer's inputs and the weights of the class.
     scaled: multiplies each logit by a parameter 'scale', initially 1 (learnable
       weight scaling, Kang et al. 2020, eq. (3)).
   """

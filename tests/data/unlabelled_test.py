@@ -91,7 +91,7 @@ def test_what_needs_labels_is_refused(config, fields, message):
 
 def test_a_folder_without_images_is_named(config, dataset, tmp_path):
   (tmp_path / "empty").mkdir()
-  with pytest.raises(UserError, match="empty holds no image"):
+  with pytest.raises(UserError, match="empty does not hold an image"):
     sources.with_unlabelled(
       dataset, "pretrain", str(tmp_path / "empty"), config.data
     )
