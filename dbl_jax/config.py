@@ -675,9 +675,9 @@ def markdown() -> str:
     " `--config.classify.q=0.5`, or in a file of `configs/`.\n`<phase>` is"
     f" one of {', '.join(PHASES)}. `python -m dbl_jax.main --help=losses`\n"
     "shows a section in the terminal. Presets, such as `config.simclr()`, set"
-    " other\nvalues than these defaults.\n\nMade from the declarations in the"
-    ' code:\n`python -c "from dbl_jax import config;'
-    " print(config.markdown(), end='')\" > docs/config.md`.\n\n"
+    " other\nvalues than these defaults.\n\n<!-- Written by:"
+    ' python -c "from dbl_jax import config;'
+    " print(config.markdown(), end='')\" > docs/config.md -->\n\n"
     + "\n".join(map(describe, SECTIONS))
   )
 
