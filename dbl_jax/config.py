@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_dict
 from dbl_jax.augment import views
 from dbl_jax.data import face_crops, pipeline, sources, splits
 from dbl_jax.errors import UserError
-from dbl_jax.evaluation.predictors import OF_LOGITS, PREDICTORS
+from dbl_jax.evaluation.predictors import PREDICTORS, READS_LOGITS
 from dbl_jax.losses.terms import TERMS, TermFields
 from dbl_jax.models import model, torch_weights
 from dbl_jax.runtime import options
@@ -32,7 +32,7 @@ from dbl_jax.training.phase import PHASES as PHASES
 from dbl_jax.training.phase import phases as phases
 
 # Fields that do not change what a run computes.
-FREE_FIELDS = (
+CHANGEABLE_FIELDS = (
   "data.cache_dir",
   "data.input",
   "log_every",
@@ -40,7 +40,7 @@ FREE_FIELDS = (
   "tensorboard",
 )
 # Fields of a run that stored configs of older versions lack, see `migrate`.
-LATER_FIELDS = {"skip_nonfinite": False}
+NEW_FIELDS = {"skip_nonfinite": False}
 
 # Leaf names of fields that are never required.
 _OPTIONAL = ("preset", "blur_sigma", "crop_tries", "unlabelled", "mirror")
@@ -388,7 +388,7 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
     if isinstance(section.get(name), dict):
       section[name] = former | section[name]
 
-  fields = LATER_FIELDS | fields
+  fields = NEW_FIELDS | fields
   fill(fields, "data", options.defaults(DataFields))
   if isinstance(encoder := fields.get("model"), dict):
     if "normalisation" not in encoder and encoder.get("name") == "dcnn":
@@ -454,8 +454,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
   for path in known:
     _validate(config, path, known)
   for phase in phases(config):
-    for misfit in _misfits(config[phase]):
-      raise UserError(f"config.{phase}.{misfit}")
+    for conflict in _conflicts(config[phase]):
+      raise UserError(f"config.{phase}.{conflict}")
   return config
 
 
@@ -497,13 +497,13 @@ def _open_values(config: ConfigDict) -> dict[str, Any]:
     phase = config[name]
     rows = BY_DATA[phase.get("preset", "")]
     optimizer = optim.OPTIMIZERS[phase.optimizer.name]
-    own = {
+    defaults = {
       f"optimizer.{field}": getattr(optimizer, field)
       for field in optim.OWN_FIELDS
     }
-    own |= rows.get(data.name, rows["other"])
-    own["augment.blur"] = 0.0 if small else 0.5
-    values |= {f"{name}.{path}": value for path, value in own.items()}
+    defaults |= rows.get(data.name, rows["other"])
+    defaults["augment.blur"] = 0.0 if small else 0.5
+    values |= {f"{name}.{path}": value for path, value in defaults.items()}
   return values
 
 
@@ -577,7 +577,7 @@ def similar(unknown: str, names: Iterable[str]) -> str:
   return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-def _misfits(phase: ConfigDict) -> Iterator[str]:
+def _conflicts(phase: ConfigDict) -> Iterator[str]:
   """Yields messages about valid fields of a phase that conflict."""
   losses, head = phase.losses, phase.head
   labelled = [loss for loss in losses if TERMS[loss].labels]
@@ -613,7 +613,7 @@ def _misfits(phase: ConfigDict) -> Iterator[str]:
     )
   gives = model.gives(head.name)
   readers = {f"losses.{loss}": TERMS[loss].reads for loss in losses}
-  if phase.predictor in OF_LOGITS:
+  if phase.predictor in READS_LOGITS:
     readers[f"predictor={phase.predictor!r}"] = "logits"
   for reader, what in readers.items():
     if what not in ("features", *gives):
@@ -651,8 +651,8 @@ def describe(section: str) -> str:
   if section not in SECTIONS:
     raise UserError(f"--help={section}: expected one of {', '.join(SECTIONS)}.")
   shared, registry = SECTIONS[section]
-  own = {name: getattr(one, "loss", one) for name, one in registry.items()}
-  return f"## {section.capitalize()}\n" + options.describe(shared | own)
+  parts = {name: getattr(one, "loss", one) for name, one in registry.items()}
+  return f"## {section.capitalize()}\n" + options.describe(shared | parts)
 
 
 # Section of `--help=<section>` -> heading -> shared fields; components.

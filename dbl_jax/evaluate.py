@@ -188,7 +188,7 @@ def make_activation(
   if "logits" not in gives(config[phase].head.name):
     return None
   model = make_model(config.model, config[phase].head, num_classes)
-  images = steps.of_images(config[phase], config.data.image_size, "frozen")
+  images = steps.image_inputs(config[phase], config.data.image_size, "frozen")
   return lambda variables, rows, classes: activation_maps.class_activation_maps(
     model, variables, images.plain(rows), classes
   )
@@ -320,7 +320,7 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
       " or from another version; train it again."
     )
   mesh = distributed.make_mesh()
-  images = steps.of_images(config[phase], size, "frozen")
+  images = steps.image_inputs(config[phase], size, "frozen")
   return LoadedModel(
     config,
     phase,

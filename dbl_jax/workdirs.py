@@ -59,7 +59,7 @@ def remember(
   old = _stored_config(workdir)
   new = config.to_dict()
   changed = [] if old is None else configs.differences(old, new)
-  free: tuple[str, ...] = (*configs.FREE_FIELDS, "data.dir")
+  free: tuple[str, ...] = (*configs.CHANGEABLE_FIELDS, "data.dir")
   if old is not None and old["init_from"] and new["init_from"]:
     free += ("init_from",)
   serious = [c for c in changed if not c.startswith(free)]

@@ -140,8 +140,8 @@ def make_views(
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, ids)
 
   def one(view: Array) -> Array:
-    own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, view)
-    return augment(own, images, **options)
+    view_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, view)
+    return augment(view_keys, images, **options)
 
   return jax.vmap(one)(jnp.arange(num_views))
 

@@ -84,20 +84,20 @@ def plan(
             del single[other]
         if parent is not None:
           single.init_from = str(parent)
-      chain.append(Stage(single, _workdir(single, name, parent, out), parent))
+      chain.append(Stage(single, _folder(single, name, parent, out), parent))
       parent = chain[-1].workdir
   return sweep
 
 
-def _workdir(
+def _folder(
   config: ConfigDict, phase: str, parent: Path | None, out: Path
 ) -> Path:
-  """A folder named by a hash of everything that affects the result."""
+  """The folder of an equal stage, or a new one named by a hash."""
   content = config.to_dict()
-  for field in configs.FREE_FIELDS:
+  for field in configs.CHANGEABLE_FIELDS:
     group, _, leaf = field.rpartition(".")
     (content[group] if group else content).pop(leaf, None)
-  for field, former in configs.LATER_FIELDS.items():
+  for field, former in configs.NEW_FIELDS.items():
     if content[field] == former:  # keeps names from before the field existed
       del content[field]
   content["phase"] = content.pop(phase)
@@ -115,7 +115,7 @@ def _workdir(
     try:
       stored = configs.migrate(json.loads((folder / "config.json").read_text()))
       changed = configs.differences(stored, config.to_dict())
-      free: tuple[str, ...] = configs.FREE_FIELDS
+      free: tuple[str, ...] = configs.CHANGEABLE_FIELDS
       if not Path(stored["data"]["dir"]).exists():
         free += ("data.dir",)
       if parent is not None and Path(stored["init_from"]).name == parent.name:

@@ -159,8 +159,8 @@ def make_rows(
       name: [one["per_class"][name]["recall"] for one in each] for name in names
     }
     for tier, inside in tiers.items():
-      own = [names[i] for i in np.flatnonzero(inside)]
-      means = [statistics.mean_std(recalls[n])[0] for n in own]
+      members = [names[i] for i in np.flatnonzero(inside)]
+      means = [statistics.mean_std(recalls[n])[0] for n in members]
       row[f"{tier}_recall_percent"] = _percent(statistics.mean_std(means)[0])
     if len(names) > plots.MAX_CLASSES:
       row |= _mean_sd(_TOP5, [result.top5 for result in group])
@@ -247,8 +247,8 @@ def facts(
   }
   tiers = []
   for tier, inside in metrics.tiers(trained, cuts).items():
-    own = few((names[i] for i in np.flatnonzero(inside)), plots.MAX_CLASSES)
-    tiers.append(f"{tier} ({limits[tier]}): {own or 'none'}")
+    members = few((names[i] for i in np.flatnonzero(inside)), plots.MAX_CLASSES)
+    tiers.append(f"{tier} ({limits[tier]}): {members or 'none'}")
   order = [
     f"{i} {name} ({trained[i]:,} / {tested[i]:,})"
     for i, name in enumerate(names[: plots.MAX_CLASSES])

@@ -189,12 +189,12 @@ def by_tier(
   correct, count = correct_and_count(confusion)
   found = {}
   for tier, inside in tiers(train_counts).items():
-    own = inside & (count > 0)
-    recall = correct[own] / count[own]
+    found_in = inside & (count > 0)
+    recall = correct[found_in] / count[found_in]
     found[tier] = {
       "classes": recall.size,
       "accuracy": float(recall.mean()) if recall.size else None,
-      "interval": _mean_interval(correct[own], count[own]),
+      "interval": _mean_interval(correct[found_in], count[found_in]),
     }
   return found
 
@@ -211,9 +211,9 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
   """
 
   def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    true_score = np.take_along_axis(scores, labels[:, None], axis=1)
     before = np.arange(scores.shape[1]) < labels[:, None]
-    ahead = (scores > own) | ((scores == own) & before)
+    ahead = (scores > true_score) | ((scores == true_score) & before)
     return ahead.sum(axis=1) < k
 
   return float(in_blocks(hits, scores, labels).mean())

@@ -193,11 +193,11 @@ def _chosen(preferred: np.ndarray) -> np.ndarray:
   Args:
     preferred: bool[n], rows that get at least half of the places.
   """
-  own, rest = np.flatnonzero(preferred), np.flatnonzero(~preferred)
+  first, rest = np.flatnonzero(preferred), np.flatnonzero(~preferred)
   places = max(_MAX_POINTS // 2, _MAX_POINTS - rest.size)
-  own = own[:: -(-own.size // places) or 1]
-  rest = rest[:: -(-rest.size // (_MAX_POINTS - own.size or 1)) or 1]
-  return np.sort(np.concatenate([own, rest]))
+  first = first[:: -(-first.size // places) or 1]
+  rest = rest[:: -(-rest.size // (_MAX_POINTS - first.size or 1)) or 1]
+  return np.sort(np.concatenate([first, rest]))
 
 
 def _tsne(components: np.ndarray) -> np.ndarray | None:

@@ -332,9 +332,9 @@ def activation_figure(
   labels, counts = np.unique(truth, return_counts=True)
   figure, grid = _panels(len(labels), counts.max(), (2.0, 1.0), 0.25)
   for label, line in zip(labels, grid, strict=True):
-    own = np.flatnonzero(truth == label)
-    own = own[np.argsort(predictions[own] != label, kind="stable")]
-    for i, axes in zip(own, line, strict=False):
+    order = np.flatnonzero(truth == label)
+    order = order[np.argsort(predictions[order] != label, kind="stable")]
+    for i, axes in zip(order, line, strict=False):
       axes.imshow(pairs[i], interpolation="bilinear")
       text, colour = one_line(class_names[label], 14), BLUE
       if predictions[i] != label:

@@ -265,7 +265,7 @@ PREDICTORS: dict[str, Callable[[FitContext], FittedPredictor]] = {
   "tau_normalised": tau_normalised,
 }
 # Predictors that read the head's logits.
-OF_LOGITS = frozenset({"head", "logit_adjusted", "tau_normalised"})
+READS_LOGITS = frozenset({"head", "logit_adjusted", "tau_normalised"})
 # Predictors whose softmax is a distribution over the classes. That of
 # adjusted logits is for a balanced prior, not for the data's.
 CALIBRATED = frozenset({"head"})

@@ -248,11 +248,11 @@ def loss_and_accuracy(z: Array, temperature: float) -> tuple[Array, Array]:
   squares = jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-24)
   # Separate: the derivative of rsqrt(1e-24 * 0.01) overflows float32.
   rows = z * (jax.lax.rsqrt(squares) / jnp.sqrt(temperature))
-  return _of_rows(rows.reshape(-1, z.shape[-1]))
+  return _row_losses(rows.reshape(-1, z.shape[-1]))
 
 
 @jax.custom_vjp
-def _of_rows(rows: Array) -> tuple[Array, Array]:
+def _row_losses(rows: Array) -> tuple[Array, Array]:
   """Loss and share of hits of f32[2N, D], with partners in adjacent rows."""
   return _forward(rows)[0]
 
@@ -271,7 +271,7 @@ def _backward(residuals: tuple[Array, Array], cotangents: Any) -> tuple[Array]:
   return (cotangents[0] / len(rows) * (pulls - 2 * partners),)
 
 
-_of_rows.defvjp(_forward, _backward)
+_row_losses.defvjp(_forward, _backward)
 
 
 def _forward_row(
@@ -300,25 +300,25 @@ def _backward_row(
 
 
 def _map_rows(
-  function: Callable[..., Any], own: tuple[Any, ...], whole: tuple[Any, ...]
+  function: Callable[..., Any], rows: tuple[Any, ...], shared: tuple[Any, ...]
 ) -> Any:
   """Maps a function over rows in blocks; each device maps its own rows.
 
-  The function takes entries of the arrays in `own`, which have a leading axis
+  The function takes entries of the arrays in `rows`, which have a leading axis
   over rows, and the arrays that all rows share; it returns a tree of arrays.
   """
 
-  def local(own: tuple[Any, ...], whole: tuple[Any, ...]) -> Any:
+  def local(rows: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
     return jax.lax.map(
-      lambda row: function(*row, *whole), own, batch_size=_BLOCK
+      lambda row: function(*row, *shared), rows, batch_size=_BLOCK
     )
 
   mesh = jax.sharding.get_abstract_mesh()
   devices = mesh.shape.get(_AXIS, 1)
   # Both views of an example stay on one device.
-  if devices == 1 or _AXIS in mesh.manual_axes or len(own[0]) % (2 * devices):
-    return local(own, whole)
+  if devices == 1 or _AXIS in mesh.manual_axes or len(rows[0]) % (2 * devices):
+    return local(rows, shared)
   split, everywhere = PartitionSpec(_AXIS), PartitionSpec()
   return jax.shard_map(local, in_specs=(split, everywhere), out_specs=split)(
-    own, whole
+    rows, shared
   )

@@ -203,10 +203,10 @@ def winograd(x: Array, matrices: Array, tile: int) -> Array:
   # stacks, unlike slices, have gradients that are as fast as they are.
   def to_windows(x: Array, axis: int, count: int) -> Array:
     x = x.reshape(*x.shape[:axis], count + 1, tile, *x.shape[axis + 1 :])
-    own = lax.slice_in_dim(x, 0, count, axis=axis)
+    current = lax.slice_in_dim(x, 0, count, axis=axis)
     following = lax.slice_in_dim(x, 1, count + 1, axis=axis)
     following = lax.slice_in_dim(following, 0, 2, axis=axis + 1)
-    pixels = [*_unstack(own, axis + 1), *_unstack(following, axis + 1)]
+    pixels = [*_unstack(current, axis + 1), *_unstack(following, axis + 1)]
     return jnp.stack(_combine(b, pixels))
 
   def to_pixels(products: Array, axis: int) -> Array:

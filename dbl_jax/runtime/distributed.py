@@ -131,9 +131,9 @@ def put(tree: Any, placement: NamedSharding) -> Any:
 
 def local_share(batch_size: int, mesh: Mesh) -> slice:
   """The rows of a batch that belong to the devices of this host."""
-  per_device, own = batch_size // mesh.size, jax.process_index()
+  per_device, process = batch_size // mesh.size, jax.process_index()
   owners = [device.process_index for device in mesh.devices.flat]
-  first, count = owners.index(own), owners.count(own)
+  first, count = owners.index(process), owners.count(process)
   return slice(first * per_device, (first + count) * per_device)
 
 

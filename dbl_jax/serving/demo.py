@@ -139,8 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
   def do_POST(self) -> None:
     """Reads a photo from the body and sends the predictions for it."""
     length = self.headers.get("Content-Length", "")
-    own = f"http://{self.headers.get('Host')}"
-    if not self._is_ours() or self.headers.get("Origin", own) != own:
+    origin = f"http://{self.headers.get('Host')}"
+    if not self._is_ours() or self.headers.get("Origin", origin) != origin:
       self._refuse(403, f"Only the page at {self.server.url} may ask.")
     elif self.path != "/predict":
       self._refuse(404, f"This page does not exist. See {self.server.url}.")

@@ -226,23 +226,23 @@ def _resnet(
   for stage, blocks in enumerate(encoder.blocks, 1):
     for block in range(1, blocks + 1):
       name = f"stage{stage}_block{block}"
-      own = trees[0][name], trees[1][name]
+      pair = trees[0][name], trees[1][name]
       stride = 2 if stage > 1 and block == 1 else 1
-      last = sum(layer.startswith("conv") for layer in own[0])
+      last = sum(layer.startswith("conv") for layer in pair[0])
       y = x
       for layer in range(1, last + 1):
         # The stride is that of the first 3x3 convolution.
         strided = layer == (1 if last == 2 else 2)
         y = graph.conv_norm(
           y,
-          own,
+          pair,
           f"conv{layer}",
           f"norm{layer}",
           stride if strided else 1,
           relu=layer < last,
         )
-      if "shortcut_conv" in own[0]:
-        x = graph.conv_norm(x, own, "shortcut_conv", "shortcut_norm", stride)
+      if "shortcut_conv" in pair[0]:
+        x = graph.conv_norm(x, pair, "shortcut_conv", "shortcut_norm", stride)
       x = graph.add("Relu", graph.add("Add", x, y))
   return graph.mean_pixel(x)
 
@@ -251,10 +251,10 @@ def _efficientnet(
   graph: _Graph, x: str, trees: tuple[Tree, Tree], encoder: Any
 ) -> str:
   def conv(
-    x: str, own: tuple[Tree, Tree], conv: str, norm: str, **options: Any
+    x: str, trees: tuple[Tree, Tree], conv: str, norm: str, **options: Any
   ) -> str:
     options |= {"epsilon": efficientnet.EPSILON, "auto_pad": "SAME_UPPER"}
-    return graph.conv_norm(x, own, conv, norm, **options)
+    return graph.conv_norm(x, trees, conv, norm, **options)
 
   def relu6(x: str) -> str:
     return graph.add("Clip", x, graph.constant(0.0), graph.constant(6.0))
@@ -264,27 +264,27 @@ def _efficientnet(
   for stage, (blocks, _, stride, *_) in enumerate(efficientnet.STAGES, 1):
     for block in range(1, blocks + 1):
       name = f"stage{stage}_block{block}"
-      own, y = (trees[0][name], trees[1][name]), x
-      if "expand_conv" in own[0]:
-        y = relu6(conv(y, own, "expand_conv", "expand_norm"))
-      kernel = own[0]["depthwise_conv"]["kernel"]
+      pair, y = (trees[0][name], trees[1][name]), x
+      if "expand_conv" in pair[0]:
+        y = relu6(conv(y, pair, "expand_conv", "expand_norm"))
+      kernel = pair[0]["depthwise_conv"]["kernel"]
       y = conv(
         y,
-        own,
+        pair,
         "depthwise_conv",
         "depthwise_norm",
         stride=stride if block == 1 else 1,
         group=kernel.shape[-1],
       )
-      y = conv(relu6(y), own, "project_conv", "project_norm")
+      y = conv(relu6(y), pair, "project_conv", "project_norm")
       x = graph.add("Add", x, y) if block > 1 else y
   return graph.mean_pixel(relu6(conv(x, trees, "last", "last_norm")))
 
 
 def _dcnn(graph: _Graph, x: str, params: Tree, encoder: DCNN) -> str:
   for layer in range(1, 7):
-    own = params[f"conv{layer}"]
-    x = graph.conv(x, own["conv"]["kernel"], own["bias"], relu=True)
+    block = params[f"conv{layer}"]
+    x = graph.conv(x, block["conv"]["kernel"], block["bias"], relu=True)
     if layer in (1, 2, 4) or (layer == 6 and encoder.last_pool):
       x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
   if encoder.pooling == "average":

@@ -229,7 +229,7 @@ def load(
   workdir = Path(workdir).expanduser()
   loaded = evaluate.load(workdir, predictor)
   phase = loaded.config[loaded.phase]
-  if phase.predictor in predictors.OF_LOGITS:
+  if phase.predictor in predictors.READS_LOGITS:
     loaded.require_classifier("Use --predictor=knn, or another run. ")
   template, grey = find_template(workdir, loaded)
   if align == "none":
@@ -376,11 +376,11 @@ def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
       edges = row["box"] or [None] * 4
       box = dict(zip(("left", "top", "right", "bottom"), edges, strict=True))
       cells = {name: row[name] for name in plain if name != "box"}
-      own = {
+      scores = {
         f"{values} {name}" if name in cells | box else name: value
         for name, value in (row[values] or {}).items()
       }
-      flat.append(cells | box | own)
+      flat.append(cells | box | scores)
     columns = dict.fromkeys(name for row in flat for name in row)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns))

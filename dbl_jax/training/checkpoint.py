@@ -514,8 +514,8 @@ def _checksums(**items: Any) -> dict[str, int]:
 
 def _verify(meta: Mapping[str, Any], **items: Any) -> None:
   """Raises ValueError if `meta` or an item differs from its stored checksum."""
-  own = dict(meta)
-  stored = own.pop(_CHECKSUMS, None)  # early versions stored none
-  for name, found in _checksums(**items, meta=own).items():
+  plain = dict(meta)
+  stored = plain.pop(_CHECKSUMS, None)  # early versions stored none
+  for name, found in _checksums(**items, meta=plain).items():
     if stored and stored[name] != found:
       raise ValueError(f"its {name} changed after it was saved")

@@ -147,8 +147,8 @@ def make_phase(
     num_classes,
     lambda: steps.num_features(model, variables, size),
   )
-  images = steps.of_images(options, size, "frozen" if frozen else "trained")
-  read = steps.of_features(options) if options.cached_views else images
+  images = steps.image_inputs(options, size, "frozen" if frozen else "trained")
+  read = steps.feature_inputs(options) if options.cached_views else images
   counts = np.bincount(dataset.splits["train"].labels, minlength=num_classes)
   train_step = steps.make_train_step(
     model=model,
@@ -212,9 +212,9 @@ def check_phases(
 
 def _warn_of_double_balance(name: str, options: ConfigDict) -> None:
   """Warns if both sampling and a loss favour rare classes."""
-  for loss, own in options.losses.items():
-    own = declared.defaults(terms.TERMS[loss].loss) | dict(own)
-    if options.q < 1 and terms.TERMS[loss].balances(own):
+  for loss, given in options.losses.items():
+    all_options = declared.defaults(terms.TERMS[loss].loss) | dict(given)
+    if options.q < 1 and terms.TERMS[loss].balances(all_options):
       logger.warning(
         "%s: both the sampling (q=%g) and the loss %s favour rare classes,"
         " which corrects for the class sizes twice. Use either q=1 with this"

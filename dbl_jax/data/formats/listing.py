@@ -83,8 +83,8 @@ def former_fingerprint(listing: Listing) -> str:
 
   Earlier versions used it as the fingerprint of a run.
   """
-  own = listing.former or listing.fingerprint
-  return own or _hash(listing, lambda file: file.stamp)
+  known = listing.former or listing.fingerprint
+  return known or _hash(listing, lambda file: file.stamp)
 
 
 def _hash(listing: Listing, of_file: Callable[[StoredFile], int]) -> str:
