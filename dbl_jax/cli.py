@@ -257,7 +257,7 @@ def _unknown_field(argv: Sequence[str]) -> str:
   from dbl_jax import config as configs
 
   path = _config_path(argv)
-  if path is None:  # a program with the section on data alone
+  if path is None:  # a program with only the section on data
     path, prefix = "The section on data", "--data."
     names = configs.field_names(configs.base().data)
   else:

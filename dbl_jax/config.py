@@ -82,7 +82,7 @@ class DataFields:
     name: name of the data set.
     dir: folder, zip file, .csv file of fer2013, or prepared .npz file or folder
       of shards; '' for synthetic faces. For tfds its data_dir, or the folder
-        of a prepared set.
+      of a prepared set.
     tfds: the set of tensorflow-datasets, such as 'cifar10', or
       'name/config:1.0.0'.
     download: whether tensorflow-datasets may download and prepare the set.
@@ -94,7 +94,7 @@ class DataFields:
     test_split: likewise for testing.
     image_size: height and width in pixels; None depends on the data set.
     validation_fraction: share of the training split to validate on, if the
-        data set has no validation split.
+      data set has no validation split.
     test_fraction: share to test on, if the data set has no test split.
     groups: keeps images of a group, such as a person, in one split where the
       splits are made here: 'folder', for the folders in the class folders, or a
@@ -149,10 +149,10 @@ class ModelFields:
   Attributes:
     name: the encoder.
     dtype: type of the computation; 'auto' is bfloat16 on accelerators and
-        float32 on CPU. Parameters and statistics are float32.
+      float32 on CPU. Parameters and statistics are float32.
     normalisation: normalisation of pixels; None is that of the published
-        weights if `init_from` is a file of PyTorch weights, else 'half', mean
-        0.5 and deviation 0.25.
+      weights if `init_from` is a file of PyTorch weights, else 'half', mean
+      0.5 and deviation 0.25.
     mirror: outside training, averages the features of an image and its mirror
       image; it doubles the time of a prediction.
   """
@@ -197,7 +197,7 @@ class PhaseFields:
   Attributes:
     preset: row of `config.BY_DATA` that replaces fields that are None.
     epochs: number of epochs; None depends on the data set, and 0 skips
-        training.
+      training.
     batch_size: images per step over all devices.
     unlabelled: folders or zips, separated by commas, of further images to train
       on, without labels. Copies of images of any split are left out. An epoch
@@ -210,7 +210,7 @@ class PhaseFields:
       every step.
     mixup: alpha of Beta(alpha, alpha); 0 disables mixup.
     inherit: parameters taken from the phase or run before; all others are
-        initialised.
+      initialised.
     trained: parameters that are trained.
     predictor: method by which validation and the report classify.
     evaluate_every: epochs between two validations.

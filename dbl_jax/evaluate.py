@@ -371,7 +371,7 @@ def evaluate_workdir(
 
   Raises:
     UserError: if no checkpoint is found, it does not match its config, or the
-        data has other classes; or other images, unless `data_dir` is given.
+      data has other classes; or other images, unless `data_dir` is given.
   """
   loaded = load(workdir, predictor)
   config = loaded.config

@@ -207,7 +207,7 @@ def _check_classes(
     raise UserError(
       f"The run in config.init_from={config.init_from} has the classes"
       f" {', '.join(start_classes)}, in this order; the data has"
-      f" {', '.join(dataset.class_names)}. Inherit its encoder alone"
+      f" {', '.join(dataset.class_names)}. Inherit only its encoder"
       " (inherit=('encoder',)), or use data with the run's classes."
     )
 

@@ -502,7 +502,7 @@ def by_system(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
 
   Raises:
     UserError: the list is empty, or runs differ in images, classes, training
-        counts or test labels.
+      counts or test labels.
   """
   if not results:
     raise UserError("No finished run to compare. Train at least one.")

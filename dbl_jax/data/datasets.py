@@ -70,7 +70,7 @@ class Dataset(NamedTuple):
     warnings: lines for the user, logged at each start.
     names: split -> names of its images, if they have some; see `Record`.
     former: the fingerprint that earlier versions gave these files, by their
-        times of change; '' if it is the same.
+      times of change; '' if it is the same.
   """
 
   name: str

@@ -144,8 +144,8 @@ def embedding_figure(
   Args:
     features: f32[n, F]; at most 1,000 rows are drawn, evenly spaced.
     labels: int[n], shown as colours. Of more than ten classes, ten evenly
-        spaced by frequency have one, and up to half of the rows; the others are
-        grey.
+      spaced by frequency have one, and up to half of the rows; the others are
+      grey.
     wrong: bool[n], drawn as crosses.
     class_names: C names.
 

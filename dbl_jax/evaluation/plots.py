@@ -358,7 +358,7 @@ def accuracies_figure(
     points: name, overall accuracy, mean-class accuracy, and the standard
       deviations of the second and the first, in per cent; NaN draws no bar.
     frontier: a curve's name, its overall and mean-class accuracies f64[k] and
-        the strengths f64[k], every tenth of them labelled; or None.
+      the strengths f64[k], every tenth of them labelled; or None.
     published: name -> published overall and mean-class accuracy; or None.
 
   Returns:

@@ -61,7 +61,7 @@ def cross_entropy(
     weighting: weights of the classes, see `class_weights`.
     beta: parameter of 'effective' weights, see `class_weights`.
     after: fraction of the phase after which the weights apply; before, all
-        are 1 (deferred re-weighting, Cao et al. 2019, algorithm 1).
+      are 1 (deferred re-weighting, Cao et al. 2019, algorithm 1).
 
   Returns:
     The mean over examples and views of -sum_j w_j t_j log p_j, and

@@ -42,7 +42,7 @@ class InvertedBlock(nn.Module):
     kernel_size: of the depthwise convolution.
     strides: of the depthwise convolution, in pixels.
     expansion: its channels as a multiple of the input's; 1 omits the wide
-        convolution.
+      convolution.
     dtype: of the computation and the output.
   """
 

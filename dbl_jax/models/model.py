@@ -107,7 +107,7 @@ class MLPHead(nn.Module):
     dropout: probability of dropping an input of the last layer in training;
       it uses the random stream 'dropout'.
     cosine: if not 0, logits are this scale times the cosine between the last
-          layer's inputs and the weights of the class.
+      layer's inputs and the weights of the class.
     scaled: multiplies each logit by a parameter 'scale', initially 1 (learnable
       weight scaling, Kang et al. 2020, eq. (3)).
   """
@@ -212,9 +212,9 @@ class Model(nn.Module):
       inputs: images f32[B, H, W, 3] from 0 to 1, or features f32[B, F].
       train: batch norm uses the statistics of the batch and updates its own.
       encoder: 'trained'; 'frozen': it always runs as for evaluation, so that
-          its running statistics do not change, and its gradient is stopped, so
-          that the compiler removes its backward pass; 'cached': the inputs are
-          its features, and it does not run.
+        its running statistics do not change, and its gradient is stopped, so
+        that the compiler removes its backward pass; 'cached': the inputs are
+        its features, and it does not run.
 
     Returns:
       Features f32[B, F] and outputs f32[B, K].

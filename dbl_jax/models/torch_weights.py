@@ -88,7 +88,7 @@ def load_encoder(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
   Raises:
     UserError: if the file cannot be read, is not a file of weights, or
-        contains other objects than arrays.
+      contains other objects than arrays.
   """
   found: dict[str, dict[tuple[str, ...], np.ndarray]]
   found, unused = {"params": {}, "batch_stats": {}}, []

@@ -35,7 +35,7 @@ def initialize(
   if not coordinator and (num_processes, process_id) != (-1, -1):
     raise UserError(
       "--num_processes and --process_id need --coordinator, the host:port of"
-      " process 0; without it each process would train alone."
+      " process 0; without it each process would train by itself."
     )
   if coordinator not in ("", "auto"):
     arguments = (coordinator, num_processes, process_id)

@@ -109,7 +109,7 @@ def load(path: Path, on_disk: str | None = None) -> dict[str, Any]:
   Args:
     path: the file.
     on_disk: arrays whose names end with it stay on disk, see `rows.Rows`;
-        their checksums are verified too.
+      their checksums are verified too.
 
   Raises:
     ValueError: what is wrong with the file.

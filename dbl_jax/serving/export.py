@@ -54,7 +54,7 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
 
   Raises:
     UserError: if the run lacks a classifier or uses a predictor that is fitted
-        on data, or the outputs of a file differ from the model's.
+      on data, or the outputs of a file differ from the model's.
   """
   loaded = evaluate.load(workdir)
   _check(loaded, workdir)

@@ -215,7 +215,7 @@ def load(
   Args:
     workdir: workdir of the run.
     predictor: replaces the config's predictor unless None. All but 'head'
-        need the run's data.
+      need the run's data.
     align: 'face', 'none', or 'auto': faces are searched for if the training
       images show faces.
 
@@ -224,7 +224,7 @@ def load(
 
   Raises:
     UserError: if the model is missing or not a classifier, or the data that
-        its predictor needs are missing.
+      its predictor needs are missing.
   """
   workdir = Path(workdir).expanduser()
   loaded = evaluate.load(workdir, predictor)

@@ -85,12 +85,12 @@ class OptimizerFields:
   Attributes:
     name: name; sgd has Nesterov momentum, lars is You et al. 2017.
     learning_rate: peak rate for batches of 256; None is 0.1 for sgd, 3e-3
-        for adamw and 0.3 for lars.
+      for adamw and 0.3 for lars.
     scaling: how the peak rate grows with the batch; None is 'sqrt' for adamw
-        and 'linear' for the others.
+      and 'linear' for the others.
     momentum: momentum of sgd and lars.
     weight_decay: weight decay of kernels; biases and batch norm are not
-        decayed. None is 5e-4 for sgd, 0.05 for adamw and 1e-6 for lars.
+      decayed. None is 5e-4 for sgd, 0.05 for adamw and 1e-6 for lars.
     warmup: fraction of the steps in which the rate rises from 0, linearly.
     clip_norm: largest norm of the gradient; 0 disables clipping.
     encoder_rate: factor of the encoder's learning rate, to fine-tune it.

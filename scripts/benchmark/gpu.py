@@ -93,7 +93,7 @@ def unpack(packed: Path, path: Path, every: int = 1) -> Dataset:
     packed: the small file.
     path: of the prepared file.
     every: stride of images, above 1 for a rehearsal; the stride of pixels is
-        a twentieth of it.
+      a twentieth of it.
 
   Returns:
     The data set.

@@ -303,7 +303,7 @@ def phase2(settings: dict[str, Any]) -> dict[str, Any]:
   predict_step = make_eval_step(phase.model, phase.images, mesh)
 
   def run() -> None:
-    """Extraction, then all steps: what `compile_phase` did once, anew."""
+    """Extraction, then all steps: repeats what `compile_phase` did."""
     state = put(start, replicated(mesh))
     forward = make_forward(predict_step, state.model(), mesh)
     features = forward(images)[0][:, None]

@@ -57,7 +57,7 @@ def decode(
 
   Raises:
     UserError: if it is empty, truncated, too large or not an image, or the
-        box lies outside.
+      box lies outside.
   """
   with opened(data, origin) as image:
     if box is None:

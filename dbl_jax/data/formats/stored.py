@@ -132,7 +132,7 @@ def open_tree(
 
   Raises:
     UserError: if the folder or archive does not exist or cannot be read, or a
-        link or entry in it is broken or leads out of it.
+      link or entry in it is broken or leads out of it.
   """
   if os.path.isdir(path):
     found = dict(_walk(path, ignored))
@@ -384,7 +384,7 @@ def zip_files(
   `origin` is its path and `expected` its expected content, for messages.
 
   Raises:
-      UserError: if it is not a zip, or a path leads out of it.
+    UserError: if it is not a zip, or a path leads out of it.
   """
   try:
     archive = zipfile.ZipFile(file)
@@ -478,7 +478,7 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def by_name(files: Mapping[str, StoredFile]) -> dict[str, StoredFile]:
-  """Returns files by their names alone; raises UserError if two share one."""
+  """Returns files by name without folder; UserError if two share one."""
   found: dict[str, StoredFile] = {}
   for path, file in files.items():
     name = path.rsplit("/", 1)[-1]
@@ -499,7 +499,7 @@ def unique_rows(
   `parse` takes a row and its place, and returns a key and a value.
 
   Raises:
-      UserError: if two rows have the same key.
+    UserError: if two rows have the same key.
   """
   rows: dict[str, _T] = {}
   lines: dict[str, int] = {}
