@@ -204,23 +204,23 @@ class Model(nn.Module):
   mirror: bool = False
 
   def __call__(
-    self, inputs: Array, train: bool, encoder: str = "trained"
+    self, inputs: Array, train: bool, encoder_mode: str = "trained"
   ) -> tuple[Array, Array]:
     """Runs encoder and head.
 
     Args:
       inputs: images f32[B, H, W, 3] from 0 to 1, or features f32[B, F].
       train: batch norm uses the statistics of the batch and updates its own.
-      encoder: 'trained'; 'frozen': it always runs as for evaluation, so that
-        its running statistics do not change, and its gradient is stopped, so
-        that the compiler removes its backward pass; 'cached': the inputs are
-        its features, and it does not run.
+      encoder_mode: 'trained'; 'frozen': the encoder always runs as for
+        evaluation, so that its running statistics do not change, and its
+        gradient is stopped, so that the compiler removes its backward pass;
+        'cached': the inputs are its features, and it does not run.
 
     Returns:
       Features f32[B, F] and outputs f32[B, K].
     """
     features = inputs
-    if encoder != "cached":
+    if encoder_mode != "cached":
       mean, deviation = NORMALISATIONS[self.normalisation]
       centred = inputs - jnp.array([[[mean]]])
       normalised = centred / jnp.array([[[deviation]]])
@@ -228,8 +228,9 @@ class Model(nn.Module):
         pair = jnp.concatenate([normalised, normalised[:, :, ::-1]])
         features = jnp.stack(jnp.split(self.encoder(pair, False), 2)).mean(0)
       else:
-        features = self.encoder(normalised, train and encoder == "trained")
-    if encoder == "frozen":
+        train_encoder = train and encoder_mode == "trained"
+        features = self.encoder(normalised, train_encoder)
+    if encoder_mode == "frozen":
       features = jax.lax.stop_gradient(features)
     features = features.astype(jnp.float32)
     return features, self.head(features, train)

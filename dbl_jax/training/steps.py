@@ -76,24 +76,24 @@ class Inputs(NamedTuple):
   """How rows of a split become inputs of the model.
 
   Attributes:
-    encoder: mode of the encoder, see `Model.__call__`.
+    encoder_mode: see `Model.__call__`.
     draw: (key, ids int32[B], rows [B, ...], targets f32[B, C]) -> random views
       f32[V, B, ...] and their targets f32[B, C].
     plain: rows [B, ...] -> f32[B, ...], for evaluation.
   """
 
-  encoder: str
+  encoder_mode: str
   draw: Callable[..., tuple[Array, Array]]
   plain: Callable[[Array], Array]
 
 
 def image_inputs(
-  phase: Mapping[str, Any], image_size: int, encoder: str
+  phase: Mapping[str, Any], image_size: int, encoder_mode: str
 ) -> Inputs:
   """Makes inputs of images uint8[B, S, S, 3], augmented at every step.
 
   It uses views, augment and mixup of the phase's config. `image_size` is the
-  side of the views in pixels; `encoder` is 'trained' or 'frozen'.
+  side of the views in pixels; `encoder_mode` is 'trained' or 'frozen'.
   """
 
   def draw(key: Array, ids: Array, images: Array) -> Array:
@@ -107,7 +107,7 @@ def image_inputs(
     )
 
   return Inputs(
-    encoder,
+    encoder_mode,
     _mixed(draw, phase["mixup"]),
     lambda images: views.plain(images, image_size),
   )
@@ -209,8 +209,8 @@ def make_train_step(
 
   Args:
     model: encoder and head.
-    inputs: what the model reads. Unless its encoder is 'trained', no parameter
-      of the encoder may be trained.
+    inputs: what the model reads. Unless `encoder_mode` is 'trained', all
+      of the encoder must be frozen.
     terms: the phase's losses, see `losses.terms`.
     counts: int[C], training images of each class.
     num_steps: steps of the phase.
@@ -225,7 +225,7 @@ def make_train_step(
     `key` is the phase's key; the keys of the step and of each example are
     folded from it.
   """
-  loss_fn = _make_loss_fn(model, inputs.encoder, terms, counts, num_steps)
+  loss_fn = _make_loss_fn(model, inputs.encoder_mode, terms, counts, num_steps)
 
   def train_step(
     state: TrainState,
@@ -287,7 +287,7 @@ def skip_nonfinite(train_step: TrainStep) -> TrainStep:
 
 def _make_loss_fn(
   model: Model,
-  encoder: str,
+  encoder_mode: str,
   terms: losses.Terms,
   counts: np.ndarray,
   num_steps: int,
@@ -309,7 +309,7 @@ def _make_loss_fn(
       {"params": params, "batch_stats": state.batch_stats},
       rows,
       train=True,
-      encoder=encoder,
+      encoder_mode=encoder_mode,
       mutable=["batch_stats"],
       rngs={"dropout": dropout_key},
     )
@@ -378,6 +378,7 @@ def make_eval_step(
 
   def eval_step(variables: Mapping[str, Any], rows: Array) -> Any:
     rows = inputs.plain(rows)
-    return model.apply(variables, rows, train=False, encoder=inputs.encoder)
+    mode = inputs.encoder_mode
+    return model.apply(variables, rows, train=False, encoder_mode=mode)
 
   return predictions.jit_eval_step(eval_step, mesh)
