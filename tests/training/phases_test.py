@@ -20,7 +20,7 @@ WRONG = {
   r"classify: trained=\('head', 'tail'\): 'tail' matches no parameter": {
     "classify.trained": ("head", "tail")
   },
-  "trains nothing": {"classify.trained": ()},
+  "selects no parameters": {"classify.trained": ()},
   "classify: batch_size=512 is larger than the training split": {
     "classify.batch_size": 512
   },
@@ -57,7 +57,7 @@ WRONG = {
   "pretrain.losses.nt_xent.temperature is missing": {
     "pretrain.losses": {"nt_xent": {}}
   },
-  "compares with prototypes, which the head lacks": {
+  "compares with prototypes, which the head does not": {
     "pretrain.losses": {"balanced_contrastive": {"temperature": 0.1}}
   },
   r"ldam has scale=30.0, but its logits are head.cosine=0.0 times": {
