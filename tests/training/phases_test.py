@@ -39,7 +39,7 @@ WRONG = {
   "classify: The model to start from has another architecture": {
     "classify.inherit": ("encoder", "head")
   },
-  "classify.cached_views=1 keeps": {"classify.trained": ("encoder", "head")},
+  "classify.cached_views=1 caches": {"classify.trained": ("encoder", "head")},
   "classify: predictor='tau_normalised' needs a linear head": {
     "classify.predictor": "tau_normalised"
   },
