@@ -45,8 +45,8 @@ def run_command() -> None:
     command, *arguments = arguments
   if command not in COMMANDS or len(sys.argv) == 1:
     _exit_with(
-      f"Which command? Expected dbl-jax and one of {', '.join(COMMANDS)}. Each"
-      " has --help."
+      f"Unknown command. Expected dbl-jax and one of {', '.join(COMMANDS)}."
+      " Each has --help."
     )
   sys.argv = [f"{program} {command}", *arguments]
   runpy.run_path(str(shipped(COMMANDS[command])), run_name="__main__")

@@ -246,7 +246,7 @@ class HeadFields:
 
 # For a classifier on frozen features: weak, since features of heavily
 # augmented faces differ from those that the classifier is applied to.
-LIGHT_AUGMENTATION: dict[str, Any] = {
+CLASSIFIER_AUGMENTATION: dict[str, Any] = {
   "crop_scale": (0.9, 1.0),
   "crop_ratio": (0.95, 1.05),
   "crop_tries": 10,
@@ -258,7 +258,7 @@ LIGHT_AUGMENTATION: dict[str, Any] = {
   "rotation": 0.0,
 }
 # For supervised training: the expression stays easy to recognise.
-WEAK_AUGMENTATION = LIGHT_AUGMENTATION | {
+SUPERVISED_AUGMENTATION = CLASSIFIER_AUGMENTATION | {
   "crop_scale": (0.6, 1.0),
   "crop_ratio": (0.9, 1.1),
   "jitter_prob": 0.8,
@@ -309,7 +309,7 @@ def simclr() -> ConfigDict:
     # SimCLR's (Chen et al. 2020, appendix A) and the rotation of Fan et al.
     # 2020, section 3. Its strength depends on the data, see `BY_DATA`; blur
     # is for images of more than 64 pixels.
-    augment=WEAK_AUGMENTATION
+    augment=SUPERVISED_AUGMENTATION
     | {
       "crop_scale": config_dict.placeholder(tuple),
       "crop_ratio": (3 / 4, 4 / 3),
@@ -331,7 +331,7 @@ def classifier() -> ConfigDict:
     q=0.0,
     cached_views=1,
     trained=("head",),
-    augment=dict(LIGHT_AUGMENTATION),
+    augment=dict(CLASSIFIER_AUGMENTATION),
     head={"name": "mlp", "hidden": (256,)},
     losses={"cross_entropy": {}},
   )
@@ -341,7 +341,7 @@ def supervised() -> ConfigDict:
   """A linear classifier and its encoder, trained end to end with labels."""
   return _phase(
     "supervised",
-    augment=dict(WEAK_AUGMENTATION),
+    augment=dict(SUPERVISED_AUGMENTATION),
     head={"name": "mlp", "hidden": ()},
     losses={"cross_entropy": {}},
   )

@@ -39,11 +39,11 @@ def phases(config: ConfigDict) -> list[str]:
   return [name for name in PHASES if name in config]
 
 
-def _stage_of(config: ConfigDict, name: str) -> int:
-  """Number of stages before a phase, from which its random streams derive.
+def _phase_index(config: ConfigDict, name: str) -> int:
+  """Number of phases before a phase, from which its random streams derive.
 
   A run that starts from another run (`init_from`) counts that run as one
-  stage. Therefore the second phase of a run and the only phase of a run that
+  phase. Therefore the second phase of a run and the only phase of a run that
   starts from the first phase of another draw the same random numbers.
   """
   return phases(config).index(name) + bool(config.init_from)
@@ -116,19 +116,19 @@ def make_phase(
   Raises:
     UserError: if batch size, data and start do not fit together.
   """
-  options, stage = config[name], _stage_of(config, name)
+  options, index = config[name], _phase_index(config, name)
   num_classes, size = len(dataset.class_names), dataset.image_size
   split = split_of(name, options)
   labels = dataset.splits[split].labels
-  # Each (seed, stage) has its own seed; those of stages 0 to 2 must stay, so
+  # Each (seed, index) has its own seed; those of indices 0 to 2 must stay, so
   # that runs of earlier versions resume.
-  seed = config.seed * 3 + stage if stage < 3 else (stage << 40) + config.seed
+  seed = config.seed * 3 + index if index < 3 else (index << 40) + config.seed
   sampler = sampling.make_sampler(
     labels, num_classes, options.q, options.batch_size, seed
   )
   num_steps = sampling.num_steps(sampler, options.epochs)
   init_key, key = jax.random.split(
-    jax.random.fold_in(jax.random.key(config.seed), stage)
+    jax.random.fold_in(jax.random.key(config.seed), index)
   )
   model = make_model(config.model, options.head, num_classes)
   variables = steps.init_variables(model, init_key, size)
