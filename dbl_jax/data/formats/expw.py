@@ -53,7 +53,7 @@ def find(path: Path, options: Any) -> Listing:
   if len(lists) != 1:
     what = f"{len(lists)} files label.lst" if lists else "no label.lst"
     raise UserError(
-      f"{path} has {what} (found: {few(files) or '-'}); {_EXPECTED}."
+      f"{path} has {what} (found: {few(files) or 'nothing'}); {_EXPECTED}."
       " Check --config.data.dir."
     )
   labels = files[lists[0]]

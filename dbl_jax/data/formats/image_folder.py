@@ -187,7 +187,7 @@ def read_tree(
       where = f"{path}/{split}" if split else str(path)
       raise UserError(
         f"{where} has no class folder with images (found:"
-        f" {few(files) or '-'}); {_EXPECTED}. Check --config.data.dir."
+        f" {few(files) or 'nothing'}); {_EXPECTED}. Check --config.data.dir."
         f"{advice if files else ''}"
       )
   return tree, warnings

@@ -68,7 +68,7 @@ def find(path: Path, _: Any = None) -> Listing:
   else:
     tops = sorted({name.split("/")[0] for name in files})
     raise UserError(
-      f"{path} has no label file (found: {few(tops) or '-'});"
+      f"{path} has no label file (found: {few(tops) or 'nothing'});"
       f" {_EXPECTED}. Give the folder or zip you got from RAF-DB's authors."
     )
   rows = _parse(labels, origin)
