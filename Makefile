@@ -1,4 +1,4 @@
-# make run: the main job on the embedded default. make test: lint and tests.
+# make run: configs/dbl.py on synthetic faces. make test: lint and tests.
 # make docs: the documentation as a site, in build/docs.
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,4 +1,4 @@
-"""Balanced softmax (Ren et al. 2020): the rare must win by a margin.
+"""Balanced softmax (Ren et al. 2020): log class shares added to the logits.
 
 python -m dbl_jax.main --config=configs/balanced_softmax.py \
   --workdir=runs/balanced_softmax

@@ -1,10 +1,10 @@
-"""CIFAR-10-LT as Cao et al. 2019 train on it: ResNet-32, 200 epochs.
+"""CIFAR-10-LT as in Cao et al. 2019: ResNet-32, 200 epochs.
 
-`configs/cifar_lt.py` is cross-entropy, `:ldam_drw` their method, `:dbl` SimCLR
-and a balanced classifier. `--config.data.tfds=cifar100` is CIFAR-100-LT. Two
-things differ from the paper: the rate falls by a cosine, not in two steps, and
-the crops are of 77 to 100 % of the image, not shifts by four pixels. One image
-in a hundred is for validation, so the largest class lacks 50 of 5,000 images.
+`configs/cifar_lt.py` uses cross-entropy, `:ldam_drw` the authors' method and
+`:dbl` SimCLR with a balanced classifier. For CIFAR-100-LT set
+`--config.data.tfds=cifar100`. Unlike in the paper, the learning rate follows a
+cosine, and crops cover 77 to 100 % of the image. One image in a hundred is for
+validation: the largest class has 4,950 images.
 
 python -m dbl_jax.main --config=configs/cifar_lt.py --workdir=runs/cifar_lt \
   --config.data.dir=$HOME/tensorflow_datasets

@@ -1,4 +1,4 @@
-"""Phase 2 of DBL alone: a balanced classifier on the encoder of another run.
+"""Only phase 2 of DBL: a balanced classifier on the encoder of another run.
 
 python -m dbl_jax.main --config=configs/classifier.py \
   --config.init_from=runs/simclr --workdir=runs/classifier

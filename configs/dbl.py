@@ -1,9 +1,9 @@
-"""DBL, the paper's proposal: features first, then a balanced classifier.
+"""DBL (Fan et al. 2020): features first, then a balanced classifier.
 
-Phase 1 by choice: SimCLR, the paper's (the default); `configs/dbl.py:sup_con`
-(Khosla et al. 2020) and `:balanced_contrastive` (Zhu et al. 2022) use labels.
-`:fine_tuned` is SimCLR, with the encoder's last stage trained in phase 2 too;
-`:three_phases` trains the whole encoder with labels between the two.
+Variants of phase 1: SimCLR (the default, as in the paper), and with labels
+`configs/dbl.py:sup_con` (Khosla et al. 2020) and `:balanced_contrastive` (Zhu
+et al. 2022). `:fine_tuned` also trains the encoder's last stage in phase 2;
+`:three_phases` trains the whole encoder with labels between the two phases.
 
 python -m dbl_jax.main --config=configs/dbl.py --workdir=runs/dbl
 """
@@ -22,7 +22,7 @@ def get_config(features: str = "simclr") -> ConfigDict:
 
 
 def _simclr(config: ConfigDict) -> None:
-  """The paper's: what the defaults are."""
+  """Leaves the defaults unchanged."""
 
 
 def _sup_con(config: ConfigDict) -> None:

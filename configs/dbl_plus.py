@@ -1,8 +1,8 @@
 """DBL's idea with the recipe that did best on validation: docs/results.md.
 
-Features first, by labels as they come, of a network that sees small faces in
-full (base DCNN); then a balanced classifier on them: square-root sampling, and
-labels smoothed the more, the larger the class.
+Phase 1 trains base DCNN, which keeps the resolution of small faces, with labels
+and instance sampling. Phase 2 trains a balanced classifier on its features:
+square-root sampling, and more label smoothing for larger classes.
 
 python -m dbl_jax.main --config=configs/dbl_plus.py --workdir=runs/dbl_plus
 """

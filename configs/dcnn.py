@@ -1,4 +1,4 @@
-"""Base DCNN of Table 1: the RAF-DB paper's network (Li et al. 2017).
+"""Base DCNN of Table 1: the network of Li et al. 2017.
 
 python -m dbl_jax.main --config=configs/dcnn.py --workdir=runs/dcnn
 """

@@ -1,8 +1,8 @@
-"""Decoupling of Table 1 (Kang et al. 2020): labels first shape the features.
+"""Decoupling of Table 1 (Kang et al. 2020): supervised features, then balance.
 
-Stage 1 is Basic. Stage 2 on its features, by choice: `:crt` (the default) a new
-linear classifier on class-balanced samples; `:lws` one learned scale per class;
-`:tau_normalised` and `:nearest_class_mean` train nothing.
+Stage 1 is Basic. Variants of stage 2: `:crt` (the default), a new linear
+classifier on class-balanced samples; `:lws`, one learned scale per class;
+`:tau_normalised` and `:nearest_class_mean`, without training.
 
 python -m dbl_jax.main --config=configs/decoupling.py --workdir=runs/decoupling
 """

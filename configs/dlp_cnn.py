@@ -1,7 +1,7 @@
 """DLP-CNN of Table 1 (Li et al. 2017): base DCNN and locality-preserving loss.
 
-`configs/dlp_cnn.py:svm` classifies by a support vector machine on its features,
-as the paper also does (needs scikit-learn).
+`configs/dlp_cnn.py:svm` classifies with a support vector machine on its
+features, as the paper also does (needs scikit-learn).
 
 python -m dbl_jax.main --config=configs/dlp_cnn.py --workdir=runs/dlp_cnn
 """

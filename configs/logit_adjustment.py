@@ -1,6 +1,6 @@
 """Post-hoc logit adjustment (Menon et al. 2021): Basic, its logits shifted.
 
-Its strength is chosen on validation. Of any other run the same is had by
+Its strength is chosen on validation. To adjust any other run:
 `python scripts/evaluate.py --workdir=... --predictor=logit_adjusted`.
 
 python -m dbl_jax.main --config=configs/logit_adjustment.py \

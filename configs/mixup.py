@@ -2,7 +2,7 @@
 
 Stage 1 is Basic on mixed examples; stage 2 trains its linear classifier
 further, class-balanced, with more label smoothing for frequent classes.
-`configs/mixup.py:only` is stage 1 alone.
+`configs/mixup.py:only` is stage 1.
 
 python -m dbl_jax.main --config=configs/mixup.py --workdir=runs/mixup
 """

@@ -1,6 +1,6 @@
 """Published weights, fine-tuned with labels, then a balanced classifier.
 
-`configs/pretrained.py:resnet18` for the weights of another encoder than
+`configs/pretrained.py:resnet18` is for weights of another encoder than
 EfficientNet-Lite0. Without `init_from` the encoder starts at random.
 
 python -m dbl_jax.main --config=configs/pretrained.py \\

@@ -2,8 +2,8 @@
 
 The whole face by default; `configs/regions.py:mouth` and likewise eyes, nose,
 nose_to_eyes, nose_to_mouth, mouth_to_eyes. The report draws class activation
-maps. Their hyper-parameters are not published: this is the base DCNN, averaged
-over its last map.
+maps. The authors' hyper-parameters are not published: this is base DCNN with
+average pooling of its last map.
 
 python -m dbl_jax.main --config=configs/regions.py --workdir=runs/regions
 """

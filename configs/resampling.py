@@ -1,4 +1,4 @@
-"""Re-sampling of Table 1: class-balanced batches, end to end; eq. (4).
+"""Re-sampling of Table 1: class-balanced batches, Fan et al. 2020, eq. (4).
 
 `configs/resampling.py:0.5` samples by the square root of the class's size.
 

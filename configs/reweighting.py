@@ -1,4 +1,4 @@
-"""Re-weighting of Table 1: rare classes count more, the paper's eq. (5).
+"""Re-weighting of Table 1: rare classes count more, Fan et al. 2020, eq. (5).
 
 By inverse frequency, or `configs/reweighting.py:effective` by the effective
 number of samples (Cui et al. 2019).

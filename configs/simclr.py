@@ -1,4 +1,4 @@
-"""Phase 1 of DBL alone: self-supervised features by SimCLR.
+"""Only phase 1 of DBL: self-supervised features by SimCLR.
 
 python -m dbl_jax.main --config=configs/simclr.py --workdir=runs/simclr
 """

@@ -1,7 +1,7 @@
 """Disentangled and balanced learning for long-tailed images, in JAX.
 
 The names below are the public API; docs/api.md has an example of each. They
-are imported on first use, so that `import dbl_jax` costs nothing.
+are imported on first use, so that `import dbl_jax` is fast.
 """
 
 import importlib

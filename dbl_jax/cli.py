@@ -45,8 +45,8 @@ def run_command() -> None:
     command, *arguments = arguments
   if command not in COMMANDS or len(sys.argv) == 1:
     _exit_with(
-      f"Which command? Expected dbl-jax and one of {', '.join(COMMANDS)}. Each"
-      " has --help."
+      f"Unknown command. Expected dbl-jax and one of {', '.join(COMMANDS)}."
+      " Each has --help."
     )
   sys.argv = [f"{program} {command}", *arguments]
   runpy.run_path(str(shipped(COMMANDS[command])), run_name="__main__")
@@ -143,7 +143,7 @@ def parse_flags(argv: Sequence[str], positional: bool = False) -> Sequence[str]:
   """Parses the command line; --help and --help=SECTION print and exit.
 
   Returns:
-    The arguments that are no flags, which only `positional` allows.
+    The positional arguments, allowed only with `positional`.
 
   Raises:
     UserError: an unknown flag, field or file, or a value of the wrong type.
@@ -186,8 +186,7 @@ def _check_path(argument: str) -> None:
   if value.startswith("~") and os.path.expanduser(value).startswith("~"):
     user = value[1:].split("/")[0]
     raise UserError(
-      f"{argument}: there is no user {user!r} whose home this could be. Give"
-      " the path in full."
+      f"{argument}: the user {user!r} does not exist. Give the path in full."
     )
 
 
@@ -258,7 +257,7 @@ def _unknown_field(argv: Sequence[str]) -> str:
   from dbl_jax import config as configs
 
   path = _config_path(argv)
-  if path is None:  # a program with the section on data alone
+  if path is None:  # a program with only the section on data
     path, prefix = "The section on data", "--data."
     names = configs.field_names(configs.base().data)
   else:
@@ -276,12 +275,12 @@ def _unknown_field(argv: Sequence[str]) -> str:
 def load_config(path: str) -> Any:
   """Loads a config, not resolved.
 
-  The path is that of a file, or the name of one in configs/ of the working
-  directory or of this project: 'configs/dbl.py', 'dbl'. What follows a ':' is
-  the argument of its `get_config`: 'dbl:sup_con'.
+  The path is a file, 'configs/dbl.py', or the name of one in configs/ of the
+  working directory or of this project, 'dbl'. Text after a ':' is the argument
+  of its `get_config`: 'dbl:sup_con'.
 
   Raises:
-    UserError: if there is no such file or variant, or the file is broken.
+    UserError: if the file or variant does not exist, or the file is broken.
   """
   file, *argument = path.split(":", 1)
   file = _config_file(file)
@@ -299,16 +298,16 @@ def load_config(path: str) -> Any:
   except Exception as error:  # a config file is a program
     raise UserError(_broken_config(file, argument, error)) from error
   if not isinstance(config, ConfigDict):
-    found = f"it returns a {type(config).__name__}" if get_config else "none"
+    found = f"returns a {type(config).__name__}" if get_config else "is missing"
     raise UserError(
-      f"{file} is not a config: expected a function get_config that returns an"
-      f" ml_collections.ConfigDict, as those in configs/ do; found {found}."
+      f"{file} is not a config: get_config() {found}. Define it so that it"
+      " returns an ml_collections.ConfigDict, as in configs/."
     )
   return config
 
 
 def _broken_config(file: str, argument: list[str], error: Exception) -> str:
-  """A message with the line of a config file that fails, or its variant."""
+  """A message with the failing line of a config file, or the variant."""
   frames = traceback.extract_tb(error.__traceback__)
   in_file = [frame for frame in frames if frame.filename == file]
   # If `get_config` takes no argument, its call fails outside of the file.
@@ -316,11 +315,11 @@ def _broken_config(file: str, argument: list[str], error: Exception) -> str:
   value_error = isinstance(error, KeyError | TypeError | ValueError)
   if argument and value_error and (called or not in_file):
     return (
-      f"{file} has no variant {argument[0]!r} ({error}). Its first lines list"
-      " the variants."
+      f"{file} does not have the variant {argument[0]!r} ({error}). Its first"
+      " lines list the variants."
     )
   line = in_file[-1].lineno if in_file else getattr(error, "lineno", None)
   return (
-    f"{file}, line {line or 1}: {type(error).__name__}: {error}; expected a"
-    " config, which is Python. Correct it, or see configs/."
+    f"{file}, line {line or 1}: {type(error).__name__}: {error}. Correct the"
+    " file, which must be Python, or see configs/."
   )

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_dict
 from dbl_jax.augment import views
 from dbl_jax.data import face_crops, pipeline, sources, splits
 from dbl_jax.errors import UserError
-from dbl_jax.evaluation.predictors import OF_LOGITS, PREDICTORS
+from dbl_jax.evaluation.predictors import PREDICTORS, READS_LOGITS
 from dbl_jax.losses.terms import TERMS, TermFields
 from dbl_jax.models import model, torch_weights
 from dbl_jax.runtime import options
@@ -32,7 +32,7 @@ from dbl_jax.training.phase import PHASES as PHASES
 from dbl_jax.training.phase import phases as phases
 
 # Fields that do not change what a run computes.
-FREE_FIELDS = (
+CHANGEABLE_FIELDS = (
   "data.cache_dir",
   "data.input",
   "log_every",
@@ -40,9 +40,9 @@ FREE_FIELDS = (
   "tensorboard",
 )
 # Fields of a run that stored configs of older versions lack, see `migrate`.
-LATER_FIELDS = {"skip_nonfinite": False}
+NEW_FIELDS = {"skip_nonfinite": False}
 
-# Fields that a config may lack.
+# Leaf names of fields that are never required.
 _OPTIONAL = ("preset", "blur_sigma", "crop_tries", "unlabelled", "mirror")
 
 _Seed = Annotated[int, integer(0, 2**31 - 1)]
@@ -81,7 +81,7 @@ class DataFields:
   Attributes:
     name: name of the data set.
     dir: folder, zip file, .csv file of fer2013, or prepared .npz file or folder
-      of shards; none for synthetic faces. For tfds its data_dir, or the folder
+      of shards; '' for synthetic faces. For tfds its data_dir, or the folder
       of a prepared set.
     tfds: the set of tensorflow-datasets, such as 'cifar10', or
       'name/config:1.0.0'.
@@ -92,10 +92,10 @@ class DataFields:
       listed set; '' finds it by its name.
     validation_split: likewise for validation, which may be missing.
     test_split: likewise for testing.
-    image_size: height and width in pixels; None is that of the data set.
+    image_size: height and width in pixels; None depends on the data set.
     validation_fraction: share of the training split to validate on, if the
       data set has no validation split.
-    test_fraction: share to test on, if it has no test split.
+    test_fraction: share to test on, if the data set has no test split.
     groups: keeps images of a group, such as a person, in one split where the
       splits are made here: 'folder', for the folders in the class folders, or a
       text file with a line 'path group' for each image.
@@ -144,15 +144,15 @@ class DataFields:
 
 @dataclasses.dataclass
 class ModelFields:
-  """The encoder; each has options of its own.
+  """The encoder; its own options are fields too.
 
   Attributes:
     name: the encoder.
-    dtype: type of the computation; 'auto', when a run starts, becomes bfloat16
-      on accelerators and float32 on CPU. Parameters and statistics are float32.
-    normalisation: of the pixels; None is that of the encoder's published
-      weights for a run that starts from a file of PyTorch weights, else 'half',
-      mean 0.5 and deviation 0.25.
+    dtype: type of the computation; 'auto' is bfloat16 on accelerators and
+      float32 on CPU. Parameters and statistics are float32.
+    normalisation: normalisation of pixels; None is that of the published
+      weights if `init_from` is a file of PyTorch weights, else 'half', mean
+      0.5 and deviation 0.25.
     mirror: outside training, averages the features of an image and its mirror
       image; it doubles the time of a prediction.
   """
@@ -196,8 +196,8 @@ class PhaseFields:
 
   Attributes:
     preset: row of `config.BY_DATA` that replaces fields that are None.
-    epochs: passes over as many images as the training split holds; None
-      depends on the data set, and 0 trains nothing.
+    epochs: number of epochs; None depends on the data set, and 0 skips
+      training.
     batch_size: images per step over all devices.
     unlabelled: folders or zips, separated by commas, of further images to train
       on, without labels. Copies of images of any split are left out. An epoch
@@ -208,9 +208,9 @@ class PhaseFields:
     cached_views: views of each image whose features are computed once, for a
       frozen encoder; the first is the image itself. 0 augments and encodes at
       every step.
-    mixup: alpha of Beta(alpha, alpha); 0 is no mixup.
-    inherit: parameters taken from the phase, or the run, before; all others
-      are initialised.
+    mixup: alpha of Beta(alpha, alpha); 0 disables mixup.
+    inherit: parameters taken from the phase or run before; all others are
+      initialised.
     trained: parameters that are trained.
     predictor: method by which validation and the report classify.
     evaluate_every: epochs between two validations.
@@ -235,7 +235,7 @@ class PhaseFields:
 
 @dataclasses.dataclass
 class HeadFields:
-  """The head; each has options of its own.
+  """The head; its own options are fields too.
 
   Attributes:
     name: the head.
@@ -246,7 +246,7 @@ class HeadFields:
 
 # For a classifier on frozen features: weak, since features of heavily
 # augmented faces differ from those that the classifier is applied to.
-LIGHT_AUGMENTATION: dict[str, Any] = {
+CLASSIFIER_AUGMENTATION: dict[str, Any] = {
   "crop_scale": (0.9, 1.0),
   "crop_ratio": (0.95, 1.05),
   "crop_tries": 10,
@@ -258,7 +258,7 @@ LIGHT_AUGMENTATION: dict[str, Any] = {
   "rotation": 0.0,
 }
 # For supervised training: the expression stays easy to recognise.
-WEAK_AUGMENTATION = LIGHT_AUGMENTATION | {
+SUPERVISED_AUGMENTATION = CLASSIFIER_AUGMENTATION | {
   "crop_scale": (0.6, 1.0),
   "crop_ratio": (0.9, 1.1),
   "jitter_prob": 0.8,
@@ -301,15 +301,15 @@ def _phase(preset: str, **fields: Any) -> ConfigDict:
 
 
 def simclr() -> ConfigDict:
-  """Phase 1, disentangled features: the paper's section 4.1, eq. (1)-(3)."""
+  """Phase 1, disentangled features: Fan et al. 2020, section 4.1."""
   return _phase(
     "simclr",
     batch_size=config_dict.placeholder(int),
     views=2,
-    # SimCLR's family (Chen et al. 2020, appendix A) and the rotation of the
-    # paper's section 3. Its strength depends on the data, see `BY_DATA`; blur
+    # SimCLR's (Chen et al. 2020, appendix A) and the rotation of Fan et al.
+    # 2020, section 3. Its strength depends on the data, see `BY_DATA`; blur
     # is for images of more than 64 pixels.
-    augment=WEAK_AUGMENTATION
+    augment=SUPERVISED_AUGMENTATION
     | {
       "crop_scale": config_dict.placeholder(tuple),
       "crop_ratio": (3 / 4, 4 / 3),
@@ -325,13 +325,13 @@ def simclr() -> ConfigDict:
 
 
 def classifier() -> ConfigDict:
-  """Phase 2, balanced classifier: section 4.2, eq. (4)-(7)."""
+  """Phase 2, balanced classifier: Fan et al. 2020, section 4.2."""
   return _phase(
     "classifier",
     q=0.0,
     cached_views=1,
     trained=("head",),
-    augment=dict(LIGHT_AUGMENTATION),
+    augment=dict(CLASSIFIER_AUGMENTATION),
     head={"name": "mlp", "hidden": (256,)},
     losses={"cross_entropy": {}},
   )
@@ -341,19 +341,19 @@ def supervised() -> ConfigDict:
   """A linear classifier and its encoder, trained end to end with labels."""
   return _phase(
     "supervised",
-    augment=dict(WEAK_AUGMENTATION),
+    augment=dict(SUPERVISED_AUGMENTATION),
     head={"name": "mlp", "hidden": ()},
     losses={"cross_entropy": {}},
   )
 
 
 def finetune() -> ConfigDict:
-  """`supervised`; it starts from the encoder of the phase before it."""
+  """`supervised`, starting from the encoder of the phase before it."""
   return supervised()
 
 
 def untrained(predictor: str) -> ConfigDict:
-  """A last phase that trains nothing and classifies by another predictor."""
+  """A last phase without training, for another predictor."""
   config = classifier()
   config.inherit = ("encoder", "head")
   config.epochs = 0
@@ -363,14 +363,14 @@ def untrained(predictor: str) -> ConfigDict:
 
 
 def dcnn() -> ConfigDict:
-  """The encoder of the RAF-DB paper, in place of `base`'s."""
+  """The encoder of Li et al. 2017, who published RAF-DB."""
   return ConfigDict(
     _defaults(ModelFields) | {"name": "dcnn", "pooling": "flatten"}
   )
 
 
 def supervised_dcnn() -> ConfigDict:
-  """`supervised` for that encoder, by SGD as its paper (Li et al. 2017)."""
+  """`supervised` for that encoder, with SGD as in Li et al. 2017."""
   config = supervised()
   config.batch_size = 64
   config.optimizer.name = "sgd"
@@ -378,17 +378,17 @@ def supervised_dcnn() -> ConfigDict:
 
 
 def migrate(fields: dict[str, Any]) -> dict[str, Any]:
-  """A config stored by any version of the project, as this version stores it.
+  """Converts a config stored by any version to the fields of this one.
 
-  It lacks fields removed since, and has fields added since, at the values that
-  give the same computation.
+  Removed fields are dropped, and new ones get the values that give the same
+  computation.
   """
 
   def fill(section: dict[str, Any], name: str, former: dict[str, Any]) -> None:
     if isinstance(section.get(name), dict):
       section[name] = former | section[name]
 
-  fields = LATER_FIELDS | fields
+  fields = NEW_FIELDS | fields
   fill(fields, "data", options.defaults(DataFields))
   if isinstance(encoder := fields.get("model"), dict):
     if "normalisation" not in encoder and encoder.get("name") == "dcnn":
@@ -408,7 +408,7 @@ def migrate(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_dict(fields: dict[str, Any]) -> ConfigDict:
-  """A resolved config read from JSON, which has no tuples."""
+  """A resolved config read from JSON, with lists as tuples."""
 
   def restored(value: Any) -> Any:
     if isinstance(value, dict):
@@ -430,7 +430,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
   config = ConfigDict(config).copy_and_resolve_references()
   if not phases(config):
     raise UserError(
-      f"The config has no phase. Give it one or more of {', '.join(PHASES)}."
+      f"The config does not have a phase. Add one of {', '.join(PHASES)}."
     )
   known = _declared(config)
   with config.unlocked():
@@ -454,8 +454,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
   for path in known:
     _validate(config, path, known)
   for phase in phases(config):
-    for misfit in _misfits(config[phase]):
-      raise UserError(f"config.{phase}.{misfit}")
+    for conflict in _conflicts(config[phase]):
+      raise UserError(f"config.{phase}.{conflict}")
   return config
 
 
@@ -476,7 +476,7 @@ def _validate(
 
 
 def _open_values(config: ConfigDict) -> dict[str, Any]:
-  """Values of the fields that a config may leave open, that is None.
+  """Values of the fields that a config may leave None.
 
   They depend on the data set, the image size, the start and the optimizers.
   """
@@ -497,13 +497,13 @@ def _open_values(config: ConfigDict) -> dict[str, Any]:
     phase = config[name]
     rows = BY_DATA[phase.get("preset", "")]
     optimizer = optim.OPTIMIZERS[phase.optimizer.name]
-    own = {
+    defaults = {
       f"optimizer.{field}": getattr(optimizer, field)
       for field in optim.OWN_FIELDS
     }
-    own |= rows.get(data.name, rows["other"])
-    own["augment.blur"] = 0.0 if small else 0.5
-    values |= {f"{name}.{path}": value for path, value in own.items()}
+    defaults |= rows.get(data.name, rows["other"])
+    defaults["augment.blur"] = 0.0 if small else 0.5
+    values |= {f"{name}.{path}": value for path, value in defaults.items()}
   return values
 
 
@@ -534,7 +534,7 @@ def _declared(config: ConfigDict) -> dict[str, options.Option]:
     for loss in _section(config, f"{phase}.losses", required=True):
       if loss not in TERMS:
         raise UserError(
-          f"config.{phase}.losses names {loss!r}; there are"
+          f"config.{phase}.losses names {loss!r}. Expected one of"
           f" {', '.join(sorted(TERMS))}."
         )
       for component in (TermFields, TERMS[loss].loss):
@@ -572,13 +572,13 @@ def _check_names(config: ConfigDict, known: Mapping[str, Any]) -> None:
 
 
 def similar(unknown: str, names: Iterable[str]) -> str:
-  """A question that names similar fields; '' if there are none."""
+  """A question that names similar fields, or ''."""
   near = difflib.get_close_matches(unknown, names, n=3, cutoff=0.5)
   return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-def _misfits(phase: ConfigDict) -> Iterator[str]:
-  """Yields which fields of a phase, each valid, do not fit together."""
+def _conflicts(phase: ConfigDict) -> Iterator[str]:
+  """Yields messages about valid fields of a phase that conflict."""
   losses, head = phase.losses, phase.head
   labelled = [loss for loss in losses if TERMS[loss].labels]
   weights = [fields.get("weight", 1.0) for fields in losses.values()]
@@ -597,23 +597,23 @@ def _misfits(phase: ConfigDict) -> Iterator[str]:
   if "balanced_contrastive" in losses and not head.get("prototypes", False):
     yield (
       "losses.balanced_contrastive compares with prototypes, which the head"
-      " lacks. Set head.prototypes=True."
+      " does not have. Set head.prototypes=True."
     )
   # LDAM's margins are in units of the cosine, times the scale of the head.
   scale, cosine = losses.get("ldam", {}).get("scale", 30.0), head.get("cosine")
   if "ldam" in losses and head.name == "mlp" and scale != cosine:
     yield (
       f"losses.ldam has scale={scale}, but its logits are head.cosine="
-      f"{cosine or 0.0} times cosines. Set both alike, such as to 30.0."
+      f"{cosine or 0.0} times cosines. Set both to the same, such as 30.0."
     )
   if phase.epochs and not any(weights):
     yield (
-      "losses has no loss, or none of weight above 0, so the phase cannot"
-      f" learn. Give it one of {', '.join(sorted(TERMS))}, or epochs=0."
+      "losses is empty, or all weights are 0, so the phase cannot learn. Add"
+      f" one of {', '.join(sorted(TERMS))}, or set epochs=0."
     )
   gives = model.gives(head.name)
   readers = {f"losses.{loss}": TERMS[loss].reads for loss in losses}
-  if phase.predictor in OF_LOGITS:
+  if phase.predictor in READS_LOGITS:
     readers[f"predictor={phase.predictor!r}"] = "logits"
   for reader, what in readers.items():
     if what not in ("features", *gives):
@@ -627,18 +627,18 @@ def _misfits(phase: ConfigDict) -> Iterator[str]:
   if unlabelled and (labelled or phase.q != 1):
     found = f"losses.{labelled[0]}" if labelled else f"q={phase.q}"
     yield (
-      f"{found} needs labels, but unlabelled={unlabelled!r} has none. Set it"
-      " for a phase with the loss nt_xent and q=1 alone."
+      f"{found} needs labels, which unlabelled={unlabelled!r} lacks. Use"
+      " unlabelled images with only the loss nt_xent and q=1."
     )
   if unlabelled and phase.cached_views:
     yield (
-      f"cached_views={phase.cached_views} reads features of the training split"
-      " alone. Set cached_views=0 for unlabelled images."
+      f"cached_views={phase.cached_views} caches features of the training split"
+      " only. Set cached_views=0 for unlabelled images."
     )
   if phase.epochs and not phase.trained:
     yield (
-      "trained=() trains nothing. Name what to train, such as ('head',), or set"
-      " epochs=0."
+      "trained=() selects no parameters. Set it to some, such as ('head',), or"
+      " set epochs=0."
     )
 
 
@@ -646,13 +646,13 @@ def describe(section: str) -> str:
   """Describes the fields of one of `SECTIONS`, in Markdown.
 
   Raises:
-    UserError: if there is no such section.
+    UserError: if the section does not exist.
   """
   if section not in SECTIONS:
     raise UserError(f"--help={section}: expected one of {', '.join(SECTIONS)}.")
   shared, registry = SECTIONS[section]
-  own = {name: getattr(one, "loss", one) for name, one in registry.items()}
-  return f"## {section.capitalize()}\n" + options.describe(shared | own)
+  parts = {name: getattr(one, "loss", one) for name, one in registry.items()}
+  return f"## {section.capitalize()}\n" + options.describe(shared | parts)
 
 
 # Section of `--help=<section>` -> heading -> shared fields; components.
@@ -675,9 +675,9 @@ def markdown() -> str:
     " `--config.classify.q=0.5`, or in a file of `configs/`.\n`<phase>` is"
     f" one of {', '.join(PHASES)}. `python -m dbl_jax.main --help=losses`\n"
     "shows a section in the terminal. Presets, such as `config.simclr()`, set"
-    " other\nvalues than these defaults.\n\nMade from the declarations in the"
-    ' code:\n`python -c "from dbl_jax import config;'
-    " print(config.markdown(), end='')\" > docs/config.md`.\n\n"
+    " other\nvalues than these defaults.\n\n<!-- Written by:"
+    ' python -c "from dbl_jax import config;'
+    " print(config.markdown(), end='')\" > docs/config.md -->\n\n"
     + "\n".join(map(describe, SECTIONS))
   )
 
@@ -703,7 +703,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _get(config: ConfigDict, path: str) -> Any:
-  """A field or section, `options.ABSENT` where there is none."""
+  """A field or section, or `options.ABSENT`."""
   value: Any = config
   for part in path.split("."):
     if not isinstance(value, ConfigDict) or part not in value:

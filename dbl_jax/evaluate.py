@@ -59,7 +59,7 @@ class TrainedRun(NamedTuple):
 
 
 def skipped_steps(history: list[dict[str, Any]]) -> dict[str, int]:
-  """Phase -> number of steps skipped because of a value that is not finite."""
+  """Phase -> number of steps skipped, as loss or gradient was not finite."""
   return {
     row["phase"]: int(row[steps.SKIPPED])
     for row in history
@@ -70,10 +70,10 @@ def skipped_steps(history: list[dict[str, Any]]) -> dict[str, int]:
 def better_lost(
   history: list[dict[str, Any]], phase: str, step: int
 ) -> int | None:
-  """Finds a checkpoint that validated better and has been damaged since.
+  """Finds a checkpoint that validated better but was damaged later.
 
-  Returns the best step by the history of a phase with keep="best", or None if
-  it is `step`, that of the best checkpoint that exists.
+  Returns the best step in the history of a phase with keep="best", or None if
+  it is `step`, the best checkpoint that exists.
   """
   keys = (f"val_{checkpoint.METRIC}", f"knn_{checkpoint.METRIC}")
   scores = {
@@ -188,7 +188,7 @@ def make_activation(
   if "logits" not in gives(config[phase].head.name):
     return None
   model = make_model(config.model, config[phase].head, num_classes)
-  images = steps.of_images(config[phase], config.data.image_size, "frozen")
+  images = steps.image_inputs(config[phase], config.data.image_size, "frozen")
   return lambda variables, rows, classes: activation_maps.class_activation_maps(
     model, variables, images.plain(rows), classes
   )
@@ -272,14 +272,14 @@ class LoadedModel:
     Images are as in `__call__`.
 
     Raises:
-      UserError: if the model has no classifier, such as that of SimCLR alone.
+      UserError: if the model is not a classifier, such as SimCLR alone.
     """
     self.require_classifier()
     logits = predictors.logits(len(self.class_names)).scores(*self(images))
     return special.softmax(logits / self.temperature, axis=1)
 
   def require_classifier(self, hint: str = "") -> None:
-    """Raises UserError, with a hint, if the model has no classifier."""
+    """Raises UserError, with a hint, if the model is not a classifier."""
     head = self.config[self.phase].head.name
     if "logits" not in gives(head):
       raise UserError(
@@ -294,13 +294,13 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
 
   Args:
     workdir: workdir of the run.
-    predictor: replaces the predictor in the config; None leaves it.
+    predictor: replaces the config's predictor unless None.
 
   Returns:
     The model of the last phase that has a checkpoint.
 
   Raises:
-    UserError: if there is no checkpoint, or it does not match its config.
+    UserError: if no checkpoint is found, or it does not match its config.
   """
   workdir = Path(workdir).expanduser()
   phase = last_phase(workdir)
@@ -316,11 +316,11 @@ def load(workdir: Path | str, predictor: str | None = None) -> LoadedModel:
   if differs := first_difference(variables, expected):
     raise UserError(
       f"The checkpoint in {directory} does not fit its config: {differs[0]}"
-      f" has shape {differs[1]}, expected {differs[2]}. It is damaged,"
-      " or of another version; train it again."
+      f" has shape {differs[1]}, expected {differs[2]}. It is damaged"
+      " or from another version; train it again."
     )
   mesh = distributed.make_mesh()
-  images = steps.of_images(config[phase], size, "frozen")
+  images = steps.image_inputs(config[phase], size, "frozen")
   return LoadedModel(
     config,
     phase,
@@ -370,7 +370,7 @@ def evaluate_workdir(
     The content of `metrics.json`.
 
   Raises:
-    UserError: if there is no checkpoint, it does not match its config, or the
+    UserError: if no checkpoint is found, it does not match its config, or the
       data has other classes; or other images, unless `data_dir` is given.
   """
   loaded = load(workdir, predictor)
@@ -380,19 +380,19 @@ def evaluate_workdir(
   dataset = sources.load(config.data)
   if tuple(dataset.class_names) != loaded.class_names:
     raise UserError(
-      f"The run in {workdir} knows the classes"
+      f"The run in {workdir} has the classes"
       f" {few(loaded.class_names, 10)}, in this order; the data has"
-      f" {few(dataset.class_names, 10)}. Evaluate it on data with its own"
+      f" {few(dataset.class_names, 10)}. Evaluate it on data with the run's"
       " classes."
     )
   if not checkpoint.same_images(
     loaded.meta, dataset.fingerprint, dataset.former
   ):
-    # They may be split otherwise: those trained on, be in test now.
+    # A new split may put training images into the test split.
     message = (
       f"The run in {workdir} was trained on other images than are there now."
-      " Without a test split of their own, images it was trained on may be"
-      " among those it is tested on."
+      " If the test split is drawn from them, it may include images that the"
+      " run was trained on."
     )
     if data_dir is None:
       raise UserError(f"{message} To evaluate on them, give --data_dir.")
@@ -402,7 +402,7 @@ def evaluate_workdir(
     split = "external"
   if split not in dataset.splits:
     raise UserError(
-      f"--split={split}: no such split. There are {', '.join(dataset.splits)}."
+      f"--split={split}: expected one of {', '.join(dataset.splits)}."
     )
   history = read_rows(workdir / "metrics.jsonl")
   run = TrainedRun(config, loaded.phase, loaded.step, history, provenance())
@@ -429,8 +429,8 @@ def _config_of(
     ) from error
   if not isinstance(config.get(phase), ConfigDict):
     raise UserError(
-      f"The config stored in {directory} has no phase {phase!r}. Expected the"
-      " checkpoints of a run; train it again."
+      f"The config stored in {directory} lacks the phase {phase!r}. Expected"
+      " the checkpoints of a run; train it again."
     )
   if predictor is not None:
     config[phase].predictor = predictor
@@ -470,6 +470,6 @@ def last_phase(workdir: Path) -> str:
     if checkpoint.phase_dir(workdir, name).is_dir():
       return name
   raise UserError(
-    f"--workdir={workdir} holds no checkpoint: expected"
-    f" {workdir / 'checkpoints'}, which a run makes."
+    f"--workdir={workdir} does not hold a checkpoint. Expected the folder"
+    f" {workdir / 'checkpoints'}, which a run creates."
   )

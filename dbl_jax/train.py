@@ -24,7 +24,7 @@ from dbl_jax.training.phase import Phase, check_phases, make_phase
 from dbl_jax.training.steps import by_path
 
 logger = logging.getLogger(__name__)
-# Phases of an earlier run to start from, the last that trains an encoder first.
+# A run starts from the first of these phases that the earlier run has.
 START_PHASES = ("finetune", "pretrain", "classify")
 
 
@@ -128,10 +128,10 @@ def _run(
 def _store_template(
   config: ConfigDict, dataset: Dataset, workdir: Path
 ) -> None:
-  """Stores how faces are aligned, for predictions where the data are missing.
+  """Stores how faces are aligned, for predictions without the data.
 
-  Synthetic faces are never missing. For a region of the face, the first
-  prediction computes it from the whole faces.
+  Not for synthetic faces, which are drawn again. For a region of the face, the
+  first prediction computes it from the whole faces.
   """
   has_files = sources.SOURCES[config.data.name].find is not None
   if not distributed.is_main() or not has_files:
@@ -163,8 +163,8 @@ def load_start(config: ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:
   if config.init_from.endswith(torch_weights.SUFFIXES):
     path = Path(config.init_from).expanduser()
     variables, unused = torch_weights.load_encoder(path)
-    names = ", ".join(unused) or "nothing"
-    print_line(f"Encoder from {config.init_from}; not used of it: {names}")
+    names = ", ".join(unused) or "-"
+    print_line(f"Encoder from {config.init_from}; unused parameters: {names}")
     return variables, ()
   return checkpoint.load_start(config.init_from, START_PHASES)
 
@@ -178,15 +178,15 @@ def _report_losses(phase: Phase, step: int, rows: list[dict[str, Any]]) -> None:
   skipped = evaluate.skipped_steps(rows).get(phase.name, 0)
   if skipped:
     print_line(
-      f"{phase.name}: {skipped} steps skipped, whose loss or gradient was not"
+      f"{phase.name}: skipped {skipped} steps because loss or gradient was not"
       " finite"
     )
   lost = evaluate.better_lost(rows, phase.name, step)
   if phase.config.keep == "best" and lost is not None:
     logger.warning(
       "%s: the best checkpoint, of step %d, was damaged and is in quarantine;"
-      " step %d is used instead. For the result of a run without damage, train"
-      " again in another --workdir.",
+      " step %d is used instead. To get the result without damage, train again"
+      " in another --workdir.",
       phase.name,
       lost,
       step,
@@ -205,10 +205,10 @@ def _check_classes(
   inherits_head = any(optim.matches(path, inherit) for path in head)
   if inherits_head and start_classes != tuple(dataset.class_names):
     raise UserError(
-      f"The run in config.init_from={config.init_from} knows the classes"
+      f"The run in config.init_from={config.init_from} has the classes"
       f" {', '.join(start_classes)}, in this order; the data has"
-      f" {', '.join(dataset.class_names)}. Inherit its encoder alone"
-      " (inherit=('encoder',)), or use data with its classes."
+      f" {', '.join(dataset.class_names)}. Inherit only its encoder"
+      " (inherit=('encoder',)), or use data with the run's classes."
     )
 
 

@@ -33,13 +33,13 @@ def make(workdir: Path) -> None:
   Orbax uses the path in patterns and would write checkpoints without arrays.
   TensorStore takes only paths in UTF-8.
   """
-  # Of the '://' of a URL, `Path` leaves ':/'; Python decodes bytes that are not
+  # `Path` turns the '://' of a URL into ':/'; Python decodes bytes that are not
   # UTF-8 to surrogates.
   if re.search(r"[*?[\ud800-\udfff]|(^|/)[a-z][a-z0-9+.-]+:/", str(workdir)):
     raise UserError(
-      f"--workdir={workdir} is a URL or has one of the characters * ? [ or a"
-      " byte that is not UTF-8 in its path, with which checkpoints cannot be"
-      " written. Choose a path without them, on a local or mounted file system."
+      f"--workdir={workdir} is a URL, contains * ? or [, or is not valid"
+      " UTF-8. Checkpoints cannot be written there. Choose another path on a"
+      " local or mounted file system."
     )
   files.make_writable(workdir, "--workdir")
 
@@ -47,7 +47,7 @@ def make(workdir: Path) -> None:
 def remember(
   config: ConfigDict, workdir: Path, accept_changes: bool = False
 ) -> None:
-  """Stores the resolved config; once a checkpoint exists, it must not change.
+  """Stores the resolved config; refuses another one once there are checkpoints.
 
   Folders may be moved: checkpoints identify images and initial model by their
   content.
@@ -59,7 +59,7 @@ def remember(
   old = _stored_config(workdir)
   new = config.to_dict()
   changed = [] if old is None else configs.differences(old, new)
-  free: tuple[str, ...] = (*configs.FREE_FIELDS, "data.dir")
+  free: tuple[str, ...] = (*configs.CHANGEABLE_FIELDS, "data.dir")
   if old is not None and old["init_from"] and new["init_from"]:
     free += ("init_from",)
   serious = [c for c in changed if not c.startswith(free)]
@@ -79,7 +79,7 @@ def remember(
 
 
 def _stored_config(workdir: Path) -> dict[str, Any] | None:
-  """The config of the run's checkpoints, also without its file; or None."""
+  """The config of the run's checkpoints, or None; its file may be lost."""
   path = workdir / _CONFIG
   directories = [checkpoint.phase_dir(workdir, name) for name in configs.PHASES]
   if not directories[0].parent.is_dir():
@@ -94,8 +94,8 @@ def _stored_config(workdir: Path) -> dict[str, Any] | None:
     return None
   except (ValueError, TypeError) as error:
     raise UserError(
-      f"{path} is damaged ({error}). Move it away, and the config is read from"
-      " the checkpoints; or use another --workdir."
+      f"{path} is damaged ({error}). Move it away to read the config from the"
+      " checkpoints, or use another --workdir."
     ) from error
 
 
@@ -147,7 +147,7 @@ def _lock(descriptor: int, workdir: Path) -> None:
     if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
       raise
     logger.warning(
-      "%s cannot be locked (%s): start no second run in it.",
+      "%s cannot be locked (%s): do not start a second run in it.",
       workdir,
       error.strerror,
     )
@@ -183,7 +183,7 @@ def plain_errors(workdir: Path) -> Iterator[None]:
       for number, remedy in _REMEDIES.items():
         words = os.strerror(number)
         if getattr(cause, "errno", None) == number or words in str(cause):
-          # Of an error at printing no file is known.
+          # An error of printing does not name a file.
           where = f"{workdir} or what the output is redirected to"
           where = where if isinstance(cause, OSError) else f"{workdir}"
           raise UserError(

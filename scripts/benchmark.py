@@ -32,7 +32,7 @@ _PEERS = flags.DEFINE_string(
   "peers", None, f"Python of the peers' environment: {_INSTALL}"
 )
 _DEVICE = flags.DEFINE_enum(
-  "device", None, ["cpu", "gpu"], "Default: the GPU, if there is one."
+  "device", None, ["cpu", "gpu"], "Default: the GPU, if available."
 )
 _ONLY = flags.DEFINE_list("only", None, "Parts. Default: all.")
 _CASES = flags.DEFINE_multi_string(
@@ -42,9 +42,9 @@ _SYSTEMS = flags.DEFINE_list(
   "systems", ["*"], "Names of systems, such as dbl_jax,PyTorch*."
 )
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", 5, "How often each system is measured; slow ones less.", 1
+  "rounds", 5, "How often each system is measured; slow ones less often.", 1
 )
-_QUICK = flags.DEFINE_bool("quick", False, "Small cases: does all run?")
+_QUICK = flags.DEFINE_bool("quick", False, "Small cases, to test that all run.")
 _TOGETHER = flags.DEFINE_bool(
   "together", False, "Prepare a case's systems at once: shorter, less exact."
 )
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     device, _QUICK.value, _kinds([*cases.UNITS]), _CASES.value, _SYSTEMS.value
   )
   if not selected:
-    raise UserError("--cases and --systems match nothing of what --only names.")
+    raise UserError("--cases and --systems do not match any case of --only.")
   hardware = environment.describe()
   load = hardware["load_average"]
   if load is not None and load > 0.25 * hardware["cores"]:
@@ -113,21 +113,21 @@ def _kinds(known: Sequence[str]) -> list[str]:
   chosen = known if _ONLY.value is None else _ONLY.value
   if unknown := {*(chosen or [""])} - {*known}:
     raise UserError(
-      f"--only={','.join(chosen)}: there is no part {min(unknown)!r}."
-      f" There are {', '.join(known)}."
+      f"--only={','.join(chosen)}: unknown part {min(unknown)!r}."
+      f" Expected some of {', '.join(known)}."
     )
   return list(dict.fromkeys(chosen))
 
 
 def _peers() -> dict[str, str]:
-  """Returns the peers' Python by its side's name, if there is one."""
+  """Returns the peers' Python by its side's name; empty without --peers."""
   if _PEERS.value is None:
     print(f"No --peers: only dbl_jax is measured. To add them: {_INSTALL}")
     return {}
   found = shutil.which(str(Path(_PEERS.value).expanduser()))
   if found is None:
     raise UserError(
-      f"--peers={_PEERS.value}: no such program. Give the Python of the peers'"
+      f"--peers={_PEERS.value} is not a program. Give the Python of the peers'"
       f" environment, made by: {_INSTALL}"
     )
   # Not resolved: a virtual environment's Python is a link.

@@ -4,9 +4,9 @@ python scripts/check_data.py --name=fer2013 --dir=/data/fer2013 [--out=DIR] \
   [--distance=8] [--split_seed=0] [--test_fraction=.2]
 
 Reports counts, sizes, imbalance, unreadable files, exact and near-duplicates
-within a split and between two; writes a contact sheet of each class, or of 30
-of more classes. Exits with status 2 if an image cannot be read, or a split
-lacks what training or testing needs.
+within a split and between two; writes contact sheets of up to 30 classes.
+Exits with status 2 if an image cannot be read, or a split lacks what training
+or testing needs.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from dbl_jax.cli import parse_flags, printable, run_main
 from dbl_jax.errors import UserError
 
 _NAME = flags.DEFINE_string(
-  "name", None, "As data.name: expw, fer2013, image_folder, raf_db."
+  "name", None, "Name of the data set, as in config.data.name."
 )
 _DIR = flags.DEFINE_string(
   "dir", "", "As data.dir: the folder, zip, .csv or prepared .npz."

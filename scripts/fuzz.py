@@ -2,8 +2,8 @@
 
 python scripts/fuzz.py [--minutes=5] [--only='expw labels',zips] [--seed=1]
 
-tests/properties.py has each reader's promise: to hold, or to raise UserError.
-Ends with the smallest input that breaks one, or with the number of inputs.
+A reader must return what tests/properties.py states, or raise UserError. Ends
+with the smallest input that breaks one, or with the number of inputs.
 Needs the extra `dev`: pip install -e '.[dev]'.
 """
 
@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
   unknown = [name for name in names if name not in properties.READERS]
   if unknown:
     raise UserError(
-      f"--only={','.join(names)}: there is no reader {unknown[0]!r}. There are"
-      f" {', '.join(properties.READERS)}."
+      f"--only={','.join(names)}: unknown reader {unknown[0]!r}. Expected some"
+      f" of {', '.join(properties.READERS)}."
     )
   seed = int(time.time()) if _SEED.value is None else _SEED.value
   print(f"seed {seed}", flush=True)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     number += 1
   for name, count in tried.items():
     print(f"{name:24} {count:9,} inputs")
-  print(f"{'all':24} {sum(tried.values()):9,} inputs, no reader broken")
+  print(f"{'all':24} {sum(tried.values()):9,} inputs, all readers passed")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reproduces the paper's Table 1: trains missing runs, then compares them.
+"""Reproduces Table 1 of Fan et al. 2020: trains missing runs, compares them.
 
 python scripts/make_table.py --out=runs/table --epochs=60 \
   --data.name=raf_db --data.dir=/data/RAF-DB --seeds=0,1,2
@@ -65,14 +65,14 @@ _CUTS = flags.DEFINE_list(
   "cuts",
   [],
   "Tiers: classes with more training images than the first are 'many', with"
-  " fewer than the second 'few'. Default: of more than 30 classes 100,20, as in"
-  " the literature; else the mean class size, and a third of it.",
+  " fewer than the second 'few'. Default: 100,20 for more than 30 classes,"
+  " else the mean class size and a third of it.",
 )
 _PAPER_POINTS = flags.DEFINE_bool(
   "paper_points", False, "Draw the paper's accuracies too."
 )
 _TRAIN = flags.DEFINE_bool(
-  "train", True, "--notrain: compare finished runs, train nothing."
+  "train", True, "--notrain: compare finished runs without training."
 )
 _DATA = define(
   config_flags.DEFINE_config_dict,
@@ -155,7 +155,7 @@ def _systems(data: Mapping[str, object]) -> dict[str, ConfigDict]:
 
 
 def _set_field(systems: Mapping[str, ConfigDict], text: str) -> None:
-  """Sets what a --set says."""
+  """Applies a --set."""
   name, _, assignment = text.partition(".")
   field, equals, value = assignment.partition("=")
   if name not in systems or not equals:

@@ -38,13 +38,13 @@ def main(argv: Sequence[str]) -> None:
   photos = parse_flags(argv, positional=True)
   if _WORKDIR.value is None or not photos:
     raise UserError(
-      "Which run, and which photos? Give --workdir=runs/dbl and photos, folders"
-      " or patterns such as 'photos/*.jpg'."
+      "--workdir and photos are required, such as --workdir=runs/dbl and"
+      " 'photos/*.jpg'."
     )
   out = None if _OUT.value is None else Path(_OUT.value).expanduser()
   if out and out.suffix.lower() not in (".csv", ".json"):
     raise UserError(f"--out={out}: expected a name that ends in .csv or .json.")
-  # Photos are read in threads, which those of NumPy's products would disturb.
+  # NumPy's threads for products would disturb those that read photos.
   os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
   from dbl_jax.runtime.files import make_writable
   from dbl_jax.serving import predict

@@ -107,7 +107,7 @@ def test_evaluate_restores_the_run_s_result(finished, tmp_path):
   assert (tmp_path / "report.html").exists()
   validation = evaluate.evaluate_workdir(workdir, None, "validation", tmp_path)
   assert validation["split"] == "validation"
-  with pytest.raises(UserError, match="--split=tset: no such split"):
+  with pytest.raises(UserError, match="--split=tset: expected one of"):
     evaluate.evaluate_workdir(workdir, None, "tset", tmp_path)
 
 
@@ -287,7 +287,7 @@ START = {  # message -> fields of a run that starts from another
     "classify.inherit": ("encoder", "head")
   },
   "another architecture": {"model.name": "resnet18"},
-  "none to start from": {"init_from": ""},
+  "a model to start from is missing": {"init_from": ""},
 }
 
 

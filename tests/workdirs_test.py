@@ -104,7 +104,7 @@ def test_a_read_only_workdir_is_refused(tmp_path, monkeypatch):
 )
 def test_a_path_that_checkpoints_cannot_have_is_refused(tmp_path, name):
   """Of a URL, `Path` leaves one slash; Orbax uses paths as patterns."""
-  with pytest.raises(UserError, match=r"a URL or has one of the characters"):
+  with pytest.raises(UserError, match=r"is a URL, contains"):
     train.train_and_evaluate(tiny.get_resolved(), tmp_path / name)
   assert not list(tmp_path.iterdir())
 
@@ -195,4 +195,4 @@ def test_a_disk_without_locks_is_used_all_the_same(
   monkeypatch.setattr(workdirs.fcntl, "flock", flock)
   with workdirs.only_run(tmp_path):
     pass
-  assert "start no second run in it" in caplog.text
+  assert "do not start a second run in it" in caplog.text

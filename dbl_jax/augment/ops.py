@@ -33,7 +33,7 @@ _RGB = np.linalg.inv(_YIQ)
 _GREY = np.tile(LUMA, (3, 1))
 _CHROMA = np.float32(_RGB[:, 1:] @ _YIQ[1:])
 _TURNED = np.float32(_RGB[:, 1:] @ [[0, 1], [-1, 0]] @ _YIQ[1:])
-# Full float32 on accelerators too, whose default has fewer bits.
+# Full float32 on accelerators too, where the default precision is lower.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -257,7 +257,7 @@ def sample_jitter(
 ) -> tuple[Array, Array, Array, Array]:
   """Random factors of SimCLR's colour jitter (Chen et al. 2020, appendix A).
 
-  The strength s is 1 in the paper for ImageNet, 0.5 for CIFAR-10.
+  They use strength s = 1 for ImageNet and 0.5 for CIFAR-10.
 
   Returns:
     Brightness, contrast and saturation factors, each uniform in

@@ -21,13 +21,13 @@ from jax import Array
 from dbl_jax.augment import ops
 from dbl_jax.runtime.options import integer, interval, number
 
-# Each decision has its own key, so that switching one off changes no other.
+# Each decision has its own key, so that disabling one leaves the others.
 _DRAWS = (
   "rotation", "crop", "flip", "blur", "sigma", "jitter", "factors", "grey",
 )  # fmt: skip
 # The side of the views for which SimCLR states its blur, in pixels.
 _BLUR_SIDE = 224
-# Full float32 on accelerators too, whose default has fewer bits.
+# Full float32 on accelerators too, where the default precision is lower.
 _EXACT = jax.lax.Precision.HIGHEST
 
 Amount = Annotated[float, number(0, 1)]
@@ -59,10 +59,10 @@ def augment(
 ) -> Array:
   """Makes a random view of each image: SimCLR's augmentation, and rotation.
 
-  In this order: rotation, crop and resize, flip, blur, colour jitter, grey.
-  Chen et al. 2020, appendix A, blur last, which only changes the mean that
-  contrast refers to. The view of example i depends on keys[i] and images[i]
-  only. An option that is 0 (or None) costs nothing.
+  The order is rotation, crop and resize, flip, blur, colour jitter, grey. Chen
+  et al. 2020 (appendix A) blur last; this matters only for the mean that
+  contrast uses. The view of example i depends on keys[i] and images[i] only.
+  Options that are 0 (or None) are skipped.
 
   Args:
     keys: typed keys [B].
@@ -140,8 +140,8 @@ def make_views(
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, ids)
 
   def one(view: Array) -> Array:
-    own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, view)
-    return augment(own, images, **options)
+    view_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, view)
+    return augment(view_keys, images, **options)
 
   return jax.vmap(one)(jnp.arange(num_views))
 

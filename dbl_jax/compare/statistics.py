@@ -16,7 +16,7 @@ STRENGTHS = np.arange(31) / 20  # of logit adjustment, along its curve
 class RunResult(NamedTuple):
   """One system trained with one seed. Made by `run_result`.
 
-  Its scores are not part of it: those of all runs may exceed the memory.
+  It leaves out the scores, since those of all runs may exceed the memory.
 
   Attributes:
     system: name of its config, such as 'dbl'.
@@ -29,7 +29,7 @@ class RunResult(NamedTuple):
     calibration_error: see `metrics.expected_calibration_error`; NaN without
       probabilities.
     frontier: see `logit_adjustment_frontier` for `STRENGTHS`, or None.
-    seconds: training time over its own stages, None if unknown.
+    seconds: training time of its phases; None if unknown.
     fingerprint: of the images it was trained and tested on; '' if unknown.
     hardware: descriptions of the machines it was trained on.
   """
@@ -51,9 +51,9 @@ class RunResult(NamedTuple):
 def run_result(
   system: str, seed: int, run: Predictions, frontier: bool = True, **about: Any
 ) -> RunResult:
-  """Computes from a run's scores what a table needs of them.
+  """Computes the result of a run from its scores.
 
-  `frontier` asks for the curve of logit adjustment, which takes as long as 31
+  `frontier` adds the curve of logit adjustment, which takes as long as 31
   evaluations; `about` has other fields of `RunResult`.
   """
   curve, error = None, math.nan
@@ -89,8 +89,8 @@ class Gain(NamedTuple):
 def mean_std(values: Sequence[float | None]) -> tuple[float, float]:
   """Mean and sample standard deviation (divisor s - 1) of s known values.
 
-  None and NaN, of unknown values, are left out. The mean of none is NaN, and
-  so is the deviation of fewer than two.
+  Unknown values, None and NaN, are left out. The mean of an empty sequence is
+  NaN, and so is the deviation of fewer than two values.
   """
   known = np.array(values, np.float64)
   known = known[~np.isnan(known)]
@@ -103,8 +103,8 @@ def mean_std(values: Sequence[float | None]) -> tuple[float, float]:
 def default_cuts(train_counts: ArrayLike) -> tuple[int, int]:
   """(many, few) for `metrics.tiers`: the mean class size, and a third of it.
 
-  The literature's cuts of 100 and 20 are for a thousand classes, and used for
-  more than `plots.MAX_CLASSES`; in RAF-DB, every class has more images.
+  For more than `plots.MAX_CLASSES` classes they are 100 and 20, as in the
+  literature; in RAF-DB every class has more images.
   """
   if np.size(train_counts) > plots.MAX_CLASSES:
     return 100, 20
@@ -121,10 +121,10 @@ def paired_bootstrap(
   """Percentile bootstrap of the difference in accuracy of systems a and b.
 
   A draw resamples images within each class, the same for both systems and all
-  seeds, and training seeds; a seed that both systems have is drawn for both at
-  once. The deviations that come from s drawn seeds are multiplied by
-  sqrt(s/(s - 1)): s seeds resampled have (s - 1)/s of the variance. With one
-  seed of a system the interval covers the sampling of images only.
+  seeds, and training seeds; a seed of both systems is drawn for both at once.
+  Deviations due to s drawn seeds are multiplied by sqrt(s/(s - 1)), since s
+  resampled seeds have (s - 1)/s of the variance. With one seed of a system the
+  interval covers the sampling of images only.
 
   Args:
     labels: int[n], true classes; n > 0.
@@ -134,8 +134,8 @@ def paired_bootstrap(
 
   Returns:
     a - b in mean-class and in overall accuracy, each averaged over seeds. p is
-    twice the smaller share of draws at or beyond 0, counting one draw more,
-    and at most 1.
+    twice the smaller share of draws at or beyond 0, with one draw added, and
+    at most 1.
   """
   rng = np.random.default_rng(0)
   labels = np.asarray(labels)
@@ -182,7 +182,7 @@ def logit_adjustment_frontier(
   Args:
     labels: int[n], true classes.
     scores: f32[n, C], logits.
-    train_counts: int[C]; 0 is taken as 1.
+    train_counts: int[C]; 0 counts as 1.
     strengths: f64[k]; 0 leaves the classifier unchanged, 1 balances it.
 
   Returns:

@@ -3,8 +3,8 @@
 A config is split into its phases. A stage is one phase and the stage it starts
 from; stages that differ only in the phase's name are the same. Each stage has
 its own workdir, named by a hash of its content: a killed sweep resumes, and a
-larger one trains only what is new. Several processes can share a sweep: each
-trains a stage that no other process is training.
+larger one trains only the new stages. Several processes can share a sweep; each
+stage is trained by one of them.
 """
 
 import collections
@@ -30,7 +30,7 @@ from dbl_jax.runtime import distributed, environment, files
 from dbl_jax.runtime.logs import clock, print_line
 from dbl_jax.training.phase import check_phases
 
-# Seconds of training, and on which hardware.
+# Seconds of training, and the hardware.
 _COST = "cost.json"
 _SCORES = "scores_test.npz"
 _RESULTS = (_SCORES, "metrics.json", "report.html")
@@ -84,20 +84,20 @@ def plan(
             del single[other]
         if parent is not None:
           single.init_from = str(parent)
-      chain.append(Stage(single, _workdir(single, name, parent, out), parent))
+      chain.append(Stage(single, _folder(single, name, parent, out), parent))
       parent = chain[-1].workdir
   return sweep
 
 
-def _workdir(
+def _folder(
   config: ConfigDict, phase: str, parent: Path | None, out: Path
 ) -> Path:
-  """A folder named by a hash of everything that affects the result."""
+  """The folder of an equal stage, or a new one named by a hash."""
   content = config.to_dict()
-  for field in configs.FREE_FIELDS:
+  for field in configs.CHANGEABLE_FIELDS:
     group, _, leaf = field.rpartition(".")
     (content[group] if group else content).pop(leaf, None)
-  for field, former in configs.LATER_FIELDS.items():
+  for field, former in configs.NEW_FIELDS.items():
     if content[field] == former:  # keeps names from before the field existed
       del content[field]
   content["phase"] = content.pop(phase)
@@ -115,7 +115,7 @@ def _workdir(
     try:
       stored = configs.migrate(json.loads((folder / "config.json").read_text()))
       changed = configs.differences(stored, config.to_dict())
-      free: tuple[str, ...] = configs.FREE_FIELDS
+      free: tuple[str, ...] = configs.CHANGEABLE_FIELDS
       if not Path(stored["data"]["dir"]).exists():
         free += ("data.dir",)
       if parent is not None and Path(stored["init_from"]).name == parent.name:
@@ -212,13 +212,13 @@ def _check(sweep: Sweep) -> None:
           start = check_phases(stage.config, images, mesh, start)
     except UserError as error:
       raise UserError(
-        f"{system}: {error} Nothing was trained: correct it, or remove the"
+        f"{system}: {error} Nothing was trained. Correct it, or remove the"
         " system from the sweep."
       ) from error
 
 
 def _train(stage: Stage) -> None:
-  """Trains a stage and adds the time it took to its cost."""
+  """Trains a stage and adds the time to its cost."""
   started, elsewhere = time.monotonic(), False
   try:
     train.train_and_evaluate(stage.config, stage.workdir)
@@ -281,8 +281,8 @@ def _fingerprint(chain: Sequence[Stage]) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{path} cannot be read or is damaged ({error!r}). If it is damaged,"
-        " move it away and run the same command again: it is written again from"
-        " the checkpoint."
+        " move it away and run the same command again, which writes it from the"
+        " checkpoint."
       ) from error
   if len(set(found)) > 1:
     raise UserError(

@@ -1,4 +1,4 @@
-"""Table 1 of the paper, reproduced in Markdown, CSV and HTML.
+"""Table 1 of Fan et al. 2020, reproduced in Markdown, CSV and HTML.
 
 A row is a line of table.csv; the printed tables are made from its columns.
 System and class names are untrusted input, which each format escapes.
@@ -25,8 +25,8 @@ from dbl_jax.evaluation import metrics, page, plots
 from dbl_jax.evaluation.plots import one_line
 from dbl_jax.runtime import files
 
-# Table 1 of the paper, in its order: name, then average and overall accuracy
-# on RAF-DB in per cent (NaN: not given).
+# Table 1 of Fan et al. 2020, in its order: name, then average and overall
+# accuracy on RAF-DB in per cent (NaN: not given).
 TABLE_1: dict[str, tuple[str, float, float]] = {
   "basic": ("Basic", 70.35, 81.68),
   "reweighting": ("Re-weighting", 72.69, 80.28),
@@ -77,7 +77,7 @@ def write(
     results: finished runs on one data set.
     missing: a line for each run that is not finished.
     reference: system that the others are compared with.
-    cuts: (many, few) training images of the tiers; None: by the data.
+    cuts: (many, few) training images of the tiers; None: `default_cuts`.
     paper_points: whether to draw the paper's accuracies next to ours.
     **about: `dataset`, `image_size`, `command` and `epochs`, see `facts`.
 
@@ -131,7 +131,7 @@ def make_rows(
   Args:
     results: finished runs on one data set, in any order.
     reference: system that the others are compared with.
-    cuts: (many, few), see `metrics.tiers`; None: by the data.
+    cuts: (many, few), see `metrics.tiers`; None: `default_cuts`.
     draws: number of bootstrap samples.
 
   Raises:
@@ -159,8 +159,8 @@ def make_rows(
       name: [one["per_class"][name]["recall"] for one in each] for name in names
     }
     for tier, inside in tiers.items():
-      own = [names[i] for i in np.flatnonzero(inside)]
-      means = [statistics.mean_std(recalls[n])[0] for n in own]
+      members = [names[i] for i in np.flatnonzero(inside)]
+      means = [statistics.mean_std(recalls[n])[0] for n in members]
       row[f"{tier}_recall_percent"] = _percent(statistics.mean_std(means)[0])
     if len(names) > plots.MAX_CLASSES:
       row |= _mean_sd(_TOP5, [result.top5 for result in group])
@@ -232,8 +232,8 @@ def facts(
 ) -> dict[str, str]:
   """Describes how a table was made: label -> plain text.
 
-  `image_size` is in pixels, `command` that which makes the table, `epochs` of
-  encoder training of each system, and `cuts` as in `make_rows`.
+  `image_size` is in pixels; `command` makes the table; `epochs` are those of
+  encoder training of each system; `cuts` is as in `make_rows`.
   """
   first = results[0]
   names, trained = first.class_names, first.train_counts
@@ -247,8 +247,8 @@ def facts(
   }
   tiers = []
   for tier, inside in metrics.tiers(trained, cuts).items():
-    own = few((names[i] for i in np.flatnonzero(inside)), plots.MAX_CLASSES)
-    tiers.append(f"{tier} ({limits[tier]}): {own or 'none'}")
+    members = few((names[i] for i in np.flatnonzero(inside)), plots.MAX_CLASSES)
+    tiers.append(f"{tier} ({limits[tier]}): {members or 'none'}")
   order = [
     f"{i} {name} ({trained[i]:,} / {tested[i]:,})"
     for i, name in enumerate(names[: plots.MAX_CLASSES])
@@ -463,7 +463,7 @@ def _differences(rows: Sequence[Row], heading: str) -> list[_Column]:
 def _best(
   values: Sequence[float], best: Callable[..., float], digits: int
 ) -> set[int]:
-  """Indices of the best of several values, rounded; of one, none."""
+  """Indices of the best of several rounded values; empty for one value."""
   known = {i: round(x, digits) for i, x in enumerate(values) if x == x}
   if len(known) < 2:
     return set()
@@ -480,7 +480,7 @@ def _markdown(value: object) -> str:
 
 
 def title(system: str) -> str:
-  """The system's name in Table 1, or its own where it is not in it."""
+  """The system's name in Table 1 if it is there, else its own."""
   return TABLE_1[system][0] if system in TABLE_1 else system
 
 
@@ -501,13 +501,11 @@ def by_system(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     others in order of appearance.
 
   Raises:
-    UserError: there are none, or they differ in images, classes, training
+    UserError: the list is empty, or runs differ in images, classes, training
       counts or test labels.
   """
   if not results:
-    raise UserError(
-      "found no finished run to compare; expected at least one: train one first"
-    )
+    raise UserError("No finished run to compare. Train at least one.")
   first = results[0]
   groups: dict[str, list[RunResult]] = {name: [] for name in TABLE_1}
   for result in results:
@@ -522,9 +520,9 @@ def by_system(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     for what, equal in same.items():
       if not equal:
         raise UserError(
-          f"found other {what} in {result.system!r} with seed {result.seed} "
-          f"than in {first.system!r} with seed {first.seed}; expected one data "
-          "set and split for all: train it again on the same data"
+          f"The {what} of {result.system!r} with seed {result.seed} differ from"
+          f" those of {first.system!r} with seed {first.seed}. Train it again"
+          " on the same data."
         )
     groups.setdefault(result.system, []).append(result)
   return {

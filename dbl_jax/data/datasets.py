@@ -1,8 +1,8 @@
-"""Data sets, and prepared files, which hold one decoded.
+"""Data sets, and files with decoded ones.
 
 A prepared file is an uncompressed NumPy archive of plain arrays, each with a
-checksum. It is written once, so that later starts decode nothing, and it alone
-trains on a machine without the original images or TensorFlow.
+checksum. It is written once, so that later starts skip decoding, and suffices
+for training without the original images or TensorFlow.
 
 A large data set is prepared into a folder of such files, its shards, named
 00000-of-00012.npz and so on, each with the next rows.
@@ -66,10 +66,9 @@ class Dataset(NamedTuple):
     class_names: C names, in the order of the labels.
     splits: 'train' and 'test', and 'validation' if it has one of its own or
       has been split off.
-    fingerprint: identifies the content of the files, or the seed, it was made
-      from.
+    fingerprint: identifies the content of its files, or its seed.
     warnings: lines for the user, logged at each start.
-    names: split -> names of its images, where they have one; see `Record`.
+    names: split -> names of its images, if they have some; see `Record`.
     former: the fingerprint that earlier versions gave these files, by their
       times of change; '' if it is the same.
   """
@@ -102,7 +101,7 @@ def class_name(folder: str) -> str:
 def expression(name: str) -> str:
   """Returns the RAF-DB name of an expression: 'Happy' is 'happiness'.
 
-  A name that is none of the seven is returned unchanged.
+  Other names are returned unchanged.
   """
   return _SYNONYMS.get(name.lower(), name)
 
@@ -140,7 +139,7 @@ def shard_paths(folder: Path, number: int) -> list[Path]:
 
 def is_prepared(path: Path) -> bool:
   """Whether a path is a prepared file, by its name, or a folder of shards."""
-  # `os` takes a path that is too long for one that does not exist.
+  # For `os`, a path that is too long does not exist.
   shards = os.path.isdir(path) and any(path.glob("[0-9]*-of-[0-9]*.npz"))
   return path.suffix == ".npz" or shards
 
@@ -148,10 +147,10 @@ def is_prepared(path: Path) -> bool:
 def load(path: Path) -> Dataset:
   """Opens a prepared file or folder of shards; images stay on disk.
 
-  All checksums are compared. Nothing is executed: objects are refused.
+  All checksums are compared. Objects, which could run code, are refused.
 
   Raises:
-    UserError: if a file is damaged, or is no prepared file, or a shard is
+    UserError: if a file is damaged or not a prepared file, or a shard is
       missing.
     OSError: if a file cannot be read now.
   """
@@ -180,8 +179,8 @@ def load_shard(path: Path) -> Dataset:
     if "meta" not in found:
       arrays = [f"{n} {list(a.shape)} of {a.dtype}" for n, a in found.items()]
       raise ValueError(
-        f"it holds {', '.join(arrays) or 'nothing'}; a prepared file holds"
-        " meta, train_images, train_labels and those of its other splits"
+        f"its arrays are {', '.join(arrays) or 'missing'}; expected meta,"
+        " train_images, train_labels and those of its other splits"
       )
     return _dataset(_meta(found["meta"].tobytes()), found)
   except ValueError as error:
@@ -232,7 +231,7 @@ def _meta(content: bytes) -> dict[str, Any]:
     ):
       raise ValueError(f"its {field} are not a list of strings")
   if len(set(meta["class_names"])) != len(meta["class_names"]):
-    raise ValueError("it has two classes of one name")
+    raise ValueError("two of its classes have the same name")
   if not set() < set(meta["parts"]) <= {*SPLITS}:
     raise ValueError(f"its parts are {meta['parts']}")
   return meta
@@ -258,11 +257,11 @@ def _dataset(meta: dict[str, Any], found: dict[str, Any]) -> Dataset:
         f" {shape[0]} images"
       )
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
-      raise ValueError(f"{name} has labels of classes there are not")
+      raise ValueError(f"{name} has labels outside of the classes")
     splits[name] = Split(images, labels)
     if (stored := found.get(f"{name}_names")) is not None:
       image_names[name] = json.loads(stored.tobytes())
       if list(map(type, image_names[name])) != [str] * len(labels):
-        raise ValueError(f"{name} has no name for each image")
+        raise ValueError(f"{name} lacks names of images")
   mark, warnings = meta["fingerprint"], tuple(meta["warnings"])
   return Dataset(meta["name"], names, splits, mark, warnings, image_names)

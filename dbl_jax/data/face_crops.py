@@ -26,7 +26,7 @@ from dbl_jax.runtime.logs import Progress
 logger = logging.getLogger(__name__)
 
 # Median landmarks of the film and news stills in muxspace/facial_expressions,
-# cropped about as RAF-DB's images: where a run's own are not known.
+# cropped similarly to RAF-DB's images: used where a run's are unknown.
 FALLBACK = np.array(
   [
     [0.323, 0.394],
@@ -38,7 +38,7 @@ FALLBACK = np.array(
 )
 FILE = "template.json"  # in the workdir
 _FIRST_LONGEST = 640  # side in pixels of the first search for training
-# Images from which a template is computed, at most.
+# Maximum number of images from which a template is computed.
 _MAX_IMAGES = 100
 # Fraction of them in which a face must be found.
 _MIN_FOUND = 0.5
@@ -95,7 +95,7 @@ def decode(
   """
   with images.opened(data, origin) as image:
     photo = images.cut(images.to_rgb(image, origin), box, origin)
-  # The largest face is seldom small, and found sooner in a small copy.
+  # The largest face is seldom small, and found faster in a small copy.
   found = faces.detect(photo, (0,), _FIRST_LONGEST) or faces.detect(photo)
   if not found:
     return None
@@ -170,18 +170,17 @@ def load_template(workdir: Path) -> tuple[np.ndarray | None, bool] | None:
   except FileNotFoundError:
     pass
   except (ValueError, TypeError, KeyError):
-    logger.warning("%s is damaged; it is computed anew.", path)
+    logger.warning("%s is damaged; it is computed again.", path)
   return None
 
 
 def crop(images: np.ndarray, region: str) -> np.ndarray:
   """Crops images to a region and resizes it to their size.
 
-  The box is stretched to a square (antialiased, bilinear). As it is the same
-  for all images, shapes stay comparable among them; padding would fill up to
-  half of the square, and random crops would land on it. Enlarging adds no
-  detail: of an image of 32 pixels the nose is 14 x 8. For regions, images of
-  64 pixels or more are better.
+  The box is stretched to a square (antialiased, bilinear). It is the same for
+  all images, so their shapes stay comparable; padding would fill up to half of
+  the square, and random crops would land on it. The nose of an image of 32
+  pixels has 14 x 8: for regions, images of 64 pixels or more are better.
 
   Args:
     images: uint8[n, S, S, 3], aligned faces.
@@ -191,12 +190,12 @@ def crop(images: np.ndarray, region: str) -> np.ndarray:
     uint8[n, S, S, 3].
 
   Raises:
-    UserError: if there is no such region.
+    UserError: if the region does not exist.
   """
   if region not in REGIONS:
     raise UserError(
-      f"There is no face region {region!r}; expected one of"
-      f" {', '.join(REGIONS)}. Correct the name."
+      f"The face region {region!r} does not exist. Expected one of"
+      f" {', '.join(REGIONS)}."
     )
   top, left, bottom, right = REGIONS[region]
   height, width = images.shape[1:3]
@@ -211,10 +210,10 @@ def crop(images: np.ndarray, region: str) -> np.ndarray:
 def apply(dataset: Dataset, region: str) -> Dataset:
   """Crops all splits to a region, which changes the fingerprint.
 
-  'face' changes nothing.
+  For 'face' the data set is returned unchanged.
 
   Raises:
-    UserError: if there is no such region.
+    UserError: if the region does not exist.
   """
   if region == "face":
     return dataset
@@ -229,5 +228,5 @@ def apply(dataset: Dataset, region: str) -> Dataset:
 
 
 def whole(fingerprint: str) -> str:
-  """Returns the fingerprint of the faces, given that of a region of them."""
+  """Returns the fingerprint of whole faces from that of a region."""
   return fingerprint.partition(_REGION)[0]

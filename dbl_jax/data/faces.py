@@ -2,9 +2,9 @@
 
 Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded
 Convolutional Networks". A small network proposes boxes at every position of
-the photo in several sizes; two larger ones reject and refine them, the last of
-which finds five landmarks. A dense layer is a convolution of the size of its
-input, so each network is a list of convolutions.
+the photo in several sizes; two larger ones reject and refine them, and the last
+finds five landmarks. A dense layer is a convolution of the size of its input,
+so each network is a list of convolutions.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 # Sides of the max-pooling after the first layers.
 POOLS = {"pnet": (2,), "rnet": (3, 3), "onet": (3, 3, 2)}
 SIZES = {"rnet": 24, "onet": 48}  # of their inputs, in pixels
-# Low at first, as a tilted face is sure only once it has been turned upright.
+# Low at first, as tilted faces score well only after they are turned upright.
 THRESHOLDS = {"pnet": 0.6, "rnet": 0.5, "onet": 0.4}
 FINAL_THRESHOLD = 0.7
 MIN_FACE = 40  # height in pixels of the smallest face searched for
@@ -57,7 +57,7 @@ def detect(
   """Finds faces of at least 40 pixels.
 
   The search runs on a copy that is at most `longest` pixels long, and at least
-  160 high and wide where that allows it. While there is no face, it is turned.
+  160 high and wide where that allows it. It is turned until a face is found.
 
   Args:
     photo: RGB.
@@ -148,9 +148,9 @@ _Found = tuple[np.ndarray, ...]
 def _cascade(pixels: np.ndarray) -> _Found:
   """Faces in a photo that are upright or somewhat tilted.
 
-  The last network runs twice, which MTCNN does not do: the second time on the
-  faces turned upright by the landmarks of the first. On faces tilted by up to
-  30 degrees this reduces the error of the landmarks by more than half.
+  Unlike in MTCNN the last network runs twice: the second time on the faces,
+  turned upright by the landmarks of the first. On faces tilted by up to 30
+  degrees this more than halves the error of the landmarks.
   """
   boxes = _propose(pixels)
   for name in ("rnet", "onet"):
@@ -279,7 +279,7 @@ def _kept(
 ) -> _Found:
   """Non-maximum suppression of boxes with a score above a threshold.
 
-  Of two boxes whose intersection exceeds the part `overlap` of their union (of
+  If the intersection of two boxes exceeds the part `overlap` of their union (of
   the smaller box, if nested), the one with the lower score is left out.
 
   Takes boxes f64[n, 4], scores f32[n] and any others [n, ...]; returns the rows

@@ -2,9 +2,9 @@
 
 Class j is drawn with probability p_j proportional to n_j^q (Kang et al. 2020,
 eq. (1)): q = 1 is instance sampling, where each image comes once per epoch in
-shuffled order; q = 1/2 is square-root sampling; q = 0 is the paper's
-class-balanced sampling, eq. (4). There is no state between steps, so a resumed
-run sees the batches of an uninterrupted one, on any number of devices.
+shuffled order; q = 1/2 is square-root sampling; q = 0 is class-balanced
+sampling (Fan et al. 2020, eq. (4)). Steps do not share state, so a resumed run
+sees the batches of an uninterrupted one, on any number of devices.
 """
 
 import functools
@@ -81,7 +81,7 @@ def class_probabilities(counts: np.ndarray, q: float) -> np.ndarray:
 
   Args:
     counts: int[C], images per class; an empty class gets probability 0.
-    q: sampling exponent; 0 gives p_j = 1/C, the paper's eq. (4).
+    q: sampling exponent; 0 gives p_j = 1/C.
 
   Returns:
     float64[C], summing to 1.
@@ -92,7 +92,7 @@ def class_probabilities(counts: np.ndarray, q: float) -> np.ndarray:
 
 
 def steps_per_epoch(sampler: Sampler) -> float:
-  """Returns the number of steps that draw as many images as there are."""
+  """Returns the number of steps per epoch, possibly not whole."""
   return len(sampler.order) / sampler.batch_size
 
 
@@ -139,8 +139,8 @@ def example_ids(indices: np.ndarray, num_images: int) -> np.ndarray:
   """Numbers the examples of a batch; random views are keyed by the number.
 
   The id of an image is its index, so that its view does not depend on its
-  place in the batch, or on the device. An image that is drawn twice into one
-  batch gets another id, and so another view, the second time.
+  place in the batch or on the device. An image drawn twice into one batch gets
+  another id, and so another view, the second time.
 
   Args:
     indices: int32[B], as returned by `batch_indices`.

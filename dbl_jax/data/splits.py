@@ -113,9 +113,9 @@ def cut(
 ) -> Dataset:
   """Removes training images until each class has its target number.
 
-  A class that has fewer to begin with keeps all. Of two cuts with one seed,
-  the images of the smaller are a subset of those of the larger. The images keep
-  their order, and the data set gets a fingerprint of its own.
+  Classes with fewer images keep all. With one seed, the images of a smaller cut
+  are a subset of those of a larger one. The images keep their order, and the
+  data set gets another fingerprint.
 
   Args:
     dataset: with a split 'train'.
@@ -174,8 +174,8 @@ def take(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> Dataset:
   images, labels = dataset.splits["train"]
   names = dataset.names.get("train")
   new = {k: Split(take_rows(images, i), labels[i]) for k, i in rows.items()}
-  # Splits have an order, in which they are counted and shown: 'train', the new
-  # ones, the others. A union keeps the first place of a key and its last value.
+  # Splits are counted and shown in the order 'train', the new ones, the others.
+  # A union keeps the first place of a key and its last value.
   splits = {"train": dataset.splits["train"]} | new | dataset.splits | new
   named = names and {k: [names[j] for j in i] for k, i in rows.items()}
   return dataset._replace(
@@ -193,7 +193,7 @@ def groups_of(dataset: Dataset, groups: str) -> np.ndarray:
     int[n] from 0.
 
   Raises:
-    UserError: if an image has no group, or no name.
+    UserError: if the group or name of an image is missing.
   """
   names = dataset.names.get("train", ())
   labels = dataset.splits["train"].labels
@@ -218,7 +218,7 @@ def group_numbers(
     found = [table.get(name, "") for name in names]
   if lacking := [n for n, group in zip(names, found, strict=True) if not group]:
     raise UserError(
-      f"data.groups={groups}: {len(lacking)} of {len(names)} images have no"
+      f"data.groups={groups}: {len(lacking)} of {len(names)} images lack a"
       f" group, such as {lacking[0]}; expected "
       + (
         "folders in the class folders, such as CLASS/PERSON/1.jpg."

@@ -194,7 +194,7 @@ def make_split(
   stream = _STREAMS[split]
   counts = long_tailed_counts(num_images, RAF_DB_COUNTS[split])
   labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-  # Block numbers never reach this one, so the order is a stream of its own.
+  # Block numbers never reach this one, so the order has its own stream.
   sampling.philox(seed, 0, stream, 2**63).shuffle(labels)
   rows = range(num_images) if rows is None else rows
   images = render(labels, seed, image_size, stream, rows)
@@ -240,7 +240,7 @@ def _expression(labels: np.ndarray, rng: np.random.Generator) -> ActionUnits:
 
 
 def _nuisances(size: int, rng: np.random.Generator) -> Values:
-  """Draws everything about the pictures of B faces but their expressions.
+  """Draws all parameters of the pictures of B faces but their expressions.
 
   Returns:
     Namespace of float32[B, 1, 1] values, one per entry of `_RANGES` and of

@@ -3,8 +3,8 @@
 Zhou et al., "Learning deep features for discriminative localization", CVPR
 2016, apply a linear classifier on averages of a map to each of its pixels. With
 the gradient in place of the classifier's weights this works for any head
-(Selvaraju et al., "Grad-CAM", ICCV 2017), and for any pooling if each pixel has
-its own gradient (Draelos and Carin 2020, "HiResCAM", arXiv 2011.08891).
+(Selvaraju et al., "Grad-CAM", ICCV 2017), and with a gradient for each pixel
+for any pooling (Draelos and Carin 2020, "HiResCAM", arXiv 2011.08891).
 """
 
 from collections.abc import Mapping
@@ -41,8 +41,8 @@ def class_activation_maps(
     classes: int[n], the class to explain for each image.
 
   Returns:
-    f32[n, h, w]; None if the encoder sows no map, or one of fewer than four
-    pixels, which shows nothing.
+    f32[n, h, w]; None if the encoder does not sow a map, or its map has fewer
+      than four pixels.
   """
   model = model.clone(mirror=False)
 
@@ -67,7 +67,7 @@ def class_activation_maps(
 def examples(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
   """Chooses for each class the first two correct and the first two wrong.
 
-  Of more than `plots.MAX_CLASSES` classes with images, ten are taken, evenly
+  From more than `plots.MAX_CLASSES` classes with images ten are chosen, evenly
   spaced in index order.
 
   Returns int64[k] indices by class, correct before wrong. Labels and
@@ -89,8 +89,8 @@ def examples(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
 def overlay(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
   """Blends a map f32[h, w] into the grey of an image uint8[S, S, 3].
 
-  The map is resized bilinearly. Its smallest value keeps the grey, its largest
-  becomes orange; a constant map changes nothing.
+  The map is resized bilinearly. Its smallest value stays grey, its largest
+  becomes orange; a constant map leaves the image grey.
   """
   height, width = image.shape[:2]
   activation = np.nan_to_num(np.asarray(activation, np.float32))

@@ -19,7 +19,7 @@ from dbl_jax.errors import UserError
 Confusion: TypeAlias = Any
 # With more classes, `summarise` lists the cells of the matrix.
 MAX_DENSE = 1000
-_BLOCK = 2**20  # numbers, of which temporary arrays take 8 MB
+_BLOCK = 2**20  # numbers in a block; temporary arrays take 8 MB
 
 
 def confusion_matrix(
@@ -34,7 +34,7 @@ def confusion_matrix(
 
   Returns:
     Sparse int64[C, C]: entry [i, j] counts images of class i predicted as
-    class j (rows are the truth, as in scikit-learn and the paper's fig. 3).
+    class j (rows are the truth, as in scikit-learn).
 
   Raises:
     ValueError: the arrays differ in length, are not vectors of integers, or
@@ -53,8 +53,8 @@ def confusion_matrix(
       )
   if pair[0].size != pair[1].size:
     raise ValueError(
-      f"found {pair[0].size} labels but {pair[1].size} predictions; "
-      "expected one prediction for each label"
+      f"{pair[0].size} labels but {pair[1].size} predictions; expected one"
+      " prediction for each label"
     )
   places = tuple(values.astype(np.int64) for values in pair)
   images = np.ones(pair[0].size, np.int64)
@@ -67,9 +67,8 @@ def summarise(
 ) -> dict[str, Any]:
   """Derives every reported metric from a confusion matrix.
 
-  Mean-class accuracy (the paper's "average accuracy", section 5.1) is the
-  plain mean of recall over the classes that occur in the truth: a class
-  without images has no recall and is left out of the mean.
+  Mean-class accuracy ("average accuracy" in Fan et al. 2020, section 5.1) is
+  the mean of recall over the classes that have images.
 
   Args:
     confusion: int[C, C], dense or sparse, rows are the truth.
@@ -81,7 +80,7 @@ def summarise(
     `per_class` (name -> `recall`, None for a class that does not occur;
     `precision`, 0 for a class never predicted; `f1`, 0 where undefined;
     `count`, images of that class), `confusion_matrix` (list of lists) and
-    `class_names`. Of more than `MAX_DENSE` classes `confusion_matrix` is None
+    `class_names`. With more than `MAX_DENSE` classes `confusion_matrix` is None
     and `confusion_cells` lists [true class, predicted class, images] of each
     cell that is not 0.
 
@@ -93,14 +92,13 @@ def summarise(
   names = [str(name) for name in class_names]
   if confusion.shape != (len(names), len(names)):
     raise ValueError(
-      f"found {len(names)} class names for a confusion matrix "
-      f"{list(confusion.shape)}; expected a row and a column for each"
+      f"{len(names)} class names for a confusion matrix"
+      f" {list(confusion.shape)}; expected a row and a column for each"
     )
   repeated = [name for name, n in Counter(names).items() if n > 1]
   if repeated:
     raise UserError(
-      f"found the class name {repeated[0]!r} more than once in {names}; "
-      "expected different names: rename one of the classes"
+      f"Duplicate class name {repeated[0]!r}. Rename one of the classes."
     )
   correct, count = correct_and_count(confusion)
   predicted, images = confusion.sum(axis=0), int(count.sum())
@@ -191,12 +189,12 @@ def by_tier(
   correct, count = correct_and_count(confusion)
   found = {}
   for tier, inside in tiers(train_counts).items():
-    own = inside & (count > 0)
-    recall = correct[own] / count[own]
+    found_in = inside & (count > 0)
+    recall = correct[found_in] / count[found_in]
     found[tier] = {
       "classes": recall.size,
       "accuracy": float(recall.mean()) if recall.size else None,
-      "interval": _mean_interval(correct[own], count[own]),
+      "interval": _mean_interval(correct[found_in], count[found_in]),
     }
   return found
 
@@ -204,7 +202,7 @@ def by_tier(
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
   """Computes the share of images whose class is among the k highest scores.
 
-  Of equal scores, that of the first class counts as the highest, as in argmax.
+  Among equal scores the first class ranks highest, as in argmax.
 
   Args:
     scores: f32[n, C], n at least 1.
@@ -213,9 +211,9 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
   """
 
   def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    true_score = np.take_along_axis(scores, labels[:, None], axis=1)
     before = np.arange(scores.shape[1]) < labels[:, None]
-    ahead = (scores > own) | ((scores == own) & before)
+    ahead = (scores > true_score) | ((scores == true_score) & before)
     return ahead.sum(axis=1) < k
 
   return float(in_blocks(hits, scores, labels).mean())

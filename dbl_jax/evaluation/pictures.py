@@ -31,7 +31,7 @@ _MAX_MISTAKES, _MISTAKES_IN_ROW = 16, 8
 _EMBEDDING_NOTE = (
   "The encoder's features of at most 1,000 images; crosses are wrong"
   " predictions. PCA keeps distances as far as a plane can. t-SNE shows"
-  " neighbours; its distances between groups and their sizes mean nothing."
+  " neighbours; ignore the sizes of its groups and the distances between them."
 )
 _RELIABILITY_NOTE = (
   "Images in bins of their largest probability (Guo et al. 2017), calibrated by"
@@ -143,7 +143,7 @@ def embedding_figure(
 
   Args:
     features: f32[n, F]; at most 1,000 rows are drawn, evenly spaced.
-    labels: int[n], which give the colours. Of more than ten classes, ten evenly
+    labels: int[n], shown as colours. Of more than ten classes, ten evenly
       spaced by frequency have one, and up to half of the rows; the others are
       grey.
     wrong: bool[n], drawn as crosses.
@@ -191,13 +191,13 @@ def _chosen(preferred: np.ndarray) -> np.ndarray:
   """Sorted indices of at most `_MAX_POINTS` rows, evenly spaced.
 
   Args:
-    preferred: bool[n], rows of which half or more of the places are for.
+    preferred: bool[n], rows that get at least half of the places.
   """
-  own, rest = np.flatnonzero(preferred), np.flatnonzero(~preferred)
+  first, rest = np.flatnonzero(preferred), np.flatnonzero(~preferred)
   places = max(_MAX_POINTS // 2, _MAX_POINTS - rest.size)
-  own = own[:: -(-own.size // places) or 1]
-  rest = rest[:: -(-rest.size // (_MAX_POINTS - own.size or 1)) or 1]
-  return np.sort(np.concatenate([own, rest]))
+  first = first[:: -(-first.size // places) or 1]
+  rest = rest[:: -(-rest.size // (_MAX_POINTS - first.size or 1)) or 1]
+  return np.sort(np.concatenate([first, rest]))
 
 
 def _tsne(components: np.ndarray) -> np.ndarray | None:
@@ -263,7 +263,7 @@ def mistakes_figure(
     predicted: int[n] classes.
     share: f32[n], softmax of the scores, of the predicted class.
     class_names: C names.
-    calibrated: whether shares are probabilities, which the titles have.
+    calibrated: whether shares are probabilities; if so, titles show them.
   """
   confidence = np.where(predicted == labels, -1, share)
   chosen = np.argsort(-confidence, kind="stable")[:_MAX_MISTAKES]

@@ -38,7 +38,7 @@ INK, FAINT, GRID = "#24292f", "#6e7781", "#dfe3e8"
 MAX_CLASSES = 30
 MAX_VIEW_PAIRS = 8
 _HEAT_MAP_CELLS = 400  # in a row, at most
-WHITE_TEXT = 0.67  # on cells of a greater share white is easier to read
+WHITE_TEXT = 0.67  # text is white on cells of a greater share
 _STYLE: dict[str, Any] = {
   "axes.axisbelow": True,
   "axes.edgecolor": FAINT,
@@ -62,7 +62,7 @@ _STYLE: dict[str, Any] = {
   "ytick.major.size": 0,
   "ytick.minor.size": 0,
 }
-# Whatever the user's matplotlibrc contains.
+# Independent of the user's matplotlibrc.
 styled = style.context(["default", _STYLE])
 
 # Panel, factor, key in metrics.jsonl, label, colour and line style.
@@ -88,7 +88,7 @@ def confusion_figure(
   class_names: Sequence[str],
   train_counts: ArrayLike,
 ) -> bytes:
-  """Draws confusion matrices in per cent of each row (the paper's fig. 3).
+  """Draws confusion matrices in per cent of each row.
 
   Each matrix, given with its title, has a panel: numbers in cells up to
   `MAX_CLASSES` classes; beyond, a heat map of classes by `train_counts`. The
@@ -261,8 +261,8 @@ def learning_curves_figure(
 ) -> bytes | None:
   """Draws a phase's loss, and its accuracies where they were measured.
 
-  Of `history`, the rows of metrics.jsonl, a later one replaces one of the same
-  step, which a resumed run logs twice. None if there is nothing to draw.
+  `history` has the rows of metrics.jsonl. Of rows with equal steps, which a
+  resumed run can write, the last is drawn. Returns None without any.
   """
   rows = [row for row in history if row.get("phase") == phase]
   panels: dict[str, list[tuple[str, str, str, np.ndarray]]] = {}
@@ -332,9 +332,9 @@ def activation_figure(
   labels, counts = np.unique(truth, return_counts=True)
   figure, grid = _panels(len(labels), counts.max(), (2.0, 1.0), 0.25)
   for label, line in zip(labels, grid, strict=True):
-    own = np.flatnonzero(truth == label)
-    own = own[np.argsort(predictions[own] != label, kind="stable")]
-    for i, axes in zip(own, line, strict=False):
+    order = np.flatnonzero(truth == label)
+    order = order[np.argsort(predictions[order] != label, kind="stable")]
+    for i, axes in zip(order, line, strict=False):
       axes.imshow(pairs[i], interpolation="bilinear")
       text, colour = one_line(class_names[label], 14), BLUE
       if predictions[i] != label:
@@ -358,8 +358,8 @@ def accuracies_figure(
     points: name, overall accuracy, mean-class accuracy, and the standard
       deviations of the second and the first, in per cent; NaN draws no bar.
     frontier: a curve's name, its overall and mean-class accuracies f64[k] and
-      the strengths f64[k], every tenth of which is written next to it; or None.
-    published: name -> overall and mean-class accuracy of a paper; or None.
+      the strengths f64[k], every tenth of them labelled; or None.
+    published: name -> published overall and mean-class accuracy; or None.
 
   Returns:
     A PNG file; the legend has the systems' names.
@@ -399,7 +399,7 @@ def accuracies_figure(
 
 
 def one_line(name: object, limit: int = 26) -> str:
-  """Makes of any name one printable line of at most `limit` characters."""
+  """Converts any name to one printable line of at most `limit` characters."""
   line = " ".join(str(name).encode("utf-8", "replace").decode().split())
   return line if len(line) <= limit else line[: limit - 1] + "…"
 

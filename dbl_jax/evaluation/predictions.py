@@ -51,9 +51,9 @@ def make_forward(
 ) -> Callable[..., Any]:
   """Makes a function that runs a compiled step over any number of rows.
 
-  The last batch is padded to the size of the others and the padding is removed
-  from the result, so every row counts once. There are two sizes, of which each
-  is compiled once: few rows are not padded to a large batch.
+  The last batch is padded, and the padding is removed from the result. There
+  are two sizes of batches, each compiled once, so that few rows are not padded
+  to a large batch.
 
   Args:
     eval_step: function of (variables, *batches), made by `jit_eval_step`.
@@ -111,14 +111,14 @@ def evaluate(
     and, of more than five classes, 'top5_accuracy'; and the scores f32[n, C].
 
   Raises:
-    UserError: if a score is NaN, which argmax would map to some class.
+    UserError: if a score is NaN, for which argmax is meaningless.
   """
   scores = fitted.scores(*model_outputs)
   if bad := int(np.isnan(scores.max(axis=1)).sum()):
     raise UserError(
       f"The model's scores are not numbers (NaN) for {bad} of {len(scores)}"
-      " images: its training diverged. Train it again with a lower"
-      " learning_rate or a clip_norm."
+      " images: training diverged. Train again with a lower learning_rate or"
+      " a clip_norm."
     )
   confusion = metrics.confusion_matrix(
     labels, scores.argmax(axis=1), len(class_names)
@@ -134,7 +134,7 @@ def save(path: Path, predictions: Predictions) -> None:
   names = np.array(predictions.class_names, dtype=np.str_)
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as file:
-    # Scores hardly compress, which would take a minute per gigabyte.
+    # Not compressed: it saves little and takes a minute per gigabyte.
     np.savez(file, **predictions._asdict() | {"class_names": names})
 
 
@@ -156,7 +156,7 @@ def load(path: Path) -> Predictions:
   except (ValueError, FileNotFoundError) as error:
     raise UserError(
       f"{path} does not hold a run's scores, or is damaged ({error}). Move"
-      " it away and run the same command again: it is written again from the"
+      " it away and run the same command again, which writes it from the"
       " checkpoint."
     ) from error
 

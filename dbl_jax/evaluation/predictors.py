@@ -25,8 +25,8 @@ Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 STRENGTHS = tuple(np.arange(21) / 10)
 _SVM_COSTS = (0.01, 0.1, 1.0)
-_FITTED = 2**25  # scores, to which a temperature is fitted in some 20 s
-_BLOCK = 8192  # images, whose outputs are in memory at once
+_FITTED = 2**25  # scores for fitting a temperature, which takes about 20 s
+_BLOCK = 8192  # images with outputs in memory at once
 
 
 class FitContext:
@@ -57,7 +57,7 @@ class FitContext:
   def train_features(self) -> np.ndarray:
     """f32[n, F], features of the training split."""
     images = self._parts["train"].images
-    # The outputs, for thousands of classes, would take more than the images.
+    # With thousands of classes the outputs would take more than the images.
     starts = range(0, len(images), _BLOCK)
     return np.concatenate(
       [self.forward(images[i : i + _BLOCK])[0] for i in starts]
@@ -90,7 +90,7 @@ class FittedPredictor(NamedTuple):
   """A predictor that can score images.
 
   Attributes:
-    scores: features, outputs -> f32[n, C], the greatest of a row predicted.
+    scores: features, outputs -> f32[n, C]; the argmax of a row is predicted.
     chosen: the selected hyper-parameter, or None.
     name: key in `PREDICTORS`.
   """
@@ -118,8 +118,8 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
   """Fits the temperature that calibrates a softmax.
 
   It minimises the negative log-likelihood of softmax(scores / temperature)
-  (Guo et al. 2017, section 4.2). Of many images and classes, evenly spaced
-  images with at most 2^25 scores are used: 4,000 of 8,142 classes.
+  (Guo et al. 2017, section 4.2). At most 2^25 scores are used, of evenly
+  spaced images: 4,000 images with 8,142 classes.
 
   Args:
     scores: f32[n, C], logits of validation images.
@@ -240,7 +240,7 @@ def svm(context: FitContext) -> FittedPredictor:
     def distances(features: np.ndarray, _: np.ndarray) -> np.ndarray:
       found = machine.decision_function((features - centre) / spread)
       # For two classes scikit-learn returns the distance of the second only,
-      # and it has no column for a class without training images.
+      # and it lacks a column for a class without training images.
       found = np.stack([-found, found], 1) if found.ndim == 1 else found
       every = np.full((len(found), context.num_classes), -np.inf)
       every[:, machine.classes_] = found
@@ -265,9 +265,9 @@ PREDICTORS: dict[str, Callable[[FitContext], FittedPredictor]] = {
   "tau_normalised": tau_normalised,
 }
 # Predictors that read the head's logits.
-OF_LOGITS = frozenset({"head", "logit_adjusted", "tau_normalised"})
+READS_LOGITS = frozenset({"head", "logit_adjusted", "tau_normalised"})
 # Predictors whose softmax is a distribution over the classes. That of
-# adjusted logits is one for a balanced prior, not for the data's.
+# adjusted logits is for a balanced prior, not for the data's.
 CALIBRATED = frozenset({"head"})
 
 

@@ -87,7 +87,7 @@ def write(
       `data_fingerprint`, `skipped_steps` and `better_checkpoint_lost`. Written
       in the order given, with null for numbers that are not finite.
     train_counts: C training images per class.
-    history: rows of `metrics.jsonl`, possibly none.
+    history: rows of `metrics.jsonl`; may be empty.
     view_pairs: originals uint8[k, H, W, 3], and first and second views
       f32[k, S, S, 3] in [0, 1].
     activation: plot of class activation maps, PNG, or None.

@@ -20,7 +20,7 @@ def class_weights(counts: Array, weighting: str, beta: float = 0.9999) -> Array:
   """Weight of an example of each class; the mean over all images is 1.
 
   * 'none': equal weights.
-  * 'inverse': w_j proportional to 1/n_j, to which the paper's eq. (5) reduces.
+  * 'inverse': w_j proportional to 1/n_j, as in Fan et al. 2020, eq. (5).
   * 'effective': w_j proportional to (1 - beta)/(1 - beta^n_j), the inverse of
     the effective number of samples; Cui et al. 2019, eq. (2) and section 4.
 
@@ -36,11 +36,11 @@ def class_weights(counts: Array, weighting: str, beta: float = 0.9999) -> Array:
   weights = {
     "none": lambda: jnp.ones_like(counts),
     "inverse": lambda: 1 / counts,
-    # expm1, as 1 - beta^n loses every digit where beta is almost 1.
+    # expm1, as 1 - beta^n loses every digit for beta close to 1.
     "effective": lambda: -1 / jnp.expm1(counts * jnp.log(beta)),
   }[weighting]()
   # PyTorch's weighted cross-entropy divides by the weights of the batch. A mean
-  # over classes of 1 would leave a long tail a fraction of the learning rate.
+  # weight of 1 over classes would shrink the loss on long-tailed data.
   return weights * counts.sum() / (weights * counts).sum()
 
 
@@ -51,16 +51,16 @@ def cross_entropy(
   beta: Beta = 0.9999,
   after: Fraction = 0.0,
 ) -> Value:
-  """Cross-entropy on logits, the paper's eq. (7), with training accuracy.
+  """Cross-entropy on logits (Fan et al. 2020, eq. (7)), and the accuracy.
 
-  Eq. (7) applies the softmax to "the normalized prediction after softmax"; it
-  is read as plain cross-entropy.
+  Eq. (7) applies the softmax to "the normalized prediction after softmax"; we
+  read it as plain cross-entropy.
 
   Args:
     inputs: with logits.
     weighting: weights of the classes, see `class_weights`.
     beta: parameter of 'effective' weights, see `class_weights`.
-    after: fraction of the phase after which the weights apply; before it all
+    after: fraction of the phase after which the weights apply; before, all
       are 1 (deferred re-weighting, Cao et al. 2019, algorithm 1).
 
   Returns:
@@ -77,8 +77,8 @@ def balanced_softmax(
   """Cross-entropy on logits plus the logs of the class shares.
 
   Ren et al. 2020, "Balanced meta-softmax", eq. (4); Menon et al. 2021, eq.
-  (10), with their tau for `strength`. In training, rare classes need a margin,
-  which remains when the shares are left out at test time.
+  (10), with tau = `strength`. In training, rare classes need a margin, which
+  remains when the shares are left out at test time.
 
   Args:
     inputs: with logits.
@@ -113,14 +113,14 @@ def ldam(
   Args:
     inputs: with logits. Labels are used, not mixed targets.
     margin: margin of the rarest class, in units of the cosine.
-    scale: factor of the cosines, as the head has it.
+    scale: scale of the logits; must equal the head's option `cosine`.
     weighting: weights of the classes, see `class_weights`.
     beta: parameter of 'effective' weights, see `class_weights`.
     after: fraction of the phase after which the weights apply.
 
   Returns:
-    The weighted mean over examples and views and {'accuracy': f32[]}. It is
-    divided by the number of rows, not by the sum of the weights.
+    The weighted mean over examples and views, divided by their number and not
+      by the sum of the weights; and {'accuracy': f32[]}.
   """
   margins = jnp.maximum(inputs.counts, 1.0) ** -0.25
   margins = margin * scale * margins / margins.max()

@@ -21,7 +21,7 @@ Rate = Annotated[float, number(0, 1)]
 def nt_xent(z: Array, temperature: float) -> Array:
   """Normalised temperature-scaled cross-entropy over pairs of views.
 
-  Source: the paper's eq. (1)-(3); Chen et al. 2020, SimCLR. With rows numbered
+  Source: Chen et al. 2020, SimCLR; Fan et al. 2020, eq. (1)-(3). With rows
   2k-1 and 2k for the two views of example k,
 
     l(i, j) = -log exp(s_ij / tau) / sum_{m != i} exp(s_im / tau)
@@ -40,7 +40,7 @@ def nt_xent(z: Array, temperature: float) -> Array:
 
 
 def nt_xent_term(inputs: LossInputs, *, temperature: Temperature) -> Value:
-  """Normalised temperature-scaled cross-entropy, see `nt_xent`.
+  """Normalised temperature-scaled cross-entropy over pairs of views.
 
   Args:
     inputs: with embeddings f32[N, 2, D].
@@ -91,8 +91,8 @@ def balanced_contrastive(
           sum_j 1/|B_j| sum_{k in B_j} exp(s_ik / tau),
 
   where B_j holds the batch's views of class j and its prototype, without view
-  i. The prototypes are parameters of the head (option `prototypes`); the paper
-  derives them from a classifier trained jointly, which phase 1 of DBL lacks.
+  i. The prototypes are parameters of the head (option `prototypes`); Zhu et al.
+  derive them from a jointly trained classifier, which phase 1 of DBL lacks.
 
   Args:
     inputs: with embeddings f32[B, V, D] and prototypes f32[C, D].
@@ -120,14 +120,13 @@ def center(inputs: LossInputs, centers: Array, *, rate: Rate = 0.5) -> Value:
   """Center loss: half the mean squared distance to the class's centre.
 
   Wen et al. 2016, eq. (2), over the M rows: 1/(2M) sum_i |x_i - c_{y_i}|^2.
-  The centres are not learned by gradient; see `move_centers`. A row whose class
-  has no centre yet has loss 0: a centre at zero would first shrink all
-  features.
+  The centres are not learned by gradient; see `move_centers`. Rows of a class
+  without a centre have loss 0: a centre at zero would shrink all features.
 
   Args:
     inputs: with features.
     centers: f32[C, F], zeros for a class without a centre.
-    rate: how fast the centres move, see `move_centers`.
+    rate: step size of the centres, from 0 (fixed) to 1.
 
   Returns:
     The loss and no metrics.
@@ -147,7 +146,7 @@ def move_centers(
     c_j <- c_j - rate x sum_{y_i = j} (c_j - x_i) / (1 + |{i: y_i = j}|)
 
   The first centre of a class is the mean of its first rows. The centres are
-  f32[C, F], before and after; the rate is the paper's alpha.
+  f32[C, F], before and after; `rate` is alpha of Wen et al.
   """
   one_hot = jax.nn.one_hot(_labels_of_rows(inputs), len(centers))
   count = one_hot.sum(axis=0)[:, None]
@@ -164,9 +163,9 @@ def locality_preserving(
 
   Li and Deng 2019, eq. (4) and (5): 1/2 |x_i - 1/k sum of its k nearest
   neighbours of the same class|^2, here averaged over the M rows. Neighbours
-  come from the batch; if it holds fewer than k others of the class, all of
-  them. A row without neighbours has loss 0. As in eq. (5), no gradient flows
-  through the neighbours.
+  come from the batch, fewer than k if it lacks others of the class. A row
+  without neighbours has loss 0. As in eq. (5), gradients do not flow through
+  the neighbours.
 
   Args:
     inputs: with features.
@@ -193,7 +192,7 @@ def locality_preserving(
 
 
 def _rows(values: Array) -> Array:
-  """[B, V, ...] -> [B * V, ...], views of one example next to each other."""
+  """[B, V, ...] -> [B * V, ...], views of one example adjacent."""
   return values.reshape(-1, *values.shape[2:])
 
 
@@ -240,7 +239,7 @@ def loss_and_accuracy(z: Array, temperature: float) -> tuple[Array, Array]:
     The loss, f32[], and the share, f32[] in 0..1. A tie is a miss.
 
   Raises:
-    ValueError: if there are not two views.
+    ValueError: if the number of views is not two.
   """
   if z.ndim != 3 or z.shape[1] != 2:
     raise ValueError(f"NT-Xent is over [N, 2, D], two views; got {z.shape}.")
@@ -249,11 +248,11 @@ def loss_and_accuracy(z: Array, temperature: float) -> tuple[Array, Array]:
   squares = jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-24)
   # Separate: the derivative of rsqrt(1e-24 * 0.01) overflows float32.
   rows = z * (jax.lax.rsqrt(squares) / jnp.sqrt(temperature))
-  return _of_rows(rows.reshape(-1, z.shape[-1]))
+  return _row_losses(rows.reshape(-1, z.shape[-1]))
 
 
 @jax.custom_vjp
-def _of_rows(rows: Array) -> tuple[Array, Array]:
+def _row_losses(rows: Array) -> tuple[Array, Array]:
   """Loss and share of hits of f32[2N, D], with partners in adjacent rows."""
   return _forward(rows)[0]
 
@@ -272,7 +271,7 @@ def _backward(residuals: tuple[Array, Array], cotangents: Any) -> tuple[Array]:
   return (cotangents[0] / len(rows) * (pulls - 2 * partners),)
 
 
-_of_rows.defvjp(_forward, _backward)
+_row_losses.defvjp(_forward, _backward)
 
 
 def _forward_row(
@@ -301,25 +300,25 @@ def _backward_row(
 
 
 def _map_rows(
-  function: Callable[..., Any], own: tuple[Any, ...], whole: tuple[Any, ...]
+  function: Callable[..., Any], rows: tuple[Any, ...], shared: tuple[Any, ...]
 ) -> Any:
   """Maps a function over rows in blocks; each device maps its own rows.
 
-  The function maps entries of the arrays in `own`, which have a leading axis
-  over rows, and the arrays that all rows share to a tree of arrays.
+  The function takes entries of the arrays in `rows`, which have a leading axis
+  over rows, and the arrays that all rows share; it returns a tree of arrays.
   """
 
-  def local(own: tuple[Any, ...], whole: tuple[Any, ...]) -> Any:
+  def local(rows: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
     return jax.lax.map(
-      lambda row: function(*row, *whole), own, batch_size=_BLOCK
+      lambda row: function(*row, *shared), rows, batch_size=_BLOCK
     )
 
   mesh = jax.sharding.get_abstract_mesh()
   devices = mesh.shape.get(_AXIS, 1)
   # Both views of an example stay on one device.
-  if devices == 1 or _AXIS in mesh.manual_axes or len(own[0]) % (2 * devices):
-    return local(own, whole)
+  if devices == 1 or _AXIS in mesh.manual_axes or len(rows[0]) % (2 * devices):
+    return local(rows, shared)
   split, everywhere = PartitionSpec(_AXIS), PartitionSpec()
   return jax.shard_map(local, in_specs=(split, everywhere), out_specs=split)(
-    own, whole
+    rows, shared
   )

@@ -24,7 +24,7 @@ LossState = dict[str, Array]
 
 @dataclasses.dataclass
 class TermFields:
-  """Options of every loss, next to its own.
+  """Options that all losses have.
 
   Attributes:
     weight: factor of the loss in the sum.
@@ -114,8 +114,8 @@ def weighted_sum(
   """Returns the weighted sum of losses, metrics, and the next state.
 
   `terms` has the options of each loss, with an optional 'weight' (default 1).
-  The metrics, f32[] each, have 'loss' among them, which is the sum, and each of
-  several losses by its name.
+  The metrics, f32[] each, include 'loss', the sum, and each of several losses
+  by its name.
   """
   total = jnp.zeros(())
   metrics: dict[str, Array] = {}

@@ -8,7 +8,7 @@ processed in chunks whose windows fit in the cache; gradients are those of a
 chunk, whose windows are computed again. A depthwise convolution is a sum of
 shifted images instead.
 
-All arithmetic is float32, since bfloat16 products are no faster on CPU.
+All arithmetic is float32, since bfloat16 products are not faster on CPU.
 """
 
 import functools
@@ -115,7 +115,7 @@ def _outputs_and_taps(
 ) -> tuple[list[int], list[range]]:
   """Returns H', W' and the kernel's taps that reach more than padding.
 
-  In maps of a few pixels many do not: in 1 x 1 one of 3 x 3 does.
+  In small maps many do not: in a map of 1 x 1, only one of 3 x 3 does.
   """
   outputs = [(n + 2 * padding - size) // stride + 1 for n in x_shape[1:3]]
   taps = [
@@ -203,10 +203,10 @@ def winograd(x: Array, matrices: Array, tile: int) -> Array:
   # stacks, unlike slices, have gradients that are as fast as they are.
   def to_windows(x: Array, axis: int, count: int) -> Array:
     x = x.reshape(*x.shape[:axis], count + 1, tile, *x.shape[axis + 1 :])
-    own = lax.slice_in_dim(x, 0, count, axis=axis)
+    current = lax.slice_in_dim(x, 0, count, axis=axis)
     following = lax.slice_in_dim(x, 1, count + 1, axis=axis)
     following = lax.slice_in_dim(following, 0, 2, axis=axis + 1)
-    pixels = [*_unstack(own, axis + 1), *_unstack(following, axis + 1)]
+    pixels = [*_unstack(current, axis + 1), *_unstack(following, axis + 1)]
     return jnp.stack(_combine(b, pixels))
 
   def to_pixels(products: Array, axis: int) -> Array:
@@ -349,10 +349,10 @@ def _combine(matrix: np.ndarray, parts: Iterable[Array]) -> list[Array]:
 def images_per_chunk(batch: int, bytes_per_image: int, budget: int) -> int:
   """Returns the number of images per chunk, about budget / bytes_per_image.
 
-  It divides the batch, unless its divisors are less than half of what fits: a
-  divisor needs no padding, but one much too small costs more. On several
-  devices it is the whole batch, which would otherwise be gathered chunk by
-  chunk. So is a batch of symbolic size.
+  It is the largest divisor of the batch that fits, which avoids padding, unless
+  that is less than half of what fits. On several devices it is the whole batch,
+  which would otherwise be gathered chunk by chunk; so is a batch of symbolic
+  size.
   """
   if jax.device_count() > 1 or not isinstance(batch, int):
     return batch

@@ -11,7 +11,7 @@ from jax import Array
 from dbl_jax.models.layers import Conv2D, max_pool, sow_maps
 from dbl_jax.runtime.options import integer, one_of
 
-# Output channels of the convolutions; each group ends in a pooling.
+# Output channels of the convolutions; pooling follows each group.
 _GROUPS = ((64,), (96,), (128, 128), (256, 256))
 _POOLINGS = ("average", "flatten")
 # He et al. 2015, "Delving Deep into Rectifiers", eq. (10).
@@ -19,7 +19,7 @@ _dense_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class DCNN(nn.Module):
-  """The encoder: images to features, without batch norm.
+  """Base DCNN, without batch norm.
 
   Six 3x3 convolutions with bias and ReLU, 64, 96, 128, 128, 256 and 256
   channels, and 2x2 max-pooling after the first, second and fourth.
@@ -48,7 +48,7 @@ class DCNN(nn.Module):
     Args:
       x: f32[B, H, W, 3], normalised, at least 16 pixels high and wide. An odd
         map loses its last row or column where it is pooled.
-      train: has no effect.
+      train: ignored.
 
     Returns:
       f32[B, width], or f32[B, 256] with pooling 'average'. The last map,

@@ -41,7 +41,7 @@ class InvertedBlock(nn.Module):
     features: output channels.
     kernel_size: of the depthwise convolution.
     strides: of the depthwise convolution, in pixels.
-    expansion: its channels as a multiple of the input's; 1 has no wide
+    expansion: its channels as a multiple of the input's; 1 omits the wide
       convolution.
     dtype: of the computation and the output.
   """
@@ -69,7 +69,7 @@ class InvertedBlock(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-  """The encoder: images to 1,280 features (3,371,008 parameters).
+  """EfficientNet-Lite0 with 1,280 features (3,371,008 parameters).
 
   Attributes:
     stem: stride of the first convolution: 'imagenet', 2; 'small', 1, which

@@ -51,7 +51,7 @@ def _by_platform(
   backward: Callable[..., tuple[Array, Array]],
   default: Callable[..., Array],
 ) -> Array:
-  """`forward`, with the gradients `backward`, on CPU; `default` elsewhere."""
+  """`forward` with the gradients `backward` on CPU; `default` elsewhere."""
 
   @jax.custom_vjp
   def convolve(x: Array, kernel: Array) -> Array:
@@ -134,7 +134,7 @@ def max_pool(x: Array, size: int, padding: int = 0) -> Array:
 def sow_maps(encoder: nn.Module, maps: Array) -> Array:
   """Sows an encoder's last maps as 'maps', and returns them.
 
-  Where 'perturbations' has 'maps' too, their gradient is that of the maps.
+  The gradient of 'maps' in 'perturbations', if present, is that of the maps.
   """
   encoder.sow("intermediates", "maps", maps)
   if encoder.has_variable("perturbations", "maps"):

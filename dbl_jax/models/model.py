@@ -27,9 +27,9 @@ Widths = Annotated[
 class ProjectionHead(nn.Module):
   """SimCLR's projection g, section 2.1 of Chen et al. 2020.
 
-  As in `projection_head` of google-research/simclr (model_util.py): every
-  dense layer has batch norm and no bias; after the last there is no ReLU, and
-  its batch norm has no bias either. Initial weights are flax's, not normal with
+  As in `projection_head` of google-research/simclr (model_util.py), every
+  dense layer has batch norm and no bias; the last layer is without ReLU, and
+  its batch norm without bias. Initial weights are flax's, not normal with
   deviation 0.01; because of batch norm the first outputs are the same.
 
   Attributes:
@@ -106,8 +106,8 @@ class MLPHead(nn.Module):
     hidden: widths of the layers before the last; () is a linear classifier.
     dropout: probability of dropping an input of the last layer in training;
       it uses the random stream 'dropout'.
-    cosine: factor of the cosines between the last layer's inputs and the
-      weights of each class, which are the logits; 0 is a linear layer.
+    cosine: if not 0, logits are this scale times the cosine between the last
+      layer's inputs and the weights of the class.
     scaled: multiplies each logit by a parameter 'scale', initially 1 (learnable
       weight scaling, Kang et al. 2020, eq. (3)).
   """
@@ -180,9 +180,9 @@ def auto_dtype() -> str:
 
 
 def gives(head: str) -> tuple[str, ...]:
-  """What a head's outputs are: 'embeddings', 'logits' or both.
+  """A head's outputs: 'embeddings', 'logits' or both, by its `gives`.
 
-  A head without the attribute `gives` is taken to give both.
+  For a head without the attribute `gives` it returns both.
   """
   return getattr(HEADS[head], "gives", ("embeddings", "logits"))
 
@@ -204,23 +204,23 @@ class Model(nn.Module):
   mirror: bool = False
 
   def __call__(
-    self, inputs: Array, train: bool, encoder: str = "trained"
+    self, inputs: Array, train: bool, encoder_mode: str = "trained"
   ) -> tuple[Array, Array]:
     """Runs encoder and head.
 
     Args:
       inputs: images f32[B, H, W, 3] from 0 to 1, or features f32[B, F].
       train: batch norm uses the statistics of the batch and updates its own.
-      encoder: 'trained'; 'frozen': it runs as for evaluation even if `train`,
-        so that its running statistics do not change, and gets no gradient, so
-        that the compiler removes its backward pass; 'cached': the inputs are
-        its features, and it does not run.
+      encoder_mode: 'trained'; 'frozen': the encoder always runs as for
+        evaluation, so that its running statistics do not change, and its
+        gradient is stopped, so that the compiler removes its backward pass;
+        'cached': the inputs are its features, and it does not run.
 
     Returns:
       Features f32[B, F] and outputs f32[B, K].
     """
     features = inputs
-    if encoder != "cached":
+    if encoder_mode != "cached":
       mean, deviation = NORMALISATIONS[self.normalisation]
       centred = inputs - jnp.array([[[mean]]])
       normalised = centred / jnp.array([[[deviation]]])
@@ -228,8 +228,9 @@ class Model(nn.Module):
         pair = jnp.concatenate([normalised, normalised[:, :, ::-1]])
         features = jnp.stack(jnp.split(self.encoder(pair, False), 2)).mean(0)
       else:
-        features = self.encoder(normalised, train and encoder == "trained")
-    if encoder == "frozen":
+        train_encoder = train and encoder_mode == "trained"
+        features = self.encoder(normalised, train_encoder)
+    if encoder_mode == "frozen":
       features = jax.lax.stop_gradient(features)
     features = features.astype(jnp.float32)
     return features, self.head(features, train)
@@ -237,9 +238,8 @@ class Model(nn.Module):
   def with_frozen(self, trained: Mapping[str, Any]) -> Self:
     """A copy in which the encoder's frozen modules run as for evaluation.
 
-    `trained` is a tree of bool over the encoder's parameters. An encoder that
-    is frozen whole is unchanged, as is one without batch norm, which has no
-    field `frozen`.
+    `trained` is a tree of bool over the encoder's parameters. Encoders that are
+    frozen as a whole, or lack batch norm and the field `frozen`, are unchanged.
     """
     frozen = {
       name for name, tree in trained.items() if not any(jax.tree.leaves(tree))
@@ -259,7 +259,7 @@ def make_model(
     encoder: the config's `model`: name, dtype ('float32', 'bfloat16' or 'auto',
       the faster one on this device), normalisation, mirror and the encoder's
       options.
-    head: the phase's `head`: name and the head's own options.
+    head: the phase's `head`: name and the head's options.
     num_classes: number of classes C.
   """
   encoder, head = dict(encoder), dict(head)

@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
 
 
 class PaddedBlock(ResidualBlock):
-  """`ResidualBlock` whose shortcut has no parameters: option A of He et al.
+  """`ResidualBlock` with a shortcut without parameters: option A of He et al.
 
   It takes every second pixel and adds channels of zeros.
   """
@@ -86,7 +86,7 @@ class Bottleneck(ResidualBlock):
 
 
 class ResNet18(nn.Module):
-  """The encoder: images to features.
+  """ResNet-18.
 
   Attributes:
     stem: first layers. 'imagenet', a 7x7 convolution with stride 2 and
@@ -152,19 +152,19 @@ class ResNet18(nn.Module):
 
 
 class ResNet34(ResNet18):
-  """The encoder with 3, 4, 6 and 3 blocks (21,284,672 parameters)."""
+  """ResNet-34: 3, 4, 6 and 3 blocks (21,284,672 parameters)."""
 
   blocks: ClassVar[tuple[int, ...]] = (3, 4, 6, 3)
 
 
 class ResNet50(ResNet34):
-  """The encoder with as many bottleneck blocks (23,508,032 parameters)."""
+  """ResNet-50: 3, 4, 6 and 3 bottleneck blocks (23,508,032 parameters)."""
 
   block: ClassVar[type[nn.Module]] = Bottleneck
 
 
 class ResNet32(ResNet18):
-  """The encoder for 32 x 32 images (463,504 parameters with stem 'small')."""
+  """ResNet-32, for 32 x 32 images (463,504 parameters with stem 'small')."""
 
   stem: Annotated[str, one_of(STEMS)] = "small"
   width: ClassVar[int] = 16

@@ -1,10 +1,10 @@
 """Weights under PyTorch's names, read without PyTorch or running code.
 
-`.safetensors`, and `.pth` or `.pt` files of `torch.save`, of torchvision's and
-timm's ResNets and of EfficientNet-Lite0 (timm's tf_efficientnet_lite0 and
-efficientnet_lite_pytorch). A `.pth` file is a pickle, which may call any
-function when it is loaded. Here it may call those that build tensors, and
-nothing else.
+Files are `.safetensors`, or `.pth` and `.pt` of `torch.save`; models are
+torchvision's and timm's ResNets and EfficientNet-Lite0 (timm's
+tf_efficientnet_lite0 and efficientnet_lite_pytorch). A `.pth` file is a pickle,
+which may call any function when it is loaded. Here it may only call those that
+build tensors.
 """
 
 import collections
@@ -84,11 +84,11 @@ def load_encoder(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
   Returns:
     Variables 'params' and 'batch_stats', each under 'encoder', with an empty
-    'head'; and names that are no part of the encoder, such as 'fc.weight'.
+      'head'; and names outside of the encoder, such as 'fc.weight'.
 
   Raises:
-    UserError: if the file cannot be read, is no file of weights, or contains
-      other objects than arrays.
+    UserError: if the file cannot be read, is not a file of weights, or
+      contains other objects than arrays.
   """
   found: dict[str, dict[tuple[str, ...], np.ndarray]]
   found, unused = {"params": {}, "batch_stats": {}}, []
@@ -109,8 +109,8 @@ def load_encoder(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     found[kind][place] = np.ascontiguousarray(array, np.float32)
   if not found["params"]:
     raise UserError(
-      f"{path} has no weights of a ResNet or EfficientNet: it names"
-      f" {', '.join(unused[:5]) or 'nothing'}. Expected names of torchvision or"
+      f"{path} lacks the weights of a ResNet or EfficientNet; its names are"
+      f" {', '.join(unused[:5]) or '-'}. Expected names of torchvision or"
       " timm, such as conv1.weight and layer1.0.bn1.running_mean."
     )
   variables = {
@@ -121,7 +121,7 @@ def load_encoder(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _modules(name: str) -> tuple[str, ...]:
-  """Our modules of a parameter in PyTorch; none if it has no such."""
+  """Our modules of a parameter in PyTorch; empty for other parameters."""
   found = _NAME.fullmatch(name)
   if found is None:
     return ()
@@ -161,8 +161,8 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
   Returns:
     Name -> array in PyTorch's layout. A linear head is 'fc', of EfficientNet
-    'classifier'; parameters without such a name keep the path of this project,
-    with dots.
+      'classifier'; parameters without a name in PyTorch keep their path, with
+      dots.
   """
   arrays, lite = {}, "last" in variables["params"]["encoder"]
   for kind in ("params", "batch_stats"):
@@ -219,7 +219,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     raise
   except Exception as error:  # a damaged pickle raises nearly anything
     raise UserError(
-      f"{path} is damaged, or no file of PyTorch weights"
+      f"{path} is damaged, or not a file of PyTorch weights"
       f" ({type(error).__name__}: {error})."
     ) from error
   for key in ("state_dict", "model"):
@@ -276,7 +276,7 @@ def _read_old(path: Path) -> Any:
 class _Unpickler(pickle._Unpickler):
   """Builds arrays from tensors and refuses any other object.
 
-  In Python: the one in C allocates any memory that a damaged file asks for.
+  In Python, since the unpickler in C allocates as much as a damaged file asks.
   """
 
   def __init__(
@@ -305,8 +305,8 @@ class _Unpickler(pickle._Unpickler):
     if module in ("torch", "torch.storage") and name in _DTYPES:
       return name
     raise UserError(
-      f"{self._path} contains {module}.{name}, which is not an array. Nothing"
-      " of it was loaded: a pickle can run any program. If you trust the file,"
+      f"{self._path} contains {module}.{name}, which is not an array. It was"
+      " not loaded, since a pickle can run any program. If you trust the file,"
       " save its state_dict as .safetensors with PyTorch."
     )
 

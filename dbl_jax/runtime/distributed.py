@@ -29,13 +29,13 @@ def initialize(
     process_id: index of this process, from 0; -1 with 'auto'.
 
   Raises:
-    UserError: if the processes do not find each other, or there is no device.
+    UserError: if the processes do not find each other, or a device is missing.
   """
   arguments: tuple[Any, ...] = ()
   if not coordinator and (num_processes, process_id) != (-1, -1):
     raise UserError(
       "--num_processes and --process_id need --coordinator, the host:port of"
-      " process 0; without it each process would train alone."
+      " process 0; without it each process would train by itself."
     )
   if coordinator not in ("", "auto"):
     arguments = (coordinator, num_processes, process_id)
@@ -61,7 +61,7 @@ def is_main() -> bool:
   """Whether this process writes and prints for all.
 
   Raises:
-    UserError: if JAX has no device of the requested platform.
+    UserError: if JAX does not find a device of the requested platform.
   """
   try:
     return jax.process_index() == 0
@@ -69,7 +69,7 @@ def is_main() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS", "")
     raise UserError(
       f"JAX cannot use a device of JAX_PLATFORMS={platforms!r}"
-      f" ({str(error) or 'it finds none'}). Set the variable to a platform of"
+      f" ({str(error) or 'not found'}). Set the variable to a platform of"
       " this machine, such as cpu, or unset it."
     ) from error
 
@@ -81,9 +81,9 @@ def is_alone() -> bool:
 
 @contextlib.contextmanager
 def main_first(name: str) -> Iterator[None]:
-  """Runs a block, named alike everywhere, on the first process before others.
+  """Runs a block on the first process before the others.
 
-  All processes must run it.
+  All processes must run it, with the same name.
   """
   if not is_main():
     multihost_utils.sync_global_devices(name)
@@ -131,9 +131,9 @@ def put(tree: Any, placement: NamedSharding) -> Any:
 
 def local_share(batch_size: int, mesh: Mesh) -> slice:
   """The rows of a batch that belong to the devices of this host."""
-  per_device, own = batch_size // mesh.size, jax.process_index()
+  per_device, process = batch_size // mesh.size, jax.process_index()
   owners = [device.process_index for device in mesh.devices.flat]
-  first, count = owners.index(own), owners.count(own)
+  first, count = owners.index(process), owners.count(process)
   return slice(first * per_device, (first + count) * per_device)
 
 

@@ -1,6 +1,6 @@
 """The process and its machine: settings, versions, hardware.
 
-Settings are made before JAX is imported, and nothing here stops a program.
+Settings are made before JAX is imported. No function here raises an error.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from dbl_jax.runtime import files
 logger = logging.getLogger(__name__)
 
 # Limit of the compilation cache. A run has about ten programs of 1 MB and less.
-# JAX's own limit (jax_compilation_cache_max_size) fails for good once a program
+# JAX's own limit (jax_compilation_cache_max_size) keeps failing once a program
 # lacks its file of access times, as after SIGKILL, and retains empty files.
 CACHE_BYTES = 1 << 30
 # Parameters of malloc.h. Large buffers come from the heap, which does not
@@ -54,7 +54,7 @@ def prepare() -> None:
   `DBL_JAX_CACHE=off` and `DBL_JAX_MALLOC=off` disable either, as do JAX's and
   glibc's own variables.
   """
-  # Notebooks set a backend that only they have; pages need none.
+  # Notebooks set a backend that only they have; plots do not need it.
   os.environ["MPLBACKEND"] = "agg"
   for name in _RESULTS:
     if (value := os.environ.pop(name, None)) is not None:
@@ -87,7 +87,7 @@ def enable_compilation_cache() -> None:
     _prune(directory)
   except (UserError, OSError, RuntimeError) as error:  # the last: no home
     logger.warning(
-      "Compiled programs are not stored, so each start compiles anew. %s", error
+      "Compiled programs are not stored; each start compiles again. %s", error
     )
     return
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
@@ -119,7 +119,7 @@ def tune_malloc() -> None:
   """Lets glibc retain memory that JAX frees on the CPU for the next step.
 
   By default it is returned to the system and mapped again page by page at each
-  step, a tenth of the time. Without glibc nothing is done.
+  step, which takes a tenth of the time. Other C libraries are left unchanged.
   """
   if any(name.startswith(("GLIBC_TUNABLES", "MALLOC_")) for name in os.environ):
     return
@@ -151,7 +151,7 @@ def provenance() -> dict[str, str | bool | None]:
 def revision(package: Path) -> dict[str, str | bool]:
   """Returns the git 'revision' of a package's folder and whether 'modified'.
 
-  Nothing if git does not track the package, as in an environment inside
+  Empty if git does not track the package, as in an environment inside
   another project's checkout.
   """
   git = ("git", "-C", str(package))
@@ -189,8 +189,8 @@ def describe() -> dict[str, Any]:
 def available_memory() -> int | None:
   """Returns the bytes that can still be allocated; None if unknown.
 
-  The least of what the system has left, swap included, and what the limit of a
-  container leaves, where cached files do not count.
+  The minimum of what the system has left, swap included, and what the limit of
+  a container leaves, where cached files do not count.
   """
   meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
   free = [first_value(meminfo, f"{k}:") for k in ("MemAvailable", "SwapFree")]
@@ -229,7 +229,7 @@ def cores() -> int:
 
 
 def gpus() -> list[str]:
-  """Returns name and memory of each NVIDIA GPU; none without a driver."""
+  """Returns name and memory of each NVIDIA GPU that the driver reports."""
   query = ["--query-gpu=name,memory.total", "--format=csv,noheader"]
   try:
     return _run("nvidia-smi", *query).splitlines()

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and arrays read without pickle."""
+"""Atomic file writes, and arrays read without pickle."""
 
 import contextlib
 import errno
@@ -68,7 +68,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write(path: Path, content: bytes) -> None:
-  """Writes a file, whole or not at all."""
+  """Writes a file atomically."""
   with replacing(path) as file:
     file.write(content)
 
@@ -86,8 +86,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def out_of_memory(error: BaseException) -> BaseException | None:
   """Returns the first cause that is a lack of memory, of a host or a device.
 
-  JAX's exception is known by its status code. TensorStore has the same code
-  for a full disk, in a ValueError.
+  JAX's exception is recognised by its status code. TensorStore uses the same
+  code for a full disk, in a ValueError.
   """
   for cause in causes(error):
     status = isinstance(cause, RuntimeError) and str(cause).partition(":")[0]
@@ -108,8 +108,8 @@ def load(path: Path, on_disk: str | None = None) -> dict[str, Any]:
 
   Args:
     path: the file.
-    on_disk: arrays whose names end so stay on disk, see `rows.Rows`; their
-      checksums are computed all the same.
+    on_disk: arrays whose names end with it stay on disk, see `rows.Rows`;
+      their checksums are verified too.
 
   Raises:
     ValueError: what is wrong with the file.
@@ -159,7 +159,7 @@ def _check_header(
 ) -> tuple[tuple[int, ...], bool, np.dtype]:
   """Returns shape, whether it is in Fortran order, and dtype of an entry.
 
-  Raises ValueError if it has not the size that its header names.
+  Raises ValueError if its size differs from that in its header.
   """
   version = npy.read_magic(file)
   if version not in ((1, 0), (2, 0)):

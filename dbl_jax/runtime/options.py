@@ -39,9 +39,9 @@ class Option:
   """An option and its possible values.
 
   Attributes:
-    accepts: whether a value is possible; a TypeError means it is not.
+    accepts: whether a value is possible; a TypeError counts as False.
     expected: the possible values in words, such as 'a number from 0 to 1'.
-    default: value where the config sets none; `REQUIRED` if it must.
+    default: value if the config does not set it, or `REQUIRED`.
     meaning: a sentence or two.
   """
 
@@ -156,8 +156,8 @@ def defaults(component: Callable[..., Any]) -> dict[str, Any]:
 def validate(path: str, value: Any, option: Option) -> None:
   """Raises UserError if a field's value is invalid, or absent and required.
 
-  The path is that in the config, such as 'classify.q'; the value is `ABSENT` if
-  there is none.
+  The path is that in the config, such as 'classify.q'; a missing value is
+  `ABSENT`.
   """
   if value is ABSENT and option.default is not REQUIRED:
     return

@@ -1,7 +1,7 @@
 """Rows of arrays that stay on disk, and are read when they are indexed.
 
 They are read by position. Pages of a memory map would count as memory of the
-process, and a disk that fails under a map ends it without a message.
+process, and if the disk fails, a map ends the process without a message.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -84,8 +84,8 @@ def of_file(
     except OSError as error:
       raise UserError(
         f"{path} can no longer be read ({error.strerror or error}). Check the"
-        " disk and that nothing removes files there, and start the run again:"
-        " it resumes."
+        " disk and that the file exists, then run the same command, which"
+        " resumes."
       ) from error
     return rows
 

@@ -98,7 +98,7 @@ class Server(socketserver.ThreadingTCPServer):
       self._free.release()
 
   def handle_error(self, request: Any, client_address: Any) -> None:
-    """Logs nothing: a client has left, or was too slow."""
+    """Ignores errors: a client has left, or was too slow."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -123,14 +123,14 @@ class _Handler(BaseHTTPRequestHandler):
       self.connection.shutdown(socket.SHUT_RDWR)
 
   def log_message(self, *arguments: Any) -> None:
-    """Logs nothing."""
+    """Disables the log."""
 
   def do_GET(self) -> None:
     """Sends the page."""
     if not self._is_ours():
       self._refuse(403, f"This page is at {self.server.url} only.")
     elif self.path != "/":
-      self._refuse(404, f"There is no such page. See {self.server.url}.")
+      self._refuse(404, f"This page does not exist. See {self.server.url}.")
     else:
       page = self.server.page
       headers = {"Content-Security-Policy": policy(page) + _NO_FRAME}
@@ -139,11 +139,11 @@ class _Handler(BaseHTTPRequestHandler):
   def do_POST(self) -> None:
     """Reads a photo from the body and sends the predictions for it."""
     length = self.headers.get("Content-Length", "")
-    own = f"http://{self.headers.get('Host')}"
-    if not self._is_ours() or self.headers.get("Origin", own) != own:
+    origin = f"http://{self.headers.get('Host')}"
+    if not self._is_ours() or self.headers.get("Origin", origin) != origin:
       self._refuse(403, f"Only the page at {self.server.url} may ask.")
     elif self.path != "/predict":
-      self._refuse(404, f"There is no such page. See {self.server.url}.")
+      self._refuse(404, f"This page does not exist. See {self.server.url}.")
     elif not re.fullmatch("[0-9]{1,18}", length):
       self._refuse(411, "Send the photo with a Content-Length.")
     elif int(length) > MAX_BYTES:
@@ -173,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
       self.server.turn.release()
 
   def _is_ours(self) -> bool:
-    """Whether the browser was asked for this computer, by whatever port."""
+    """Whether the request names this computer, with any port."""
     return self.headers.get("Host", "").partition(":")[0] in _HOSTS
 
   def _refuse(self, status: int, message: str) -> None:
@@ -223,7 +223,7 @@ def policy(page: str, scripts: str = "") -> str:
 
 
 def describe(name: str, class_names: Sequence[str]) -> str:
-  """A sentence on a model."""
+  """A sentence about a model."""
   listed = stored.few(class_names, MAX_BARS)
   return f"Model: {name}. {len(class_names)} classes: {listed}."
 
@@ -238,7 +238,7 @@ def answer(predictor: predict.Predictor, data: bytes) -> list[dict[str, Any]]:
     None for models without class activation maps.
 
   Raises:
-    UserError: if it is no image, damaged or too large.
+    UserError: if it is damaged, too large or not an image.
   """
   photo = stored.StoredFile("The photo", len(data), 0, lambda: data)
   found = predictor.read(photo)[:MAX_FACES]
@@ -269,7 +269,7 @@ def answer(predictor: predict.Predictor, data: bytes) -> list[dict[str, Any]]:
 def _bars(
   predictor: predict.Predictor, scores: np.ndarray
 ) -> list[dict[str, Any]]:
-  """Scores that are no probabilities have lengths, but no unit."""
+  """Scores that are not probabilities have lengths, but no unit."""
   shares = predict.relative(scores, predictor.calibrated)
   return [
     {

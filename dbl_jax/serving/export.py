@@ -33,7 +33,7 @@ from dbl_jax.models.model import NORMALISATIONS, make_model
 from dbl_jax.runtime import files
 from dbl_jax.serving import onnx_graph, predict
 
-# Of probabilities and of features over their largest value.
+# For probabilities, and for features over their largest value.
 _TOLERANCE = 1e-5
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -53,8 +53,8 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
     File -> largest difference to the model in JAX.
 
   Raises:
-    UserError: if the run has no classifier, uses a predictor that is fitted on
-      data, or a file does not give what JAX gives.
+    UserError: if the run lacks a classifier or uses a predictor that is fitted
+      on data, or the outputs of a file differ from the model's.
   """
   loaded = evaluate.load(workdir)
   _check(loaded, workdir)
@@ -74,7 +74,7 @@ def export(workdir: Path, out: Path) -> dict[str, float]:
     _stablehlo(partial(classify, variables), loaded)
   )
   arrays = torch_weights.to_torch(variables)
-  # `save_file` would make a file that only its owner can read.
+  # `save_file` would create a file that only its owner can read.
   files.write(out / "model.safetensors", safetensors.numpy.save(arrays))
   facts = _facts(loaded, *predict.find_template(workdir, loaded))
   (out / "model.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -16,14 +16,14 @@ from dbl_jax.models import model as models
 from dbl_jax.models.dcnn import DCNN
 from dbl_jax.models.layers import EPSILON
 
-# Of the operators used here; onnxruntime 1.14 and later know it.
+# Version of the operators; onnxruntime 1.14 and later support it.
 _OPSET = 18
 
 Tree = Mapping[str, Any]
 
 
 class _Graph:
-  """A graph in the making: nodes, and constants by name."""
+  """A graph under construction: nodes, and constants by name."""
 
   def __init__(self) -> None:
     self.nodes: list[onnx.NodeProto] = []
@@ -49,7 +49,7 @@ class _Graph:
     relu: bool = False,
     **options: Any,
   ) -> str:
-    """kernel [K, K, C, F], padding K // 2 if the options name none."""
+    """kernel [K, K, C, F]; the padding defaults to K // 2."""
     kernel = np.asarray(kernel)
     if "auto_pad" not in options:
       options["pads"] = [kernel.shape[0] // 2] * 4
@@ -108,17 +108,17 @@ def build(
 
   Args:
     config: resolved config of the run.
-    phase: whose head is used; it must be an `MLPHead` or `JointHead`.
+    phase: phase with the head, an `MLPHead` or `JointHead`.
     variables: 'params' and 'batch_stats' of the model.
     class_names: C names.
-    temperature: by which logits are divided before the softmax.
+    temperature: divisor of the logits before the softmax.
 
   Returns:
     A model with the input 'images', uint8[N, S, S, 3] in RGB, and the outputs
     'probabilities' f32[N, C] and 'features' f32[N, F]. N is free.
 
   Raises:
-    UserError: if it cannot write the encoder.
+    UserError: if the encoder is not supported.
   """
   graph, head = _Graph(), config[phase].head
   model = models.make_model(config.model, head, len(class_names))
@@ -226,23 +226,23 @@ def _resnet(
   for stage, blocks in enumerate(encoder.blocks, 1):
     for block in range(1, blocks + 1):
       name = f"stage{stage}_block{block}"
-      own = trees[0][name], trees[1][name]
+      pair = trees[0][name], trees[1][name]
       stride = 2 if stage > 1 and block == 1 else 1
-      last = sum(layer.startswith("conv") for layer in own[0])
+      last = sum(layer.startswith("conv") for layer in pair[0])
       y = x
       for layer in range(1, last + 1):
         # The stride is that of the first 3x3 convolution.
         strided = layer == (1 if last == 2 else 2)
         y = graph.conv_norm(
           y,
-          own,
+          pair,
           f"conv{layer}",
           f"norm{layer}",
           stride if strided else 1,
           relu=layer < last,
         )
-      if "shortcut_conv" in own[0]:
-        x = graph.conv_norm(x, own, "shortcut_conv", "shortcut_norm", stride)
+      if "shortcut_conv" in pair[0]:
+        x = graph.conv_norm(x, pair, "shortcut_conv", "shortcut_norm", stride)
       x = graph.add("Relu", graph.add("Add", x, y))
   return graph.mean_pixel(x)
 
@@ -251,10 +251,10 @@ def _efficientnet(
   graph: _Graph, x: str, trees: tuple[Tree, Tree], encoder: Any
 ) -> str:
   def conv(
-    x: str, own: tuple[Tree, Tree], conv: str, norm: str, **options: Any
+    x: str, trees: tuple[Tree, Tree], conv: str, norm: str, **options: Any
   ) -> str:
     options |= {"epsilon": efficientnet.EPSILON, "auto_pad": "SAME_UPPER"}
-    return graph.conv_norm(x, own, conv, norm, **options)
+    return graph.conv_norm(x, trees, conv, norm, **options)
 
   def relu6(x: str) -> str:
     return graph.add("Clip", x, graph.constant(0.0), graph.constant(6.0))
@@ -264,27 +264,27 @@ def _efficientnet(
   for stage, (blocks, _, stride, *_) in enumerate(efficientnet.STAGES, 1):
     for block in range(1, blocks + 1):
       name = f"stage{stage}_block{block}"
-      own, y = (trees[0][name], trees[1][name]), x
-      if "expand_conv" in own[0]:
-        y = relu6(conv(y, own, "expand_conv", "expand_norm"))
-      kernel = own[0]["depthwise_conv"]["kernel"]
+      pair, y = (trees[0][name], trees[1][name]), x
+      if "expand_conv" in pair[0]:
+        y = relu6(conv(y, pair, "expand_conv", "expand_norm"))
+      kernel = pair[0]["depthwise_conv"]["kernel"]
       y = conv(
         y,
-        own,
+        pair,
         "depthwise_conv",
         "depthwise_norm",
         stride=stride if block == 1 else 1,
         group=kernel.shape[-1],
       )
-      y = conv(relu6(y), own, "project_conv", "project_norm")
+      y = conv(relu6(y), pair, "project_conv", "project_norm")
       x = graph.add("Add", x, y) if block > 1 else y
   return graph.mean_pixel(relu6(conv(x, trees, "last", "last_norm")))
 
 
 def _dcnn(graph: _Graph, x: str, params: Tree, encoder: DCNN) -> str:
   for layer in range(1, 7):
-    own = params[f"conv{layer}"]
-    x = graph.conv(x, own["conv"]["kernel"], own["bias"], relu=True)
+    block = params[f"conv{layer}"]
+    x = graph.conv(x, block["conv"]["kernel"], block["bias"], relu=True)
     if layer in (1, 2, 4) or (layer == 6 and encoder.last_pool):
       x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
   if encoder.pooling == "average":

@@ -43,14 +43,14 @@ _COLOUR, _PAPER, _INK = "#0072b2", "#ffffff", "#111111"
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """What is predicted for a face, or why nothing is.
+  """The prediction for a face, or the reason for its absence.
 
   Attributes:
     photo: path of the photo.
     note: 'aligned', 'whole picture', 'no face found', or the error.
     box: left, top, right, bottom of the face in pixels of the upright photo;
       None unless aligned.
-    scores: f32[C], None if nothing is predicted.
+    scores: f32[C], or None without a prediction.
   """
 
   photo: str
@@ -108,8 +108,8 @@ class Predictor:
     """Finds the faces of a photo.
 
     Returns:
-      For each its place and what `classify` is to be given, uint8[S, S, 3]; or
-      a note why there is none, and None.
+      For each face its place and the input of `classify`, uint8[S, S, 3]; or a
+        note with the reason for its absence, and None.
     """
     try:
       found = self._crops(photo.read(), photo.origin)
@@ -180,7 +180,7 @@ def find(arguments: Iterable[str]) -> list[StoredFile]:
     The photos, those of a folder sorted.
 
   Raises:
-    UserError: if there is no such photo.
+    UserError: if an argument does not match a photo.
   """
   found: list[StoredFile] = []
   for argument in arguments:
@@ -214,8 +214,8 @@ def load(
 
   Args:
     workdir: workdir of the run.
-    predictor: replaces the predictor in the config; None leaves it. All but
-      'head' need the run's data.
+    predictor: replaces the config's predictor unless None. All but 'head'
+      need the run's data.
     align: 'face', 'none', or 'auto': faces are searched for if the training
       images show faces.
 
@@ -223,13 +223,13 @@ def load(
     The predictor.
 
   Raises:
-    UserError: if there is no model, it is no classifier, or its predictor
-      needs data that are not there.
+    UserError: if the model is missing or not a classifier, or the data that
+      its predictor needs are missing.
   """
   workdir = Path(workdir).expanduser()
   loaded = evaluate.load(workdir, predictor)
   phase = loaded.config[loaded.phase]
-  if phase.predictor in predictors.OF_LOGITS:
+  if phase.predictor in predictors.READS_LOGITS:
     loaded.require_classifier("Use --predictor=knn, or another run. ")
   template, grey = find_template(workdir, loaded)
   if align == "none":
@@ -293,8 +293,8 @@ def _fit(loaded: evaluate.LoadedModel) -> predictors.FittedPredictor:
     loaded.meta, dataset.fingerprint, dataset.former
   ):
     raise UserError(
-      f"predictor={name!r} is fitted on the training images, but other images"
-      " are there now. Restore them, or use --predictor=head."
+      f"predictor={name!r} is fitted on the training images, which have"
+      " changed. Restore them, or use --predictor=head."
     )
   context = evaluate.fit_context(
     loaded.eval_step, loaded.variables, dataset, loaded.mesh
@@ -345,7 +345,7 @@ def rows(
   """Predictions as plain values.
 
   Each has 'photo', 'note', 'box', 'label' and, if `calibrated`,
-  'probabilities', else 'scores' by class; None where there is none.
+  'probabilities', else 'scores' by class; missing values are None.
   """
   values = "probabilities" if calibrated else "scores"
   found = []
@@ -362,10 +362,10 @@ def rows(
 
 
 def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
-  """Writes rows as JSON or, by the file's name, CSV with a column a class.
+  """Writes rows as JSON or, by the file's name, CSV with a column per class.
 
-  The column of a class that is named like another one, such as 'left', begins
-  with the kind of its values: 'scores left'.
+  If a class has the name of another column, such as 'left', its column gets the
+  kind of its values as a prefix: 'scores left'.
   """
   if path.suffix.lower() == ".json":
     content = json.dumps(table, indent=1, ensure_ascii=False)
@@ -376,11 +376,11 @@ def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
       edges = row["box"] or [None] * 4
       box = dict(zip(("left", "top", "right", "bottom"), edges, strict=True))
       cells = {name: row[name] for name in plain if name != "box"}
-      own = {
+      scores = {
         f"{values} {name}" if name in cells | box else name: value
         for name, value in (row[values] or {}).items()
       }
-      flat.append(cells | box | own)
+      flat.append(cells | box | scores)
     columns = dict.fromkeys(name for row in flat for name in row)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns))
@@ -466,7 +466,7 @@ def _draw_bars(
   shares: np.ndarray,
   font: ImageFont.FreeTypeFont,
 ) -> None:
-  """Draws a panel below a box, or at its lower edge if there is no room."""
+  """Draws a panel below a box, or at its lower edge if space is missing."""
   height = font.size * 1.4
   width = max(edges[2] - edges[0], *(pen.textlength(x, font) for x in lines))
   left = max(0, min(edges[0], canvas[0] - width))

@@ -44,16 +44,16 @@ _STEP = re.compile("0|[1-9][0-9]*")  # name of a step's folder
 _DAMAGED = "damaged."  # prefix of folders in quarantine
 # Fields of `meta` that must not change when a run resumes, for the message.
 _SAME = {
-  "class_names": "other classes",
-  "fingerprint": "other images",
-  "start": "another model to start from",
-  "init": "another model in config.init_from",
-  "unlabelled": "other unlabelled images",
+  "class_names": "was trained on other classes",
+  "fingerprint": "was trained on other images",
+  "start": "started from another model",
+  "init": "started from another model in config.init_from",
+  "unlabelled": "was trained on other unlabelled images",
 }
 
 
 class DamagedError(UserError):
-  """A checksum, a parser or a missing file proves that a step is damaged."""
+  """A checksum, a parser or a missing file shows that a step is damaged."""
 
 
 def phase_dir(workdir: Path, phase: str) -> Path:
@@ -81,7 +81,7 @@ def open_manager(directory: Path) -> ocp.CheckpointManager:
 
 
 def best_so_far(manager: ocp.CheckpointManager) -> float:
-  """Returns the metric of the best saved step; -inf if nothing is saved."""
+  """Returns the metric of the best saved step; -inf without saved steps."""
   step = manager.best_step()
   return -np.inf if step is None else _metric(manager.metrics(step))
 
@@ -136,7 +136,7 @@ def restore_latest(
     accept_changes: resume even if the images have changed.
 
   Returns:
-    The state; None if nothing was saved yet.
+    The state, or None without a saved step.
 
   Raises:
     UserError: if all steps are damaged, a step cannot be read now, or classes,
@@ -189,7 +189,7 @@ def _check_same_run(
     # Earlier versions stored fewer fields.
     if before.get(field, now.get(field)) == now.get(field):
       continue
-    what = f"{directory} was trained on {words}"
+    what = f"{directory} {words}"
     if images and accept_changes:
       logger.warning("%s; resuming as requested.", what)
       continue
@@ -238,7 +238,7 @@ def _restore(item: Path, like: Any) -> Any:
 
 
 def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
-  """Loads the variables of a finished or running phase; writes nothing.
+  """Loads the variables of a finished or running phase, without writing.
 
   Args:
     directory: as returned by `phase_dir`.
@@ -248,7 +248,7 @@ def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
     Variables as host arrays, and the step.
 
   Raises:
-    UserError: if there is no checkpoint, it is damaged or cannot be read.
+    UserError: if the checkpoint is missing, damaged or cannot be read.
   """
   steps = _some_steps(directory)
   step = steps[-1]
@@ -262,7 +262,7 @@ def load_model(directory: Path, keep: str) -> tuple[dict[str, Any], int]:
 def _read_variables(step: Path) -> dict[str, Any]:
   meta, _ = _read_json_items(step)
   stored = ocp.StandardCheckpointHandler().metadata(step / "model").tree
-  # Without host arrays Orbax asks for the devices that saved the model.
+  # Without host arrays Orbax requires the devices that saved the model.
   like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
   model = _restore(step / "model", like)
   _verify(meta, model=model)
@@ -273,7 +273,7 @@ def load_meta(directory: Path) -> dict[str, Any]:
   """Loads `meta` of a phase's newest checkpoint: config, class names, data.
 
   Raises:
-    UserError: if there is no checkpoint, it is damaged or cannot be read.
+    UserError: if the checkpoint is missing, damaged or cannot be read.
   """
   step = _some_steps(directory)[-1]
   meta, _ = _read(step, _read_json_items)
@@ -283,8 +283,8 @@ def load_meta(directory: Path) -> dict[str, Any]:
     ):
       return meta
   raise UserError(
-    f"{step} is not a checkpoint of dbl_jax: it holds no config or no names"
-    " of classes. Give the workdir of a run."
+    f"{step} is not a checkpoint of dbl_jax: its config or class names are"
+    " missing. Give the workdir of a run."
   )
 
 
@@ -300,7 +300,7 @@ def load_start(
     config selects; and the class names.
 
   Raises:
-    UserError: if there is no checkpoint, it is damaged or cannot be read.
+    UserError: if the checkpoint is missing, damaged or cannot be read.
   """
   workdir = Path(init_from).expanduser()
   for name in phases:
@@ -310,14 +310,14 @@ def load_start(
       settings = meta["config"].get(name)
       if not isinstance(settings, dict):
         raise UserError(
-          f"The config stored in {directory} has no phase {name!r}. Expected"
-          " the checkpoints of a run; train it again."
+          f"The config stored in {directory} lacks the phase {name!r}."
+          " Expected the checkpoints of a run; train it again."
         )
       variables, _ = load_model(directory, settings.get("keep", "latest"))
       return variables, tuple(meta["class_names"])
   raise UserError(
-    f"config.init_from={init_from} holds no checkpoint: expected the workdir"
-    f" of a run, with {phase_dir(workdir, phases[0])} in it."
+    f"config.init_from={init_from} does not hold a checkpoint. Expected the"
+    f" workdir of a run, with {phase_dir(workdir, phases[0])} in it."
   )
 
 
@@ -393,12 +393,12 @@ def _check_some_left(directory: Path) -> None:
 def _read(step: Path, read: Callable[[Path], _T]) -> _T:
   """Calls a function that reads a step, and tells damage from other errors.
 
-  What looks like damage must look so twice, with every file readable: Orbax
-  and Python's `exists` report some errors of a disk as a missing file.
+  An error counts as damage only if it occurs again after every file was read:
+  Orbax and Python's `exists` report some errors of a disk as a missing file.
 
   Raises:
     DamagedError: if the files of the step are damaged.
-    UserError: for any other error, which may pass: of a disk, memory, a device.
+    UserError: for other errors, possibly temporary: of disk, memory, device.
   """
   try:
     try:
@@ -418,9 +418,9 @@ def _read(step: Path, read: Callable[[Path], _T]) -> _T:
         " checkpoints that are left."
       ) from error
     raise UserError(
-      f"{step} cannot be read now ({_first_line(error)}). This is no proof of"
-      " damage, so nothing was changed. Remove the cause (permissions, memory,"
-      " open files, the disk or the device) and run the same command again."
+      f"{step} cannot be read now ({_first_line(error)}). It may be intact, so"
+      " it was left unchanged. Remove the cause (permissions, memory, open"
+      " files, the disk or the device) and run the same command again."
     ) from error
 
 
@@ -428,7 +428,7 @@ def _read(step: Path, read: Callable[[Path], _T]) -> _T:
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _DAMAGE = (*_MISSING, ValueError, LookupError, TypeError, RecursionError)
 # Status codes of TensorStore for what a file contains. All others, such as
-# UNKNOWN for most errors of a system call, may pass.
+# UNKNOWN for most errors of a system call, may be temporary.
 _STATUS = re.compile("([A-Z]+(?:_[A-Z]+)*): ")
 _DAMAGE_STATUS = re.compile(
   "DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE"
@@ -478,7 +478,7 @@ def _read_json_items(step: Path) -> tuple[dict[str, Any], dict[str, float]]:
     raise UserError(
       f"{step} was saved by a newer version of dbl_jax: it has the format"
       f" {newer}, and this version reads those up to {_FORMAT}. Update dbl_jax,"
-      " or use another --workdir. Nothing was changed."
+      " or use another --workdir. It was left unchanged."
     )
   if not isinstance(metrics.get(METRIC), int | float):
     raise ValueError(f"its metrics have no {METRIC}")
@@ -489,7 +489,7 @@ def _read_json_items(step: Path) -> tuple[dict[str, Any], dict[str, float]]:
 def _read_json(path: Path) -> dict[str, Any]:
   found = json.loads(path.read_text())
   if not isinstance(found, dict):
-    raise ValueError(f"{path.name} holds no JSON object")
+    raise ValueError(f"{path.name} does not hold a JSON object")
   return found
 
 
@@ -514,8 +514,8 @@ def _checksums(**items: Any) -> dict[str, int]:
 
 def _verify(meta: Mapping[str, Any], **items: Any) -> None:
   """Raises ValueError if `meta` or an item differs from its stored checksum."""
-  own = dict(meta)
-  stored = own.pop(_CHECKSUMS, None)  # early versions stored none
-  for name, found in _checksums(**items, meta=own).items():
+  plain = dict(meta)
+  stored = plain.pop(_CHECKSUMS, None)  # early versions stored none
+  for name, found in _checksums(**items, meta=plain).items():
     if stored and stored[name] != found:
       raise ValueError(f"its {name} changed after it was saved")

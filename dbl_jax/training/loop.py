@@ -66,17 +66,17 @@ def compile_phase(
   splits, 'train' and 'validation' among them, hold images.
   """
   state = distributed.put(phase.state, distributed.replicated(mesh))
-  own, name = phase.config, phase.split
-  if own.cached_views:
-    splits, name = extract(phase, splits, state.model(), mesh), "train"
+  cached, split = phase.config.cached_views, phase.split
+  if cached:
+    splits, split = extract(phase, splits, state.model(), mesh), "train"
   feed = pipeline.make_pipeline(
-    *splits[name], phase.sampler, mesh, config.data.input
+    *splits[split], phase.sampler, mesh, config.data.input
   )
   max_steps = config.steps_per_dispatch
   if not max_steps:
-    # On a CPU a step over images takes so long that its dispatch costs nothing,
-    # and Ctrl-C waits for the end of what has been dispatched.
-    one = mesh.devices.flat[0].platform == "cpu" and not own.cached_views
+    # On a CPU a step over images takes so long that dispatch is negligible, and
+    # Ctrl-C waits for the dispatched steps.
+    one = mesh.devices.flat[0].platform == "cpu" and not cached
     max_steps = 1 if one else min(config.log_every, _MAX_STEPS_PER_DISPATCH)
   max_steps = min(max_steps, pipeline.max_steps(feed))
   return CompiledPhase(
@@ -108,7 +108,7 @@ def extract(
   """
   train, validation = splits["train"], splits["validation"]
   options = dict(phase.config) | {"views": 1, "mixup": 0.0}
-  images = steps.of_images(options, train.images.shape[1], "frozen")
+  images = steps.image_inputs(options, train.images.shape[1], "frozen")
 
   def encode(
     given: tuple[Any, jax.Array | None], rows: jax.Array, ids: jax.Array
@@ -192,7 +192,7 @@ def run_phase(
     log.add(step, pending)
     stopping = distributed.any_process(stop.requested)
     validating = step == target and target in phase.eval_steps
-    # The latest metrics stay unread, so that the devices work meanwhile.
+    # The latest metrics are not read yet, so that the devices keep working.
     log.flush(keep=0 if validating or stopping else 1, targets=targets)
     if validating:
       scores = validate(compiled, state, meta["class_names"])

@@ -51,7 +51,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
   ),
   # The noise of Adam's normalised step falls with the square root of the batch
   # (Malladi et al. 2022). Its decay is multiplied by the rate, so that 1e-4
-  # would do nothing.
+  # would have no effect.
   "adamw": Optimizer(
     lambda rate, options, matrices: optax.adamw(
       rate, weight_decay=options["weight_decay"], mask=matrices
@@ -84,16 +84,15 @@ class OptimizerFields:
 
   Attributes:
     name: name; sgd has Nesterov momentum, lars is You et al. 2017.
-    learning_rate: peak rate for batches of 256; None is the optimizer's, 0.1
-      for sgd, 3e-3 for adamw, 0.3 for lars.
-    scaling: how the peak rate grows with the batch; None is the optimizer's,
-      'sqrt' for adamw, 'linear' for the others.
+    learning_rate: peak rate for batches of 256; None is 0.1 for sgd, 3e-3
+      for adamw and 0.3 for lars.
+    scaling: how the peak rate grows with the batch; None is 'sqrt' for adamw
+      and 'linear' for the others.
     momentum: momentum of sgd and lars.
     weight_decay: weight decay of kernels; biases and batch norm are not
-      decayed. None is the optimizer's, 5e-4 for sgd, 0.05 for adamw, 1e-6 for
-      lars.
+      decayed. None is 5e-4 for sgd, 0.05 for adamw and 1e-6 for lars.
     warmup: fraction of the steps in which the rate rises from 0, linearly.
-    clip_norm: largest norm of the gradient; 0 is no clipping.
+    clip_norm: largest norm of the gradient; 0 disables clipping.
     encoder_rate: factor of the encoder's learning rate, to fine-tune it.
   """
 
@@ -164,8 +163,8 @@ def make_optimizer(
   """Makes the optimizer of a phase; the rest of the model is frozen.
 
   Weight decay and LARS's trust ratio apply to matrices and kernels only, not
-  to biases or batch norm. Frozen leaves have no optimizer state. Their updates
-  are set to zero, because `optax.masked` passes gradients through.
+  to biases or batch norm. Frozen leaves are without optimizer state. Their
+  updates are set to zero, because `optax.masked` passes gradients through.
 
   Args:
     options: the phase's `optimizer`, of `OptimizerFields`.

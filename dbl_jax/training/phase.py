@@ -39,11 +39,11 @@ def phases(config: ConfigDict) -> list[str]:
   return [name for name in PHASES if name in config]
 
 
-def _stage_of(config: ConfigDict, name: str) -> int:
-  """Number of stages before a phase, from which its random streams derive.
+def _phase_index(config: ConfigDict, name: str) -> int:
+  """Number of phases before a phase, from which its random streams derive.
 
   A run that starts from another run (`init_from`) counts that run as one
-  stage. Therefore the second phase of a run and the only phase of a run that
+  phase. Therefore the second phase of a run and the only phase of a run that
   starts from the first phase of another draw the same random numbers.
   """
   return phases(config).index(name) + bool(config.init_from)
@@ -65,14 +65,13 @@ class Phase:
     model: encoder and head.
     state: state before the first step.
     trained: tree of bool over the parameters.
-    images: how the model reads images.
-    inputs: how it reads what the phase trains on: images, or cached features.
+    images: preprocessing of images.
+    inputs: preprocessing of training rows: images, or cached features.
     train_step: one training step, see `steps.make_train_step`.
     sampler: which images each step draws.
     num_steps: number of training steps; 0 if only the predictor is new.
     key: typed key of the phase.
-    image_names: names of the images it trains on, for messages; none if they
-      have no names.
+    image_names: names of the training images for messages, if they have some.
   """
 
   name: str
@@ -91,7 +90,7 @@ class Phase:
 
   @property
   def steps_per_epoch(self) -> float:
-    """Steps in which as many images are drawn as the training split holds."""
+    """Number of steps per epoch, possibly not whole."""
     return sampling.steps_per_epoch(self.sampler)
 
   @functools.cached_property
@@ -117,19 +116,19 @@ def make_phase(
   Raises:
     UserError: if batch size, data and start do not fit together.
   """
-  options, stage = config[name], _stage_of(config, name)
+  options, index = config[name], _phase_index(config, name)
   num_classes, size = len(dataset.class_names), dataset.image_size
   split = split_of(name, options)
   labels = dataset.splits[split].labels
-  # No two (seed, stage) share a seed; stages 0 to 2 have those of the two-phase
-  # runs of earlier versions.
-  seed = config.seed * 3 + stage if stage < 3 else (stage << 40) + config.seed
+  # Each (seed, index) has its own seed; those of indices 0 to 2 must stay, so
+  # that runs of earlier versions resume.
+  seed = config.seed * 3 + index if index < 3 else (index << 40) + config.seed
   sampler = sampling.make_sampler(
     labels, num_classes, options.q, options.batch_size, seed
   )
   num_steps = sampling.num_steps(sampler, options.epochs)
   init_key, key = jax.random.split(
-    jax.random.fold_in(jax.random.key(config.seed), stage)
+    jax.random.fold_in(jax.random.key(config.seed), index)
   )
   model = make_model(config.model, options.head, num_classes)
   variables = steps.init_variables(model, init_key, size)
@@ -148,8 +147,8 @@ def make_phase(
     num_classes,
     lambda: steps.num_features(model, variables, size),
   )
-  images = steps.of_images(options, size, "frozen" if frozen else "trained")
-  read = steps.of_features(options) if options.cached_views else images
+  images = steps.image_inputs(options, size, "frozen" if frozen else "trained")
+  read = steps.feature_inputs(options) if options.cached_views else images
   counts = np.bincount(dataset.splits["train"].labels, minlength=num_classes)
   train_step = steps.make_train_step(
     model=model,
@@ -190,9 +189,9 @@ def check_phases(
 ) -> dict[str, Any]:
   """Traces every phase, so that a mistake in the last one is found at once.
 
-  Nothing is computed. Each phase is traced on the shapes that the phase before
-  it leaves, with one training step where it has a start. Returns the shapes of
-  the model after the last phase.
+  Each phase is traced on the shapes of the model that the phase before it
+  returns, and with one training step if it has a start: variables, or their
+  shapes. Returns the shapes of the model after the last phase.
 
   Raises:
     UserError: naming the phase, if its batch size, parameters, loss or
@@ -213,12 +212,12 @@ def check_phases(
 
 def _warn_of_double_balance(name: str, options: ConfigDict) -> None:
   """Warns if both sampling and a loss favour rare classes."""
-  for loss, own in options.losses.items():
-    own = declared.defaults(terms.TERMS[loss].loss) | dict(own)
-    if options.q < 1 and terms.TERMS[loss].balances(own):
+  for loss, given in options.losses.items():
+    all_options = declared.defaults(terms.TERMS[loss].loss) | dict(given)
+    if options.q < 1 and terms.TERMS[loss].balances(all_options):
       logger.warning(
         "%s: both the sampling (q=%g) and the loss %s favour rare classes,"
-        " which corrects for the class sizes twice. Usual are q=1 with this"
+        " which corrects for the class sizes twice. Use either q=1 with this"
         " loss, or cross_entropy without weighting.",
         name,
         options.q,
@@ -260,7 +259,7 @@ def _trace(
 def _check_frozen(
   name: str, phase: ConfigDict, trained: Any, start: dict[str, Any] | None
 ) -> None:
-  """Raises UserError if a frozen encoder is random or a cached one is trained.
+  """Raises UserError if frozen parameters are random or cached ones trained.
 
   `trained` is a tree of bool over the encoder's parameters.
   """
@@ -268,9 +267,9 @@ def _check_frozen(
   frozen = [path for path, changes in kept.items() if not changes]
   if frozen and start is None:
     raise UserError(
-      f"config.{name}.trained={tuple(phase.trained)} freezes the encoder, but"
-      " there is none to start from. Set --config.init_from to the workdir of"
-      " a finished run, for example of configs/simclr.py."
+      f"config.{name}.trained={tuple(phase.trained)} freezes parameters of the"
+      " encoder, but a model to start from is missing. Set --config.init_from"
+      " to the workdir of a finished run, for example of configs/simclr.py."
     )
   fresh = [path for path in frozen if not optim.matches(path, phase.inherit)]
   if fresh:
@@ -281,9 +280,9 @@ def _check_frozen(
     )
   if phase.cached_views and any(kept.values()):
     raise UserError(
-      f"config.{name}.cached_views={phase.cached_views} keeps the encoder's"
-      f" features, but trained={tuple(phase.trained)} changes the encoder. Set"
-      " cached_views=0, or train the head alone."
+      f"config.{name}.cached_views={phase.cached_views} caches features, but"
+      f" trained={tuple(phase.trained)} changes the encoder. Set"
+      " cached_views=0, or train the head only."
     )
 
 
@@ -305,7 +304,7 @@ def _with_inherited(
       raise UserError(
         "The model to start from has another architecture: its"
         f" {kind}/{differs[0]} has shape {differs[1]}, but the config asks for"
-        f" {differs[2]}. Set config.model and the head as that run had them."
+        f" {differs[2]}. Set config.model and the head as in that run."
       )
     replaced[kind] = jax.tree.unflatten(
       jax.tree.structure(tree), list((fresh | inherited).values())

@@ -59,8 +59,8 @@ def by_path(tree: Any) -> dict[str, Any]:
 def first_difference(found: Any, expected: Any) -> tuple[str, Any, Any] | None:
   """Returns path and shapes of the first leaf whose shapes differ, or None.
 
-  The shape in `found`, then in `expected`, trees of anything that has a shape;
-  it is None if the tree lacks the leaf.
+  Both trees have leaves with a shape. The result has the path, and the shape in
+  `found` and in `expected`, None where the leaf is missing.
   """
   have, want = (
     {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}
@@ -76,24 +76,24 @@ class Inputs(NamedTuple):
   """How rows of a split become inputs of the model.
 
   Attributes:
-    encoder: mode of the encoder, see `Model.__call__`.
+    encoder_mode: see `Model.__call__`.
     draw: (key, ids int32[B], rows [B, ...], targets f32[B, C]) -> random views
       f32[V, B, ...] and their targets f32[B, C].
     plain: rows [B, ...] -> f32[B, ...], for evaluation.
   """
 
-  encoder: str
+  encoder_mode: str
   draw: Callable[..., tuple[Array, Array]]
   plain: Callable[[Array], Array]
 
 
-def of_images(
-  phase: Mapping[str, Any], image_size: int, encoder: str
+def image_inputs(
+  phase: Mapping[str, Any], image_size: int, encoder_mode: str
 ) -> Inputs:
   """Makes inputs of images uint8[B, S, S, 3], augmented at every step.
 
-  Of the phase's config it uses views, augment and mixup. `image_size` is the
-  side of the views in pixels; `encoder` is 'trained' or 'frozen'.
+  It uses views, augment and mixup of the phase's config. `image_size` is the
+  side of the views in pixels; `encoder_mode` is 'trained' or 'frozen'.
   """
 
   def draw(key: Array, ids: Array, images: Array) -> Array:
@@ -107,16 +107,16 @@ def of_images(
     )
 
   return Inputs(
-    encoder,
+    encoder_mode,
     _mixed(draw, phase["mixup"]),
     lambda images: views.plain(images, image_size),
   )
 
 
-def of_features(phase: Mapping[str, Any]) -> Inputs:
-  """Makes inputs of features f32[B, K, F], of which each step draws a view.
+def feature_inputs(phase: Mapping[str, Any]) -> Inputs:
+  """Makes inputs of cached features f32[B, K, F] of K views.
 
-  Of the phase's config it uses views, how many of the K to draw, and mixup.
+  It uses views, the number of the K to draw at a step, and mixup of the config.
   """
   num_views = phase["views"]
 
@@ -126,7 +126,7 @@ def of_features(phase: Mapping[str, Any]) -> Inputs:
       return jnp.repeat(features.transpose(1, 0, 2), num_views, axis=0)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
     chosen = jax.vmap(
-      lambda own: jax.random.randint(own, (num_views,), 0, cached)
+      lambda one: jax.random.randint(one, (num_views,), 0, cached)
     )(keys)
     drawn = jnp.take_along_axis(features, chosen[:, :, None], axis=1)
     return drawn.transpose(1, 0, 2)
@@ -142,7 +142,7 @@ def _mixed(
   """Adds mixup (Zhang et al. 2018, eq. (1)) to `draw` unless alpha is 0.
 
   Each example is mixed with the next one of the batch, whose order is random:
-  share x own + (1 - share) x neighbour, share ~ Beta(alpha, alpha).
+  share x example + (1 - share) x neighbour, share ~ Beta(alpha, alpha).
   """
 
   def mixed(
@@ -153,13 +153,13 @@ def _mixed(
     draw_key, share_key = jax.random.split(key)
     found = draw(draw_key, ids, rows)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(share_key, ids)
-    share = jax.vmap(lambda own: jax.random.beta(own, alpha, alpha))(keys)
+    share = jax.vmap(lambda one: jax.random.beta(one, alpha, alpha))(keys)
 
-    def blend(own: Array, axis: int) -> Array:
-      shape = [1] * own.ndim
+    def blend(rows: Array, axis: int) -> Array:
+      shape = [1] * rows.ndim
       shape[axis] = -1
       weight = share.reshape(shape)
-      return weight * own + (1 - weight) * jnp.roll(own, 1, axis)
+      return weight * rows + (1 - weight) * jnp.roll(rows, 1, axis)
 
     return blend(found, 1), blend(targets, 0)
 
@@ -209,8 +209,8 @@ def make_train_step(
 
   Args:
     model: encoder and head.
-    inputs: what the model reads. Unless its encoder is 'trained', no parameter
-      of the encoder may be trained.
+    inputs: what the model reads. Unless `encoder_mode` is 'trained', all
+      of the encoder must be frozen.
     terms: the phase's losses, see `losses.terms`.
     counts: int[C], training images of each class.
     num_steps: steps of the phase.
@@ -225,7 +225,7 @@ def make_train_step(
     `key` is the phase's key; the keys of the step and of each example are
     folded from it.
   """
-  loss = _make_loss(model, inputs.encoder, terms, counts, num_steps)
+  loss_fn = _make_loss_fn(model, inputs.encoder_mode, terms, counts, num_steps)
 
   def train_step(
     state: TrainState,
@@ -239,15 +239,15 @@ def make_train_step(
     rows = pipeline.gather(resident, batch)
     targets = jax.nn.one_hot(batch["label"], len(counts))
     views, targets = inputs.draw(view_key, batch["id"], rows, targets)
-    grads, (metrics, batch_stats, memory) = jax.grad(loss, has_aux=True)(
+    grads, (metrics, batch_stats, memory) = jax.grad(loss_fn, has_aux=True)(
       state.params, state, views, (batch["label"], targets), dropout_key
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    # A norm over all leaves would compute the frozen backward pass.
-    of_trained = jax.tree.map(
+    # A norm over all leaves would make XLA compute gradients of frozen ones.
+    trained_grads = jax.tree.map(
       lambda grad, keep: grad if keep else None, grads, trained
     )
-    metrics["grad_norm"] = optax.tree.norm(of_trained)
+    metrics["grad_norm"] = optax.tree.norm(trained_grads)
     metrics["learning_rate"] = schedule(state.step)
     return TrainState(
       step=state.step + 1,
@@ -276,25 +276,25 @@ def skip_nonfinite(train_step: TrainStep) -> TrainStep:
     after, metrics = train_step(state, *given)
     fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     skipped = state.memory[SKIPPED] + ~fine
-    own = {SKIPPED: skipped}
-    after = after.replace(memory=after.memory | own)
+    counter = {SKIPPED: skipped}
+    after = after.replace(memory=after.memory | counter)
     kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), after, state)
-    kept = kept.replace(step=after.step, memory=kept.memory | own)
+    kept = kept.replace(step=after.step, memory=kept.memory | counter)
     return kept, metrics | {SKIPPED: skipped.astype(jnp.float32)}
 
   return step
 
 
-def _make_loss(
+def _make_loss_fn(
   model: Model,
-  encoder: str,
+  encoder_mode: str,
   terms: losses.Terms,
   counts: np.ndarray,
   num_steps: int,
 ) -> Callable[..., tuple[Array, Any]]:
   """Makes the loss of a batch of views; its aux values update the state."""
 
-  def loss(
+  def loss_fn(
     params: Any,
     state: TrainState,
     views: Array,
@@ -302,14 +302,14 @@ def _make_loss(
     dropout_key: Array,
   ) -> tuple[Array, Any]:
     num_views = views.shape[0]
-    # The views of an example are adjacent: rows 2k-1 and 2k of eq. (3). The
+    # The views of an example are adjacent: rows 2k-1 and 2k of `nt_xent`. The
     # axis stays split over the devices.
     rows = jnp.moveaxis(views, 0, 1).reshape(-1, *views.shape[2:])
     model_outputs, updated = model.apply(
       {"params": params, "batch_stats": state.batch_stats},
       rows,
       train=True,
-      encoder=encoder,
+      encoder_mode=encoder_mode,
       mutable=["batch_stats"],
       rngs={"dropout": dropout_key},
     )
@@ -329,7 +329,7 @@ def _make_loss(
     )
     return value, (metrics, state.batch_stats | updated["batch_stats"], memory)
 
-  return loss
+  return loss_fn
 
 
 def repeat(train_step: TrainStep, max_steps: int) -> TrainStep:
@@ -378,6 +378,7 @@ def make_eval_step(
 
   def eval_step(variables: Mapping[str, Any], rows: Array) -> Any:
     rows = inputs.plain(rows)
-    return model.apply(variables, rows, train=False, encoder=inputs.encoder)
+    mode = inputs.encoder_mode
+    return model.apply(variables, rows, train=False, encoder_mode=mode)
 
   return predictions.jit_eval_step(eval_step, mesh)

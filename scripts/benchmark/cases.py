@@ -1,4 +1,4 @@
-"""What is compared: kinds of work, their cases, and who takes part.
+"""Benchmarked work: its kinds and cases, and the systems compared.
 
 A case is one piece of work with its settings; a system is one way to do it.
 All systems of a case get the same settings, so that batch, views, precision,
@@ -139,7 +139,7 @@ def _steps(device: str, quick: bool) -> list[Case]:
     ("imagenet", 48, 128, ""),
     ("imagenet", 100, 128, ""),
   ]
-  if device == "gpu":  # without what the memory of four systems may not hold
+  if device == "gpu":  # without cases that exceed the memory of four systems
     shapes = [
       (stem, size, batch, "flax compiled")
       for stem in ("imagenet", "small")
@@ -151,7 +151,7 @@ def _steps(device: str, quick: bool) -> list[Case]:
     shapes = [("imagenet", 32, 8, "flax")]
   eager = _peer("PyTorch", "step", compile=False)
   compiled = _peer("PyTorch compiled", "step", compile=True)
-  flax = _plain("flax as it comes", "step")
+  flax = _plain("plain flax", "step")
   cases = []
   for stem, size, batch, others in shapes:
     systems = [_ours("dbl_jax", "step"), eager]

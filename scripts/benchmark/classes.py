@@ -116,7 +116,7 @@ def report() -> Callable[[], object]:
 
 
 def scores() -> Callable[[], object]:
-  """Scores, which the next four parts need: their memory alone."""
+  """Makes the scores for the next four parts, to measure their memory."""
   made = _scores()
   return lambda: made
 

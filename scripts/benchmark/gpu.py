@@ -30,7 +30,7 @@ _WORK = Path("runs/gpu")
 _PACKED = Path("carry/data.npz")
 _REHEARSAL = bool(os.environ.get("GPU_REHEARSAL"))
 _DTYPES = ("bfloat16", "float32")
-# Of the loss of a phase's first step, between the precisions.
+# Allowed relative difference of a phase's first loss between precisions.
 _TOLERANCE = 0.05
 _SIZE = 48  # pixels
 _TABLE = [
@@ -60,8 +60,8 @@ _RESERVE = 45.0
 def pack(folder: str) -> None:
   """Writes a data set, prepared at 48 px, to one small file.
 
-  Green as differences to the left neighbour, then red and blue as differences
-  to green: of grey images two channels of zeros, which compress to nothing.
+  Green is stored as differences to the left neighbour, red and blue as
+  differences to green, which are 0 for grey images and compress well.
   """
   with tempfile.TemporaryDirectory() as cache:
     options = configs.base().data
@@ -92,8 +92,8 @@ def unpack(packed: Path, path: Path, every: int = 1) -> Dataset:
   Args:
     packed: the small file.
     path: of the prepared file.
-    every: 1, or a greater stride of images, for a rehearsal. Of pixels the
-      stride is a twentieth of it.
+    every: stride of images, above 1 for a rehearsal; the stride of pixels is
+      a twentieth of it.
 
   Returns:
     The data set.
@@ -200,7 +200,7 @@ def table(out: Path, seconds: float) -> None:
 
   Args:
     out: gets table.tar.xz and scores.tar.xz.
-    seconds: that this may take.
+    seconds: time limit.
   """
   end = time.monotonic() + seconds - _RESERVE
   path = _WORK / "data.npz"

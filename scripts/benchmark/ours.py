@@ -22,8 +22,8 @@ from dbl_jax.training.loop import CompiledPhase, compile_phase
 from dbl_jax.training.phase import make_phase
 from dbl_jax.training.steps import init_variables, make_eval_step
 
-_BLUR_SIDE = 224  # the side that `views` states the blur's sigma for
-_ENDLESS = 1 << 24  # steps; more than any round takes
+_BLUR_SIDE = 224  # side of the views for which `views` gives the blur's sigma
+_ENDLESS = 1 << 24  # steps; more than in any round
 
 
 def prepare(settings: dict[str, Any], tuned: bool = True) -> dict[str, str]:
@@ -224,7 +224,7 @@ def _timed(
   """Returns work that reads `count` batches from an input, compiled.
 
   `advance` takes a reader, for at most `most` batches at once, and a number of
-  batches. It drops `dropped` batches first: prefetching gives no head start.
+  batches. It drops `dropped` batches first, so that prefetching is not counted.
   """
   box: list[Any] = []
 
@@ -303,7 +303,7 @@ def phase2(settings: dict[str, Any]) -> dict[str, Any]:
   predict_step = make_eval_step(phase.model, phase.images, mesh)
 
   def run() -> None:
-    """Extraction, then all steps: what `compile_phase` did once, anew."""
+    """Extraction, then all steps: repeats what `compile_phase` did."""
     state = put(start, replicated(mesh))
     forward = make_forward(predict_step, state.model(), mesh)
     features = forward(images)[0][:, None]

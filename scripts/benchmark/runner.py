@@ -43,7 +43,7 @@ class Setup(NamedTuple):
 class Entrant:
   """A system of a case: its process and its measurements.
 
-  After a failure `skipped` is the reason, and nothing more is measured.
+  After a failure `skipped` has the reason, and measuring ends.
   """
 
   def __init__(self, system: System, setup: Setup):
@@ -148,10 +148,10 @@ def environment(device: str) -> dict[str, str]:
 def run_case(case: Case, setup: Setup) -> dict[str, Any]:
   """Measures a case; returns it with a row for each system, ready for JSON.
 
-  Each system has a process made for this case, so that its peak memory is its
-  own. Unless `together`, they are prepared one by one, as some try out what is
-  faster. The order is reversed in every second round: a machine that slows
-  down slows all.
+  Each system has its own process for this case, and so its own peak memory.
+  Unless `together`, they are prepared one by one, as some time alternatives.
+  The order is reversed in every second round: a machine that slows down slows
+  all.
   """
   with ExitStack() as stack:
     entrants = [Entrant(system, setup) for system in case.systems]

@@ -17,8 +17,8 @@ Requests and answers are dicts on a `multiprocessing` connection, DESCRIPTOR:
   {"do": "prepare", "settings": {...}}  builds the work and runs it once
   {"do": "round", "calls": n}           runs it n times
 
-A REQUEST, as JSON, is prepared alone. The standard library must do: this file
-runs in the peers' environment too.
+A REQUEST, as JSON, is only prepared. This file also runs in the peers'
+environment and imports only the standard library.
 """
 
 import contextlib

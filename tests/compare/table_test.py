@@ -270,10 +270,10 @@ def test_a_command_cannot_leave_its_code_block():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"class_names": ("joy", "awe")}, "other classes in 'dbl'"),
-    ({"train_counts": np.array([1, 2])}, "other training counts"),
-    ({"labels": 1 - LABELS}, "other test labels"),
-    ({"fingerprint": "other"}, "other images"),
+    ({"class_names": ("joy", "awe")}, "The classes of 'dbl'"),
+    ({"train_counts": np.array([1, 2])}, "The training counts of"),
+    ({"labels": 1 - LABELS}, "The test labels of"),
+    ({"fingerprint": "other"}, "The images of"),
   ],
 )
 def test_records_that_cannot_be_compared_are_refused(changes, message):
@@ -281,7 +281,7 @@ def test_records_that_cannot_be_compared_are_refused(changes, message):
   records[1] = records[1]._replace(**changes)
   with pytest.raises(UserError, match=message):
     make_rows(records)
-  with pytest.raises(UserError, match="no finished run"):
+  with pytest.raises(UserError, match="No finished run"):
     make_rows([])
 
 

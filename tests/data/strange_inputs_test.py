@@ -170,7 +170,7 @@ FOLDER = {
   "no image's name": (with_image(b"<svg/>", "x.svg"), loads(IMAGES)),
   "link to itself": (
     changed(faces, link("x.png", "x.png")),
-    fails(r"ant/x\.png is a link to x\.png, where nothing"),
+    fails(r"ant/x\.png is a link to x\.png, which cannot"),
   ),
   "link to nowhere": (
     changed(faces, link("x.png", "/no/where.png")),
@@ -412,7 +412,7 @@ RAF = {
   "CR alone": (raf(CR), loads(16)),
   "not UTF-8": (raf(last_line(b"train_\xff.jpg 3")), fails("line 17")),
   "three columns": (raf(last_line(b"train_00001.jpg 2 2")), fails("line 17")),
-  "empty": (raf(empty), fails("names no train image")),
+  "empty": (raf(empty), fails("lacks train images")),
   "bad image": (
     changed(raf(), extra("basic/Image/aligned/train_00001_aligned.jpg")),
     bad_image("train_00001_aligned.jpg is not an image"),
@@ -446,7 +446,7 @@ RAF = {
     kaggle(b'"' + b"x" * 200_000 + b'",2\n'),
     fails(r"are missing: x{77}\.\.\.\."),
   ),
-  "Kaggle's, an empty table": (kaggle(b""), fails("names no train image")),
+  "Kaggle's, an empty table": (kaggle(b""), fails("lacks train images")),
   "Kaggle's, codes from 0": (
     strange.kaggle(
       lambda path: (path / "train" / "1").rename(path / "train" / "0")

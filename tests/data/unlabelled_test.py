@@ -78,7 +78,7 @@ def test_a_run_trains_on_them_and_is_bound_to_them(config, dataset, tmp_path):
     ({"classify.unlabelled": "x"}, r"losses\.cross_entropy needs labels"),
     (
       {"pretrain.cached_views": 1, "pretrain.trained": ("head",)},
-      r"cached_views=1 reads features of the training split alone",
+      r"cached_views=1 caches features of the training split only",
     ),
   ],
 )
@@ -91,7 +91,7 @@ def test_what_needs_labels_is_refused(config, fields, message):
 
 def test_a_folder_without_images_is_named(config, dataset, tmp_path):
   (tmp_path / "empty").mkdir()
-  with pytest.raises(UserError, match="empty holds no image"):
+  with pytest.raises(UserError, match="empty does not hold an image"):
     sources.with_unlabelled(
       dataset, "pretrain", str(tmp_path / "empty"), config.data
     )

@@ -166,7 +166,7 @@ def test_top_k_agrees_with_a_stable_sort(monkeypatch, k):
 @pytest.mark.parametrize(
   ("names", "error", "message"),
   [
-    (["joy", "fear", "joy"], UserError, "'joy' more than once"),
+    (["joy", "fear", "joy"], UserError, "Duplicate class name 'joy'"),
     (["joy", "fear"], ValueError, "2 class names"),
   ],
 )

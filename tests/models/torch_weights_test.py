@@ -132,14 +132,18 @@ def test_a_file_that_is_no_weights_gives_one_line(tmp_path):
     "flipped.pth": (FILES / "old.pth").read_bytes().replace(b"q", b"r"),
   }.items():
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"is damaged, or no file of PyTorch"):
+    with pytest.raises(
+      UserError, match=r"is damaged, or not a file of PyTorch"
+    ):
       torch_weights.load_encoder(tmp_path / name)
   with pytest.raises(UserError, match="cannot be read: No such file"):
     torch_weights.load_encoder(tmp_path / "missing.pth")
   safetensors.numpy.save_file(
     {"head.w": numbers(2)}, tmp_path / "b.safetensors"
   )
-  with pytest.raises(UserError, match=r"no weights of a ResNet.*head\.w"):
+  with pytest.raises(
+    UserError, match=r"lacks the weights of a ResNet.*head\.w"
+  ):
     torch_weights.load_encoder(tmp_path / "b.safetensors")
 
 

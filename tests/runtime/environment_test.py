@@ -80,7 +80,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(clean, tmp_path, caplog):
   (tmp_path / "file").touch()
   clean.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
   environment.enable_compilation_cache()
-  assert "compiles anew" in caplog.text
+  assert "compiles again" in caplog.text
   assert f"{tmp_path / 'file'}" in caplog.text
   clean.delenv("XDG_CACHE_HOME")
   clean.setattr(Path, "home", no_home)

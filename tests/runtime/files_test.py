@@ -151,7 +151,7 @@ def zeros(*shape, dtype=np.uint8):
 
 
 DAMAGE = [
-  ("meta", None, "it holds train_images .* a prepared file holds meta"),
+  ("meta", None, "its arrays are train_images .* expected meta"),
   ("meta", raw(b"[1]"), "format 1"),
   ("meta", raw(b"[" * 100_000), "nested too deep"),
   ("meta", raw(b"{"), "."),
@@ -161,8 +161,8 @@ DAMAGE = [
   ("meta", meta(fingerprint=None), "fingerprint is no"),
   ("meta", meta(class_names="ab"), "class_names are not a list"),
   ("meta", meta(class_names=[1, 2]), "class_names are not a list"),
-  ("meta", meta(class_names=["a"]), "labels of classes there are not"),
-  ("meta", meta(class_names=["a", "a"]), "of one name"),
+  ("meta", meta(class_names=["a"]), "labels outside of the classes"),
+  ("meta", meta(class_names=["a", "a"]), "have the same name"),
   ("meta", meta(parts=["train"]), "its parts are"),
   ("meta", meta(parts=["train", "test", "x"]), "its parts are"),
   ("meta", meta(warnings={"a": 1}), "warnings are not a list"),
@@ -174,8 +174,8 @@ DAMAGE = [
   ("train_images", zeros(4, 0, 0, 3), "images"),
   ("train_labels", np.int32([0, 1]), "for 4 images"),
   ("train_labels", np.int64([0, 1, 0, 1]), "of int64"),
-  ("test_labels", np.int32([0, 1, 0, 2]), "there are not"),
-  ("test_labels", np.int32([0, 1, 0, -1]), "there are not"),
+  ("test_labels", np.int32([0, 1, 0, 2]), "outside of the classes"),
+  ("test_labels", np.int32([0, 1, 0, -1]), "outside of the classes"),
 ]
 
 

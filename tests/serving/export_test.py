@@ -192,7 +192,7 @@ def test_a_run_is_exported_by_one_command(tmp_path, monkeypatch):
 def test_what_cannot_be_exported_gives_one_line(finished, tmp_path):
   for flags, message in {
     "": "--workdir is required",
-    f"--workdir={tmp_path}": "no checkpoint",
+    f"--workdir={tmp_path}": "not hold a checkpoint",
     f"--workdir={finished[1]}": "encoder 'tiny' cannot be written as ONNX",
   }.items():
     done = mains.run("export", flags.split())

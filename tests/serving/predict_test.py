@@ -155,7 +155,7 @@ def test_a_run_is_loaded_with_its_template(tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([], "Which run, and which photos"),
+    ([], "--workdir and photos are required"),
     (["nowhere.jpg"], "nowhere.jpg: no photo found"),
     (["."], "no photo found"),
     (["--out=x.txt", "one.png"], "ends in .csv or .json"),

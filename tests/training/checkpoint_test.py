@@ -341,7 +341,7 @@ def test_of_equal_steps_the_last_is_the_best(directory):
   [
     ({"fingerprint": "1"}, "other images: 0, now 1"),
     ({"class_names": ["b", "a"]}, "other classes"),
-    ({"start": 5}, "another model to start from"),
+    ({"start": 5}, "started from another model"),
   ],
 )
 def test_another_run_is_not_resumed(directory, change, message, caplog):

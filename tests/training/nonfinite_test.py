@@ -80,7 +80,7 @@ def test_skipped_steps_are_counted_also_over_a_restart(
   metrics = train.train_and_evaluate(config, tmp_path / "one")
   assert metrics["skipped_steps"] == {"pretrain": 0, "classify": 2}
   said = capsys.readouterr().out
-  assert "classify: 2 steps skipped, whose loss or gradient was not" in said
+  assert "classify: skipped 2 steps because loss or gradient was not" in said
   assert "pretrain: 0 steps" not in said
   text = (tmp_path / "one" / "metrics.jsonl").read_text()
   assert "NaN" not in text

@@ -20,7 +20,7 @@ WRONG = {
   r"classify: trained=\('head', 'tail'\): 'tail' matches no parameter": {
     "classify.trained": ("head", "tail")
   },
-  "trains nothing": {"classify.trained": ()},
+  "selects no parameters": {"classify.trained": ()},
   "classify: batch_size=512 is larger than the training split": {
     "classify.batch_size": 512
   },
@@ -39,7 +39,7 @@ WRONG = {
   "classify: The model to start from has another architecture": {
     "classify.inherit": ("encoder", "head")
   },
-  "classify.cached_views=1 keeps": {"classify.trained": ("encoder", "head")},
+  "classify.cached_views=1 caches": {"classify.trained": ("encoder", "head")},
   "classify: predictor='tau_normalised' needs a linear head": {
     "classify.predictor": "tau_normalised"
   },
@@ -57,18 +57,18 @@ WRONG = {
   "pretrain.losses.nt_xent.temperature is missing": {
     "pretrain.losses": {"nt_xent": {}}
   },
-  "compares with prototypes, which the head lacks": {
+  "compares with prototypes, which the head does not": {
     "pretrain.losses": {"balanced_contrastive": {"temperature": 0.1}}
   },
   r"ldam has scale=30.0, but its logits are head.cosine=0.0 times": {
     "classify.losses": LDAM
   },
-  r"head.cosine=10.0 times cosines. Set both alike": {
+  r"head.cosine=10.0 times cosines. Set both to the same": {
     "classify.losses": LDAM,
     "classify.head.cosine": 10.0,
   },
-  "classify.losses has no loss, or none": {"classify.losses": {}},
-  "classify.losses has no loss, or none of weight above 0": {
+  "classify.losses is empty": {"classify.losses": {}},
+  "classify.losses is .*, or all weights are 0": {
     "classify.losses": {"cross_entropy": {"weight": 0.0}}
   },
   r"classify.losses.cross_entropy=1.0 is invalid. Expected options": {

@@ -218,7 +218,7 @@ def test_cached_views_are_the_plain_image_and_random_ones(
 def test_each_step_draws_among_an_image_s_own_cached_views():
   features = jnp.arange(64 * 5.0).reshape(64, 5, 1)
   keys = jax.random.split(jax.random.key(0), 4)
-  draw = of_features(0.0).draw
+  draw = feature_inputs(0.0).draw
   drawn = [draw(key, jnp.arange(64), features, None)[0] for key in keys]
   drawn = np.stack(drawn)[..., 0]
   assert drawn.shape == (4, 2, 64)
@@ -286,17 +286,17 @@ def make_key():
 FLIP = NO_AUGMENTATION | {"flip": 0.5}
 
 
-def of_images(mixup, augment=NO_AUGMENTATION):
+def image_inputs(mixup, augment=NO_AUGMENTATION):
   phase = {"views": 2, "mixup": mixup, "augment": augment}
-  return steps.of_images(phase, 8, "trained")
+  return steps.image_inputs(phase, 8, "trained")
 
 
-def of_features(mixup):
-  return steps.of_features({"views": 2, "mixup": mixup})
+def feature_inputs(mixup):
+  return steps.feature_inputs({"views": 2, "mixup": mixup})
 
 
 def test_without_mixup_views_and_targets_are_as_they_were():
-  draw = jax.jit(of_images(0.0, FLIP).draw)
+  draw = jax.jit(image_inputs(0.0, FLIP).draw)
   drawn, targets = draw(make_key(), IDS, IMAGES, TARGETS)
   make = functools.partial(views.make_views, num_views=2, out_size=8, **FLIP)
   np.testing.assert_allclose(
@@ -308,8 +308,8 @@ def test_without_mixup_views_and_targets_are_as_they_were():
 @pytest.mark.parametrize("kind", ["images", "features"])
 def test_views_and_targets_are_mixed_alike_with_a_neighbour(kind):
   made, rows, own = {
-    "images": (of_images(0.4), IMAGES, IMAGES / 255),
-    "features": (of_features(0.4), FEATURES, FEATURES[:, 0]),
+    "images": (image_inputs(0.4), IMAGES, IMAGES / 255),
+    "features": (feature_inputs(0.4), FEATURES, FEATURES[:, 0]),
   }[kind]
   drawn, targets = jax.jit(made.draw)(make_key(), IDS, rows, TARGETS)
   targets = np.asarray(targets)
@@ -326,7 +326,7 @@ def test_views_and_targets_are_mixed_alike_with_a_neighbour(kind):
 
 
 def test_images_are_augmented_before_they_are_mixed():
-  draw = jax.jit(of_images(0.4, FLIP).draw)
+  draw = jax.jit(image_inputs(0.4, FLIP).draw)
   drawn, _ = draw(make_key(), IDS, IMAGES, TARGETS)
   assert (drawn[0] != drawn[1]).any()
 
@@ -337,7 +337,7 @@ def shares_of(alpha, key, ids):
   one = jnp.arange(len(ids)) % 2
   targets = jax.nn.one_hot(one, 2)
   rows = one[:, None, None].astype(jnp.float32)
-  _, targets = of_features(alpha).draw(key, ids, rows, targets)
+  _, targets = feature_inputs(alpha).draw(key, ids, rows, targets)
   return jnp.where(one == 1, targets[:, 1], targets[:, 0])
 
 
@@ -362,8 +362,8 @@ def test_a_share_depends_on_the_key_and_the_id_alone():
 
 def test_evaluation_is_never_mixed():
   np.testing.assert_array_equal(
-    of_features(0.4).plain(FEATURES), FEATURES[:, 0]
+    feature_inputs(0.4).plain(FEATURES), FEATURES[:, 0]
   )
   np.testing.assert_allclose(
-    of_images(0.4).plain(jnp.asarray(IMAGES)), IMAGES / 255, atol=1e-6
+    image_inputs(0.4).plain(jnp.asarray(IMAGES)), IMAGES / 255, atol=1e-6
   )

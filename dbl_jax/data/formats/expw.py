@@ -9,12 +9,11 @@ A photo may show several faces, so a face is identified by photo and id. Each
 is cropped to its box, grown to a square. All faces are used, whatever the
 confidence of the face detector.
 
-ExpW has no splits of its own. Here it is split by `data.split_seed`:
+ExpW is published without splits. Here it is split by `data.split_seed`:
 stratified, `data.test_fraction` for the test split and
 `data.validation_fraction` of the rest for validation, with all faces of a
-photo in one split, as they share the scene. The paper (Fan et al. 2020) names
-ExpW as long-tailed and trains on RAF-DB alone, so it has no split or results
-to compare with.
+photo in one split, as they share the scene. Fan et al. 2020 do not train on it,
+so there is no published split or result to compare with.
 """
 
 import math
@@ -35,7 +34,7 @@ from dbl_jax.errors import UserError
 IMAGE_SIZE = 100
 CLASS_NAMES = FER2013_NAMES
 COUNTS = (3671, 3995, 1088, 30537, 10559, 7060, 34883)
-# More boxes without area than this mean that the columns are others.
+# With more boxes without area the columns must be others.
 _MAX_DEGENERATE = 0.01
 _MAX_COORDINATE = 1e6  # in pixels; no photo is so large
 _EXPECTED = "expected label/label.lst and the photos in image/origin/"
@@ -79,7 +78,7 @@ def find(path: Path, options: Any) -> Listing:
 
 
 def _photos(files: dict[str, StoredFile]) -> dict[str, StoredFile]:
-  """Returns the photos by name; those in `origin/`, if there is one."""
+  """Returns the photos by name; only those in `origin/` if it exists."""
   names = [name for name in files if image_folder.is_image(name)]
   origin = [name for name in names if "origin" in name.split("/")[:-1]]
   return stored.by_name({name: files[name] for name in origin or names})

@@ -4,7 +4,7 @@ The CSV is `fer2013.csv` (emotion, pixels, Usage) or the older
 `icml_face_data.csv` (emotion, Usage, pixels, with spaces in the names).
 Training is the training split, PublicTest validation, PrivateTest the test
 split. The folder form is `train/angry/*.jpg` ... `test/surprise/*.jpg`; its
-test split is PublicTest, PrivateTest or both, depending on who made it, and
+test split is PublicTest, PrivateTest or both, depending on the copy, and
 validation is split off the training split. Either may lie in a zip.
 
 Classes are in the order of the CSV's codes 0 to 6 in both forms. (Sorted, as
@@ -68,7 +68,7 @@ def find(path: Path, _: Any = None) -> Listing:
 
 
 def _find_table(path: Path, files: dict[str, StoredFile]) -> StoredFile | None:
-  """The table, by its name or else by its columns; None if there is none."""
+  """The table, by its name or else by its columns; None if not found."""
   names = (*_CSV_NAMES, path.name)
   by_name = [f for n, f in files.items() if n.rsplit("/", 1)[-1] in names]
   by_name.sort(key=lambda f: names.index(f.origin.rsplit("/", 1)[-1]))
@@ -90,8 +90,8 @@ def _read_folders(
   tree, warnings = image_folder.read_tree(path, files)
   if "train" not in tree:
     raise UserError(
-      f"{path} has no train/ and test/; {_EXPECTED}. To have other folders"
-      " split for you, set data.name=image_folder."
+      f"{path} has no train/ and test/; {_EXPECTED}. For other folders set"
+      " data.name=image_folder."
     )
   splits = {}
   for split, folders in tree.items():

@@ -34,7 +34,7 @@ _KINDS = (
   | dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
   | dict.fromkeys(("test", "testing", "tst"), "test")
 )
-# A word for a split in the name of a folder, and what is before and after it.
+# A word for a split in a folder's name, and the text before and after it.
 _SPLIT_NAME = re.compile(
   rf"(?:(.+)[ _.-])?({'|'.join(sorted(_KINDS, reverse=True))})"
   r"(?:[ _.-](.+)|(\d.*|sets?|images|data))?",
@@ -42,22 +42,22 @@ _SPLIT_NAME = re.compile(
 )
 # Where words are joined without a separator, as in FER2013Train and trainA.
 _JOINT = re.compile(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-# What the known names of splits have before and after the word.
+# Text before and after the word in known names of splits.
 _BEFORE = {"", "seg"}
 _AFTER = {"", "set", "sets", "data", "images", "imgs", "split"}
-# Folders that hold the images of a split and are no class.
+# Folders that hold the images of a split but are not a class.
 _NO_CLASS = {"images", "image", "imgs", "img", "jpegimages"}
 _IMAGE = re.compile(
   r".*\.(jpe?g|jpe|jfif|png|bmp|gif|webp|tiff?|p[gnp]m)",
   re.IGNORECASE | re.DOTALL,
 )
-# Files that hold images in a form that is not searched.
+# Files with images in a form that is not searched.
 _PACKED = re.compile(
   r".*\.(zip|tar|t?gz|t?bz2|t?xz|7z|rar|zst|parquet|arrow|tfrecord[^/]*|mdb"
   r"|h5|hdf5|mat|npz|npy|pkl)",
   re.IGNORECASE | re.DOTALL,
 )
-# Files that hold labels in the formats of other data sets.
+# Files with labels in the formats of other data sets.
 _LABELS = re.compile(r".*\.(npy|txt|csv|json|xml|mat|lst)", re.I | re.DOTALL)
 _EXPECTED = (
   "expected train/ and test/ (and perhaps validation/) with a folder of"
@@ -106,12 +106,12 @@ def find(path: Path, options: Any) -> Listing:
 
 
 def find_images(path: Path) -> dict[str, StoredFile]:
-  """Finds the images of a folder or zip, by path; UserError if none is."""
+  """Finds the images of a folder or zip, by path; UserError without any."""
   expected = "expected a folder or zip of images"
   found = stored.open_tree(path, expected)
   found = {name: file for name, file in found.items() if is_image(name)}
   if not found:
-    raise UserError(f"{path} holds no image; {expected}.")
+    raise UserError(f"{path} does not hold an image; {expected}.")
   return found
 
 
@@ -125,11 +125,11 @@ def read_tree(
     files: all files in it, see `stored.open_tree`; found here by default.
 
   Returns:
-    Split -> class -> name -> file, where the only split is '' if there are
-    none; and warnings about what is left out.
+    Split -> class -> name -> file, with the only split '' for a folder
+      without splits; and warnings about files that are left out.
 
   Raises:
-    UserError: if there are no class folders, a split is missing or double, or
+    UserError: if class folders or a split are missing, a split is double, or
       folders may be splits or classes.
   """
   if files is None:
@@ -159,9 +159,9 @@ def read_tree(
   heic = any(name.lower().endswith((".heic", ".heif")) for name in others)
   advice = " (convert HEIC to JPEG)" if heic else ""
   left_out = {
-    f"files have no image's name and are left out{advice}": others,
-    "images lie in no class folder and are left out": astray,
-    "folders hold no image and give no class": sorted(map("/".join, empty)),
+    f"files without the name of an image are left out{advice}": others,
+    "images outside of class folders are left out": astray,
+    "folders without images are not classes": sorted(map("/".join, empty)),
   }
   warnings = [
     f"{path}: {len(names)} {what}: {few(names)}"
@@ -179,7 +179,7 @@ def read_tree(
     )
   times = Counter(map(str.casefold, spellings))
   if twins := [n for n in sorted(spellings) if times[n.casefold()] > 1]:
-    warnings.append(f"{path}: classes differ in case alone: {few(twins)}")
+    warnings.append(f"{path}: classes differ only in case: {few(twins)}")
   packed = [name for name in others if _PACKED.fullmatch(name)]
   advice = _PACKED_ADVICE.format(few(packed)) if packed else _UNLABELLED
   for split, classes in tree.items():
@@ -264,10 +264,10 @@ def _split_of(folder: str) -> str:
 def _split_folders(
   inside: dict[str, set[str]], path: Path, others: list[str]
 ) -> dict[str, str]:
-  """Maps folders that are splits to their names; empty if none is.
+  """Maps folders that are splits to their names; may be empty.
 
   Takes the folders with images and the folders in them that hold images; and
-  the files that are no images.
+  the files that are not images.
   """
   found = {f: split for f in sorted(inside) if (split := _split_of(f))}
   flat = [f for f in inside if not inside[f]]
@@ -290,8 +290,8 @@ def _split_folders(
     )
     raise UserError(
       f"{path} has {', '.join(double or found)}, but {what}; {_EXPECTED}."
-      f" {advice}; a validation split may be missing, as it is split off the"
-      " training split."
+      f" {advice}. Without a validation split, one is split off the training"
+      " split."
     )
   return found
 
@@ -312,9 +312,9 @@ def _check_not_splits(inside: dict[str, set[str]], path: Path) -> None:
 def _no_labels(
   folders: list[str], splits: dict[str, str], path: Path, others: list[str]
 ) -> str:
-  """A message about splits whose images lie in no class folders."""
+  """A message about splits with images outside of class folders."""
   message = (
-    f"{path}: {', '.join(folders)} hold images, but no class folders, so their"
+    f"{path}: {', '.join(folders)} hold images without class folders, so their"
     f" labels are unknown; {_EXPECTED}."
   )
   if labels := [name for name in others if _LABELS.fullmatch(name)]:

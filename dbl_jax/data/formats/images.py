@@ -18,7 +18,7 @@ MAX_PIXELS = 64_000_000
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-# Named, since Pillow would else hand PostScript to an interpreter.
+# Listed, since Pillow would pass PostScript to an interpreter.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _CONVERT = "Convert it to JPEG or PNG."
 # First bytes of images that are not read -> their format.
@@ -43,8 +43,8 @@ def decode(
   EXIF rotation is applied, transparency becomes white, an animation gives its
   first frame. The largest central square is used: stretching would change the
   shapes of mouths and brows, which make the expression, and padding would
-  reveal where an image came from. The square is resized (antialiased,
-  bilinear) unless it has the size already.
+  reveal the source of an image. The square is resized (antialiased, bilinear)
+  unless it has the size already.
 
   Args:
     data: content of the file (JPEG, PNG, BMP, GIF, WebP, TIFF or PPM).
@@ -117,7 +117,7 @@ def opened(data: bytes, origin: str) -> Iterator[Image.Image]:
     raise UserError(
       f"{origin} is {what}; expected {', '.join(_FORMATS)}. {advice}"
     ) from None
-  # Pillow's decoders raise whatever their parsing trips over.
+  # Pillow's decoders raise any error for damaged files.
   except Exception as error:
     raise UserError(
       f"{origin} is damaged or cut off ({error}); expected a whole image."
@@ -126,7 +126,7 @@ def opened(data: bytes, origin: str) -> Iterator[Image.Image]:
 
 
 def _named(data: bytes) -> tuple[str, str]:
-  """Names a file that is no image that is read, and what to do."""
+  """Describes a file that cannot be read as an image, and the remedy."""
   for pattern, name in _OTHER_FORMATS.items():
     if re.match(pattern, data[:132], re.DOTALL):
       return f"in the format {name}, which is not read", _CONVERT
@@ -174,7 +174,7 @@ def to_rgb(image: Image.Image, origin: str) -> Image.Image:
   if image.has_transparency_data:
     bitmap = image.format == "BMP"
     image = image.convert("RGBA")
-    # Programs that know no transparency leave the fourth byte 0.
+    # Programs without transparency leave the fourth byte 0.
     if bitmap and image.getchannel("A").getextrema() == (0, 0):
       return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")

@@ -27,7 +27,7 @@ IMAGE_SIZE = 224
 _MAX_CLASSES = 100_000
 _NAMES = {"train": "train", "validation": "val(id|idation)?", "test": "test"}
 _ROW = "path of an image, a blank and the number of its class"
-# Path below data.dir -> the file, or None if there is none.
+# Path below data.dir -> the file, or None if it does not exist.
 _Find = Callable[[str], StoredFile | None]
 
 
@@ -43,7 +43,7 @@ def find(path: Path, options: Any) -> Listing:
   found = set(splits["train"].labels)
   if missing := [i for i in range(len(class_names)) if i not in found]:
     raise UserError(
-      f"The training list of {path} has no image of class"
+      f"The training list of {path} lacks images of class"
       f" {few(map(str, missing))}; expected classes numbered from 0 without a"
       " gap. Correct the numbers in all lists."
     )
@@ -78,7 +78,7 @@ def _files(path: Path) -> tuple[_Find, list[str]]:
 def _list_file(
   split: str, given: str, path: Path, find_file: _Find, names: list[str]
 ) -> StoredFile | None:
-  """Returns the list of a split; None if there is none for validation."""
+  """Returns the list of a split; None if that for validation is missing."""
   pattern = re.compile(rf"(.*[_/-])?({_NAMES[split]})\.txt", re.IGNORECASE)
   found = [given] if given else [n for n in names if pattern.fullmatch(n)]
   file = find_file(found[0]) if len(found) == 1 else None
@@ -121,7 +121,7 @@ def _read(file: StoredFile, find_file: _Find) -> "_Rows":
       )
     if find_file(name) is None:
       raise UserError(
-        f"{where}: there is no file {name} in data.dir. Set --config.data.dir"
+        f"{where}: {name} does not exist in data.dir. Set --config.data.dir"
         " to the folder that the paths begin in, or copy the images again."
       )
     lines[name] = number
@@ -152,7 +152,7 @@ class _Rows(Sequence[Record]):
     name = self.names[index]
     file = self._find(name)
     if file is None:
-      raise UserError(f"{self.origin(index)}: {name} has vanished. Restore it.")
+      raise UserError(f"{self.origin(index)}: {name} is missing. Restore it.")
     return Record(name, self.labels[index], file)
 
 

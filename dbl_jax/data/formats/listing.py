@@ -1,7 +1,7 @@
 """A data set that has been found but not read: its image files, by split.
 
-Each reader gives a `Listing`; hashing, decoding and checking it are the same
-for all data sets.
+Each reader returns a `Listing`; hashing, decoding and checking are the same for
+all data sets.
 """
 
 import hashlib
@@ -79,12 +79,12 @@ def fingerprint(
 
 
 def former_fingerprint(listing: Listing) -> str:
-  """Hashes times of change in place of content, as earlier versions did.
+  """Hashes times of change in place of content, without reading.
 
-  Nothing is read. Runs of those versions have it as their fingerprint.
+  Earlier versions used it as the fingerprint of a run.
   """
-  own = listing.former or listing.fingerprint
-  return own or _hash(listing, lambda file: file.stamp)
+  known = listing.former or listing.fingerprint
+  return known or _hash(listing, lambda file: file.stamp)
 
 
 def _hash(listing: Listing, of_file: Callable[[StoredFile], int]) -> str:
@@ -190,8 +190,8 @@ def differences(
 ) -> list[str]:
   """Compares the counts of a split with those its authors published.
 
-  `original` is the name of their data set and its counts. Returns a line, or
-  nothing if there is no difference.
+  `original` is the name of their data set and its counts. Returns a line with
+  the differences, if any.
   """
   name, expected = original
   differing = [

@@ -9,8 +9,8 @@ class folders with the authors' codes, and the labels again:
   DATASET/train/1/train_00001_aligned.jpg ... DATASET/test/7/...
   train_labels.csv, test_labels.csv with rows image,label
 
-Folders may also have the names of the classes; 0 to 6 is refused, as it would
-leave the order open. Nothing is extracted: zips are read in place.
+Folders may also have the names of the classes; 0 to 6 is refused, since the
+order would be unknown. Zips are read in place.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def find(path: Path, _: Any = None) -> Listing:
   The path is the folder that holds `basic`, `basic` itself, or a zip of either;
   or Kaggle's `DATASET`.
   """
-  # A folder may hold other data sets too, which are not searched.
+  # Other data sets in the same folder are not searched.
   inner = not _has_labels(path) and _has_labels(path / "basic")
   root = path / "basic" if inner else path
   if not _has_labels(root) and os.path.isfile(path / "basic.zip"):
@@ -95,7 +95,7 @@ def find(path: Path, _: Any = None) -> Listing:
     )
   if unlabelled := len(images) - len(rows):
     warnings.append(
-      f"{path}: {unlabelled} aligned images have no label and are left out"
+      f"{path}: {unlabelled} aligned images without a label are left out"
     )
   return listed._replace(warnings=tuple(warnings))
 
@@ -166,7 +166,7 @@ def _parse(data: bytes, origin: str) -> dict[str, tuple[str, int]]:
   for split in RAF_DB_COUNTS:
     if all(row[0] != split for row in rows.values()):
       raise UserError(
-        f"{origin} names no {split} image ({len(rows)} rows in all); expected"
+        f"{origin} lacks {split} images ({len(rows)} rows in all); expected"
         f" rows such as '{split}_00001.jpg 5'. Copy the original again."
       )
   return rows
@@ -258,8 +258,8 @@ def _kaggle_tables(
 ) -> dict[str, StoredFile]:
   """Finds the CSV of each split, in the folder or next to it."""
   found = {}
-  # DATASET itself may have been given. The order enters the fingerprint, and
-  # is that of the file system in runs that exist.
+  # The path may be DATASET itself. The order affects the fingerprint; in
+  # existing runs it is that of the file system.
   for name in os.listdir(path.parent) if path.is_dir() else ():
     if match := _KAGGLE_CSV.fullmatch(name):
       found[match[1]] = stored.of_path(path.parent / name)
@@ -277,7 +277,7 @@ def _check_table(
 ) -> dict[str, int]:
   """Compares a CSV with the folders; returns the codes of its images."""
   lines = table.read().decode("utf-8-sig", "replace").splitlines()
-  # In place of the header a blank row, which counts as a line.
+  # A blank row replaces the header, so that line numbers stay right.
   text = "\n".join(["", *lines[1:]])
   rows = stored.unique_rows(text, table.origin, _parse_table_row)
   for image, (code, where) in rows.items():
@@ -296,7 +296,7 @@ def _check_table(
 
 def _parse_table_row(row: str, where: str) -> tuple[str, tuple[str, str]]:
   """Parses a row of a CSV: image, (label, the row's place)."""
-  # Names have no commas; quotes are all that a CSV can add.
+  # Names are without commas, so a CSV can only add quotes.
   fields = [field.strip(' "\t') for field in row.split(",")]
   if len(fields) != 2:
     raise UserError(

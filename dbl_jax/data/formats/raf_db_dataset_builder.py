@@ -1,6 +1,6 @@
 """RAF-DB for tensorflow-datasets, written from the files its authors send.
 
-Training does not need it: it prepares RAF-DB as any other data set.
+Training does not need it: `data.name=raf_db` reads the files directly.
 """
 
 from collections.abc import Iterable, Iterator

@@ -24,11 +24,11 @@ from dbl_jax.runtime.environment import available_memory
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-# A file is read whole, and many at once. FER2013's table has 0.3 GB.
+# Many files are read whole at the same time. FER2013's table has 0.3 GB.
 _MAX_BYTES = 1 << 30
 # Photos hardly shrink in a zip, and tables to a third. Small files may.
 _MAX_RATIO, _ANY_RATIO_BYTES = 100, 16 << 20
-# What damage makes zipfile and its decompressors raise.
+# Errors of zipfile and its decompressors for damaged files.
 _ZIP_ERRORS = (
   zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
   OSError, OverflowError, ValueError,
@@ -60,7 +60,7 @@ _OTHER_KINDS = {
   b"SQLite": ("an SQLite file", _EXPORT),
   b"RIFF": ("a single image or video", _GIVE_FOLDER),
 } | dict.fromkeys(_IMAGES, ("a single image", _GIVE_FOLDER))
-# First bytes of what lies in place of a file that was never downloaded.
+# First bytes of a stand-in for a file that was never downloaded.
 _STAND_INS = {
   rb"version https://git-lfs": (
     "a Git LFS pointer, not the file itself",
@@ -80,8 +80,8 @@ _SYSTEM_FOLDER = re.compile(
   re.IGNORECASE,
 )
 
-# Pictures of reports are no data, if a folder of them lies within the data: a
-# file next to them -> their names.
+# Pictures of reports within the data are not data: a file next to them -> their
+# names.
 _OUTPUTS = {
   "run.lock": re.compile(r"confusion_matrix\.png"),
   "findings.csv": re.compile(r"(class_\d+_.*|duplicates)\.png", re.DOTALL),
@@ -115,7 +115,7 @@ class StoredFile:
 def open_tree(
   path: Path, expected: str, ignored: Collection[str] = ()
 ) -> dict[str, StoredFile]:
-  """Finds all files of a folder, zip or tar, and reads none.
+  """Finds all files of a folder, zip or tar, without reading them.
 
   Links are followed, but not to a folder that contains them. Hidden files and
   folders are left out; folders that an operating system or a network disk adds
@@ -123,7 +123,7 @@ def open_tree(
 
   Args:
     path: the folder or archive.
-    expected: what should be there, for messages.
+    expected: expected content, for messages.
     ignored: names of folders that are not entered.
 
   Returns:
@@ -131,8 +131,8 @@ def open_tree(
     at any depth, has an entry whose name ends with '/'.
 
   Raises:
-    UserError: if there is no such folder or archive, it cannot be read, or
-      something in it leads nowhere or out of it.
+    UserError: if the folder or archive does not exist or cannot be read, or a
+      link or entry in it is broken or leads out of it.
   """
   if os.path.isdir(path):
     found = dict(_walk(path, ignored))
@@ -199,7 +199,7 @@ def _walk(
     folder, prefix, above = waiting.pop()
     try:
       stat = folder.stat()
-      # A link to a folder above it would have no end.
+      # A link to a folder above it would never end.
       if (stat.st_dev, stat.st_ino) in above:
         continue
       inside = above | {(stat.st_dev, stat.st_ino)}
@@ -215,9 +215,9 @@ def _walk(
             yield name, of_path(entry)
           elif entry.is_symlink() and not entry.name.startswith("."):
             raise UserError(
-              f"{entry.path} is a link to {os.readlink(entry.path)}, where"
-              " nothing can be read; expected a file or folder. Mount or"
-              " restore what it links to, or remove the link."
+              f"{entry.path} is a link to {os.readlink(entry.path)}, which"
+              " cannot be read; expected a file or folder. Mount or restore"
+              " what it links to, or remove the link."
             )
     except OSError as error:
       raise _unreadable(folder, error) from error
@@ -305,14 +305,14 @@ def _is_tar(head: bytes) -> bool:
 def _tar_files(
   file: IO[bytes], origin: str, read_at: Callable[[int, int], bytes]
 ) -> dict[str, StoredFile]:
-  """Finds the files of a tar that is not compressed; nothing is extracted.
+  """Finds the files of an uncompressed tar, without extracting them.
 
   `read_at` takes a place and a number of bytes, and returns them.
   """
   try:
     with tarfile.open(fileobj=file, mode="r:") as archive:
       members = archive.getmembers()
-      # It ignores damage behind the first file; a whole tar ends with zeros.
+      # It ignores damage after the first file; a whole tar ends with zeros.
       file.seek(archive.offset)
       if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"no file begins at byte {archive.offset}")
@@ -379,12 +379,12 @@ def _name_inside(name: str, origin: str) -> str:
 def zip_files(
   file: Path | BytesIO, origin: str, expected: str
 ) -> dict[str, StoredFile]:
-  """Finds the files of a zip, by path; nothing is extracted.
+  """Finds the files of a zip, by path, without extracting them.
 
-  `origin` is its path and `expected` what should be there, for messages.
+  `origin` is its path and `expected` its expected content, for messages.
 
   Raises:
-    UserError: if it is no zip, or a path leads out of it.
+    UserError: if it is not a zip, or a path leads out of it.
   """
   try:
     archive = zipfile.ZipFile(file)
@@ -455,7 +455,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def stand_in(head: bytes) -> tuple[str, str] | None:
-  """Names what lies in place of a file, by its first bytes, and what to do."""
+  """Describes a stand-in for a file, by its first bytes, and the remedy."""
   for pattern, kind in _STAND_INS.items():
     if re.match(pattern, head, re.IGNORECASE):
       return kind
@@ -478,7 +478,7 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def by_name(files: Mapping[str, StoredFile]) -> dict[str, StoredFile]:
-  """Returns files by their names alone; raises UserError if two share one."""
+  """Returns files by name without folder; UserError if two share one."""
   found: dict[str, StoredFile] = {}
   for path, file in files.items():
     name = path.rsplit("/", 1)[-1]
@@ -496,10 +496,10 @@ def unique_rows(
 ) -> dict[str, _T]:
   """Parses the rows of a label file that are not blank.
 
-  `parse` takes a row and its place, and returns what it is about and a value.
+  `parse` takes a row and its place, and returns a key and a value.
 
   Raises:
-    UserError: if two rows are about the same.
+    UserError: if two rows have the same key.
   """
   rows: dict[str, _T] = {}
   lines: dict[str, int] = {}

@@ -5,8 +5,8 @@ is tfds's data_dir (by default `~/tensorflow_datasets`), or the folder of one
 prepared set, which holds its `dataset_info.json`. Splits may be sliced as in
 tfds: `--config.data.test_split='train[80%:]'`.
 
-Nothing is downloaded, and nothing is prepared by tfds, unless `data.download`
-is set. Records are read at random, so that several threads can decode them.
+tfds downloads and prepares a set only if `data.download` is set. Records are
+read at random, so that several threads can decode them.
 """
 
 import functools
@@ -72,22 +72,22 @@ def _builder(path: Path, options: Any) -> Any:
   if not name:
     raise UserError(
       "data.name=tfds needs --config.data.tfds, such as cifar10, or a"
-      f" --config.data.dir that holds a dataset_info.json; {path} holds none."
+      f" --config.data.dir with a dataset_info.json, which {path} lacks."
     )
   try:
     builder = tfds.builder(name, data_dir=folder)
   except (tfds.core.DatasetNotFoundError, ValueError, AttributeError) as error:
     raise UserError(
-      f"tensorflow-datasets knows no set {name!r}"
+      f"tensorflow-datasets does not know the set {name!r}"
       f" ({str(error).splitlines()[0]}). Expected the name of a builder, such"
       " as cifar10 or name/config:1.0.0."
     ) from error
   if not builder.is_prepared():
     if not options.download:
       raise UserError(
-        f"{builder.data_path} holds no prepared {name}, and nothing is"
-        " downloaded unasked. Set --config.data.dir to tfds's data_dir that has"
-        " it, or --config.data.download=True to let tfds prepare it there."
+        f"{builder.data_path} does not hold a prepared {name}, and downloads"
+        " are off. Set --config.data.dir to tfds's data_dir that has it, or"
+        " --config.data.download=True to let tfds prepare it there."
       )
     try:
       builder.download_and_prepare(file_format="array_record")
@@ -109,7 +109,7 @@ def _features(info: Any, options: Any) -> tuple[str, str]:
   for what, kind in kinds.items():
     given = options[f"{what}_feature"]
     names = [n for n, f in info.features.items() if isinstance(f, kind)]
-    # Those that the set's authors meant, where there are several.
+    # If there are several, those that the set's authors meant.
     keys = info.supervised_keys or ()
     chosen = [n for n in names if n == given] if given else names
     if len(chosen) > 1 and not given:
@@ -176,7 +176,7 @@ class _Examples(Sequence[Record]):
       label = found[label_key].int64_list.value[0]
     except UserError:
       raise
-    except Exception as error:  # parsers raise whatever damage makes them
+    except Exception as error:  # parsers raise any error for damaged files
       raise UserError(
         f"{origin} is damaged ({str(error)[:200]}); expected a whole example."
         " Copy or prepare the set again."
@@ -185,7 +185,7 @@ class _Examples(Sequence[Record]):
     if not 0 <= label < classes:
       raise UserError(
         f"{origin} has the label {label}; expected 0 to {classes - 1}. If the"
-        " split has no labels, set another in data.test_split."
+        " split is without labels, set another in data.test_split."
       )
     return image, label
 

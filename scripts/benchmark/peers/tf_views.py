@@ -25,7 +25,7 @@ def build(settings: dict[str, Any]) -> dict[str, Any]:
 
   def begin() -> None:
     box.append(iter(rows))
-    for _ in range(8):  # what is prefetched gives no head start
+    for _ in range(8):  # drops prefetched batches
       next(box[-1])
 
   def run() -> None:

@@ -31,9 +31,9 @@ _OPERATORS = (
 def _import_torchvision() -> tuple[str, list[torch.library.Library]]:
   """Imports torchvision, whatever PyTorch it was built for.
 
-  A wheel built for CUDA cannot load its compiled operators beside PyTorch for
-  CPU, and then fails on registering them. Models and transforms call none, so
-  their names are enough.
+  A wheel built for CUDA cannot load its compiled operators next to PyTorch for
+  CPU, and then fails on registering them. Models and transforms do not call
+  them, so their names suffice.
   """
   try:
     importlib.import_module("torchvision")
@@ -43,7 +43,7 @@ def _import_torchvision() -> tuple[str, list[torch.library.Library]]:
     for name in _OPERATORS:
       library.define(f"{name}(Tensor a) -> Tensor")
   importlib.import_module("torchvision")
-  return "without its compiled operators, which nothing here calls", [library]
+  return "without its compiled operators, which are not used", [library]
 
 
 # The library's names last as long as it does.
@@ -60,7 +60,7 @@ def set_up(device: str) -> tuple[torch.device, dict[str, Any]]:
     The device and what was set.
 
   Raises:
-    RuntimeError: a GPU is asked for and this PyTorch sees none.
+    RuntimeError: PyTorch does not find the requested GPU.
   """
   threads = len(os.sched_getaffinity(0))
   torch.set_num_threads(threads)
@@ -74,7 +74,7 @@ def set_up(device: str) -> tuple[torch.device, dict[str, Any]]:
     settings["malloc"] = _keep_memory()
     return torch.device("cpu"), settings
   if not torch.cuda.is_available():
-    raise RuntimeError("this PyTorch sees no GPU")
+    raise RuntimeError("PyTorch does not find a GPU")
   torch.backends.cudnn.benchmark = True
   settings |= {
     "device": torch.cuda.get_device_name(),
@@ -84,10 +84,10 @@ def set_up(device: str) -> tuple[torch.device, dict[str, Any]]:
 
 
 def _keep_memory() -> str:
-  """Has glibc keep freed memory for the next step, as dbl_jax has."""
+  """Makes glibc retain freed memory for the next step, as dbl_jax does."""
   libc = ctypes.CDLL(None)
   if not hasattr(libc, "gnu_get_libc_version"):
-    return "as it comes"
+    return "default"
   # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX of malloc.h.
   for option, value in ((-4, 0), (-1, -1), (-2, 1 << 28), (-8, 1)):
     libc.mallopt(option, value)
@@ -101,7 +101,7 @@ def wait(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> dict[str, int]:
-  """The most device memory PyTorch has used, where there is such."""
+  """Peak memory of the device used by PyTorch; empty on CPU."""
   if device.type == "cpu":
     return {}
   return {"device_peak_bytes": torch.cuda.max_memory_allocated()}

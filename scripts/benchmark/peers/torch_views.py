@@ -60,7 +60,7 @@ class Loader:
     self._batches: Iterator[Any] = iter(())
 
   def begin(self) -> None:
-    """Starts the workers and drops what they have ready: no head start."""
+    """Starts the workers and drops the batches they have prefetched."""
     self._batches = iter(self._loader)
     for _ in range(self._ready):
       next(self._batches)

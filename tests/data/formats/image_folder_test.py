@@ -178,7 +178,7 @@ LAYOUTS = {
       "val_set/images/1.png",
       "val_set/annotations/1_exp.npy",
     ],
-    r"train_set, val_set hold images, but no class folders.*0_exp\.npy",
+    r"train_set, val_set hold images without class folders.*0_exp\.npy",
   ),
   "YOLO": (
     [
@@ -187,11 +187,11 @@ LAYOUTS = {
       "valid/images/1.png",
       "test/images/2.png",
     ],
-    r"hold images, but no class folders.*train/labels/0\.txt",
+    r"hold images without class folders.*train/labels/0\.txt",
   ),
   "YOLO, turned": (
     ["images/train/0.png", "images/val/0.png", "labels/train/0.txt"],
-    r"train, val hold images, but no class folders.*labels/train/0\.txt",
+    r"train, val hold images without class folders.*labels/train/0\.txt",
   ),
   "Kaggle's test without labels": (
     [*grid("train"), "test/1.png", "test/2.png"],
@@ -246,15 +246,15 @@ def test_folders_of_splits_are_known_or_asked_about(tmp_path, layout, archive):
 LEFT_OUT = {
   "no image's name": (
     ["readme.txt", "train/ant/a.heic"],
-    "2 files have no image's name.*HEIC to JPEG.*train/ant/a.heic",
+    "2 files without the name of an image.*HEIC to JPEG.*train/ant/a.heic",
   ),
   "astray": (
     ["train/lost.jpg", "more/cat/b.jpg"],
-    "2 images lie in no class folder.*train/lost.jpg",
+    "2 images outside of class folders.*train/lost.jpg",
   ),
-  "empty": (["train/cow/"], "1 folders hold no image .*: train/cow"),
-  "hidden files": (["train/cow/.x.png"], "folders hold no image .*train/cow"),
-  "other files": (["train/cow/a.heic"], "folders hold no image .*train/cow"),
+  "empty": (["train/cow/"], "1 folders without images .*: train/cow"),
+  "hidden files": (["train/cow/.x.png"], "folders without images .*train/cow"),
+  "other files": (["train/cow/a.heic"], "folders without images .*train/cow"),
   "no part": (["cow/"], None),
   "none in test": (["train/cow/1.png"], "test has no cow, so they do not"),
   "none in val": (
@@ -265,7 +265,7 @@ LEFT_OUT = {
     ["train/ant /1.png"],
     "alike are one class: 'ant', 'ant '",
   ),
-  "another case": (["train/Ant/1.png"], "differ in case alone: Ant, ant"),
+  "another case": (["train/Ant/1.png"], "differ only in case: Ant, ant"),
   "zero width": (["test/a\u200bnt/1.png"], r"'ant', 'a\\u200bnt'"),
   "decomposed": (
     ["train/\u00e9/1.png", "test/e\u0301/2.png"],
@@ -318,7 +318,9 @@ def test_reports_within_the_data_are_no_images(tmp_path):
   found = image_folder.find(root, get_options(root, tmp_path))
   assert found.class_names == ("ant", "bee")
   assert sum(map(len, found.splits.values())) == 7
-  assert "hold no image and give no class: check, run, table" in str(found)
+  assert "folders without images are not classes: check, run, table" in str(
+    found
+  )
 
 
 def test_unreadable_images_are_counted_and_the_first_is_named(parted, tmp_path):
@@ -391,7 +393,7 @@ def test_images_of_a_group_stay_together(tmp_path, how):
   partial = tmp_path / "partial.txt"
   partial.write_text("".join(lines[1:]))
   for wrong, message in (
-    ({"groups": str(partial)}, "1 of 48 images have no group, such as cat/"),
+    ({"groups": str(partial)}, "1 of 48 images lack a group, such as cat/"),
     ({"validation_fraction": 0.1}, "each group has more images than"),
   ):
     with pytest.raises(UserError, match=message):
@@ -409,5 +411,5 @@ def test_an_npz_from_elsewhere_is_described(tmp_path):
   np.savez(path, x_train=np.zeros((3, 2), np.uint8))
   with pytest.raises(UserError) as caught:
     sources.load(get_options(path, tmp_path))
-  assert "it holds x_train [3, 2] of uint8; a prepared" in str(caught.value)
+  assert "its arrays are x_train [3, 2] of uint8; expected" in str(caught.value)
   assert "elete" not in str(caught.value)

@@ -73,11 +73,11 @@ def test_lists_elsewhere_are_named_and_classes_may_share_a_folder(root):
   ("lines", "message"),
   [
     ("train/n00/a picture 0.JPEG", "train.txt, line 1: found 'train/n00/a pi"),
-    ("\n\ntrain/n00/b.JPEG 0", "train.txt, line 3: there is no file train/n00"),
+    ("\n\ntrain/n00/b.JPEG 0", "line 3: train/n00/b.JPEG does not exist"),
     ("{0} 0\n{0} 1", "line 2: .* was already in line 1"),
     ("{0} -1", "line 1: found"),
     ("{0} 999999", "line 1: class 999999; at most"),
-    ("{0} 1", "training list .* has no image of class 0"),
+    ("{0} 1", "training list .* lacks images of class 0"),
     ("{0} 0", "test.txt, line 2: class 1; the training list has the classes 0"),
     (" \n", "train.txt is empty"),
   ],

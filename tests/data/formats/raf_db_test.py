@@ -157,7 +157,7 @@ def test_warnings_name_expected_and_found(root):
     in train
   )
   assert "neutral 1 (RAF-DB has 680)" in test
-  assert "1 aligned images have no label" in unlabelled
+  assert "1 aligned images without a label" in unlabelled
 
 
 @pytest.mark.parametrize("form", ["parent", "zip"])
@@ -228,5 +228,5 @@ def test_kaggles_missing_and_unlabelled_images_are_counted(root, tmp_path):
   table = other / "train_labels.csv"
   table.write_text("image,label\ntrain_00002_aligned.jpg,3\n")
   found = raf_db.find(other)
-  assert "7 aligned images have no label" in found.warnings[-1]
+  assert "7 aligned images without a label" in found.warnings[-1]
   assert len(found.splits["train"]) == 1

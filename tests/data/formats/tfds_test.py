@@ -113,8 +113,8 @@ def test_the_folder_of_a_set_and_shares_of_a_split(prepared, tmp_path):
   ("data", "message"),
   [
     ({"tfds": ""}, "needs --config.data.tfds, such as cifar10"),
-    ({"tfds": "no such"}, "knows no set 'no such'"),
-    ({"tfds": "cifar10"}, r"cifar10/.* holds no prepared cifar10, and nothing"),
+    ({"tfds": "no such"}, "does not know the set 'no such'"),
+    ({"tfds": "cifar10"}, r"cifar10/.* does not hold a prepared cifar10, and"),
     ({"test_split": "tost"}, r"no split 'tost' \(it has t"),
     ({"validation_split": "train[1:1]"}, r"no split 'train\[1:1\]'"),
     ({"image_feature": "label"}, "kind Image; expected one named 'label'"),
