@@ -229,10 +229,11 @@ def test_encoded_images_are_all_decoded_at_the_first_start_only(
   assert is_found()
   assert f"{path} cannot be written (No space left" in caplog.text
   monkeypatch.undo()
+  assert is_found()
   load(photos, tmp_path, input="encoded", split_seed=1)
   load(photos, tmp_path, input="encoded", validation_fraction=0.2)
   load(photos, tmp_path, input="encoded", image_size=17)
-  assert len([*tmp_path.glob("shared-*.json")]) == 3
+  assert len([*tmp_path.glob("shared-*.json")]) == 4
 
 
 def test_unlabelled_images_stay_encoded(folder, tmp_path):
