@@ -53,7 +53,7 @@ class RafDbTest(tfds.testing.DatasetBuilderTestCase):
       image_size=16,
       input="tf_data",
     )
-    with pytest.raises(UserError, match="no prepared raf_db, and nothing"):
+    with pytest.raises(UserError, match="does not hold a prepared raf_db"):
       train.train_and_evaluate(configs.resolve(config), root / "workdir")
     config.data.download = True
     config = configs.resolve(config)
